@@ -1,0 +1,357 @@
+"""Every setting of the tool: validated, frozen, and the same in YAML, in Python and on the command line.
+
+`RunConfig` holds all that is needed to repeat a training run. A preset is a partial YAML file in `presets/`;
+its `model` section may hold one entry per architecture, so that one preset serves several.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scdiffkit.errors import ConfigError, nearest
+
+Arch = Literal["dit", "whitebox", "unet"]
+ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
+HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
+PredictionType = Literal["eps", "v", "x0"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class PreprocessConfig(_Config):
+    """How raw counts become training data. A filter that is None is off; shares are fractions in 0..1."""
+
+    min_counts: int = Field(1, ge=0, description="cells with fewer counts are dropped")
+    max_counts: int | None = Field(None, ge=1, description="cells with more counts are dropped")
+    min_genes: int = Field(1, ge=0, description="cells with fewer detected genes are dropped")
+    max_genes: int | None = Field(None, ge=1, description="cells with more detected genes are dropped")
+    max_mito: float | None = Field(None, ge=0, le=1, description="cells with a larger mitochondrial share go")
+    mito_prefix: str = Field("MT-", min_length=1, description="mitochondrial genes start so (any case)")
+    min_cells: int = Field(3, ge=0, description="genes detected in fewer cells are dropped")
+    hvg_flavor: HvgFlavor = Field("seurat_v3", description="how the highly variable genes are chosen")
+    n_top_genes: int = Field(2000, ge=1, description="number of highly variable genes")
+    genes: tuple[str, ...] | None = Field(None, description="the genes to use, with hvg_flavor 'list'")
+    batch_key: str | None = Field(None, description="obs column within which genes are ranked, then merged")
+    target_sum: float = Field(1e4, gt=0, description="counts per cell after normalisation")
+
+    @model_validator(mode="after")
+    def _genes_belong_to_list(self) -> PreprocessConfig:
+        if (self.hvg_flavor == "list") != (self.genes is not None):
+            raise ValueError("a list of genes and hvg_flavor 'list' go together: give both or neither")
+        return self
+
+
+class GeneCodecConfig(_Config):
+    """The papers' codec: log-normalised values of the chosen genes, zeros replaced by -zero_negation."""
+
+    name: Literal["gene"] = "gene"
+    zero_negation: float = Field(10.0, ge=0, description="zeros become minus this; 0 leaves them")
+    zero_threshold: float | None = Field(
+        None, description="values below are exact zeros after sampling; default: half way up the gap"
+    )
+    scale: bool = Field(True, description="centre and divide by one global constant each")
+    gene_order: Literal["data", "correlation"] = Field(
+        "data", description="'correlation' puts co-expressed genes into one patch"
+    )
+
+
+class _TransformerConfig(_Config):
+    patch_size: int = Field(10, ge=1, description="genes in one token")
+    hidden_size: int = Field(768, ge=8, description="width of a token")
+    depth: int = Field(3, ge=1, description="number of blocks")
+    num_heads: int = Field(8, ge=1, description="heads")
+    patch_embedding: Literal["shared", "per-patch"] = Field(
+        "shared", description="one linear map for all patches (the papers), or one for each"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> _TransformerConfig:
+        if self.hidden_size % self.num_heads or self.hidden_size % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be even and a multiple of num_heads {self.num_heads}"
+            )
+        return self
+
+
+class DiTConfig(_TransformerConfig):
+    """Diffusion transformer with adaLN-Zero blocks (scRDiT)."""
+
+    arch: Literal["dit"] = "dit"
+    mlp_ratio: float = Field(4.0, gt=0, description="width of the MLP over hidden_size")
+
+
+class WhiteBoxConfig(_TransformerConfig):
+    """White-box diffusion transformer: MSSA for attention, ISTA for the MLP (CRATE)."""
+
+    arch: Literal["whitebox"] = "whitebox"
+    attention: Literal["mssa", "mhsa"] = Field("mssa", description="'mhsa' puts DiT's attention back")
+    feed_forward: Literal["ista", "mlp"] = Field("ista", description="'mlp' puts DiT's MLP back")
+    ista_residual: Literal["gated", "crate"] | None = Field(
+        None, description="'gated': x + gate * ISTA(x), the paper's; 'crate': ISTA(x), CRATE's own"
+    )
+    ista_step_size: float | None = Field(None, gt=0, description="step of the ISTA iteration (0.1)")
+    ista_lambda: float | None = Field(None, ge=0, description="sparsity threshold of ISTA (0.1)")
+    mlp_ratio: float | None = Field(None, gt=0, description="only with feed_forward 'mlp' (4)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_chosen_feed_forward(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        ista = {"ista_residual": "gated", "ista_step_size": 0.1, "ista_lambda": 0.1}
+        mlp = {"mlp_ratio": 4.0}
+        used, unused = (mlp, ista) if data.get("feed_forward") == "mlp" else (ista, mlp)
+        read_by = {"mlp": "ista", "ista": "mlp"}[data.get("feed_forward", "ista")]
+        for key in unused:
+            if data.get(key) is not None:
+                raise ValueError(f"{key} is read only with feed_forward '{read_by}'")
+        return {**used, **{k: v for k, v in data.items() if v is not None}}
+
+
+class UNetConfig(_Config):
+    """One-dimensional convolutional U-Net over the genes."""
+
+    arch: Literal["unet"] = "unet"
+    patch_size: int = Field(1, ge=1, description="genes in one position of the first convolution")
+    channels: int = Field(64, ge=8, description="channels of the first level, a multiple of 8")
+    channel_mults: tuple[int, ...] = Field((1, 2, 4), min_length=1, description="channels per level")
+    num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
+    kernel_size: int = Field(3, ge=1, description="width of a convolution, odd")
+    num_heads: int = Field(4, ge=1, description="heads of the attention at the lowest level")
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> UNetConfig:
+        if self.channels % 8 or any(m < 1 for m in self.channel_mults) or self.kernel_size % 2 == 0:
+            raise ValueError("channels must be a multiple of 8, channel_mults positive, kernel_size odd")
+        if (self.channels * self.channel_mults[-1]) % self.num_heads:
+            raise ValueError("channels of the last level must be a multiple of num_heads")
+        return self
+
+
+class DiffusionConfig(_Config):
+    """The forward process and what the network predicts."""
+
+    schedule: Literal["linear", "cosine"] = "cosine"
+    num_train_timesteps: int = Field(1000, ge=2, description="T")
+    beta_start: float | None = Field(None, gt=0, lt=1, description="first beta of the linear schedule (1e-4)")
+    beta_end: float | None = Field(None, gt=0, lt=1, description="last beta of the linear schedule (0.02)")
+    prediction_type: PredictionType = "v"
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weighting; None: plain MSE")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_belong_to_linear(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("schedule", "cosine") == "linear":
+            return {**data, "beta_start": data.get("beta_start") or 1e-4, "beta_end": data.get("beta_end") or 0.02}
+        for key in ("beta_start", "beta_end"):
+            if data.get(key) is not None:
+                raise ValueError(f"{key} is read only by the linear schedule")
+        return data
+
+
+class TrainConfig(_Config):
+    """Optimisation. Length is given in steps or in epochs, whichever is set."""
+
+    batch_size: int = Field(64, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    max_epochs: int | None = Field(None, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; None: no clipping")
+    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="None: no moving average of the weights")
+    condition_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a condition is hidden")
+    val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells held out; 0: none")
+    val_every_steps: int = Field(250, ge=1)
+    checkpoint_every_steps: int | None = Field(1000, ge=1)
+    checkpoint_every_minutes: float | None = Field(5.0, gt=0)
+    keep_checkpoints: int = Field(2, ge=1, description="older ones are removed")
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError("exactly one of max_steps and max_epochs must be set")
+        return self
+
+
+class SampleConfig(_Config):
+    """How cells are drawn from a run."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    steps: int | None = Field(None, ge=1, description="number of network calls per cell; DDPM: all T")
+    speedup: int | None = Field(None, ge=1, description="T over the number of steps, as in the scRDiT paper")
+    eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
+    cfg_scale: float = Field(1.0, ge=0, description="1: no guidance")
+    seed: int = Field(0, ge=0)
+    batch_size: int | None = Field(None, ge=1, description="cells at once; None: by the model's size")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    precision: Literal["auto", "32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _steps_or_speedup(self) -> SampleConfig:
+        if self.sampler == "ddpm" and (self.steps or self.speedup or self.eta):
+            raise ValueError("ddpm visits every step: steps, speedup and eta are read only by ddim")
+        if self.steps and self.speedup:
+            raise ValueError("give the number of steps or the speedup, not both")
+        return self
+
+
+ModelConfig = Annotated[DiTConfig | WhiteBoxConfig | UNetConfig, Field(discriminator="arch")]
+CodecConfig = GeneCodecConfig
+
+
+class RunConfig(_Config):
+    """Everything needed to repeat a training run, as it stands in `config.yaml`."""
+
+    preset: str | None = None
+    conditions: tuple[str, ...] = Field((), description="obs columns the model is conditioned on")
+    seed: int = Field(0, ge=0)
+    preprocess: PreprocessConfig = PreprocessConfig()
+    codec: CodecConfig = GeneCodecConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    model: ModelConfig = DiTConfig()
+    train: TrainConfig = TrainConfig(max_steps=3000)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """Validate nested plain values; a wrong one raises ConfigError naming the option."""
+        return _validated(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, ready for YAML or JSON."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "configuration") -> RunConfig:
+        return cls.from_dict(parse_yaml(text, source))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+C = TypeVar("C", bound=_Config)
+
+
+def make(cls: type[C], **values: Any) -> C:
+    """Build a configuration from keyword arguments; None means "the default"; ConfigError when one is wrong."""
+    return _validated(cls, {k: v for k, v in values.items() if v is not None})
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("scdiffkit") / "presets"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The values of a preset as a nested dict, or ConfigError listing the presets there are."""
+    if name not in presets():
+        raise ConfigError(f"There is no preset {name!r}; {nearest(name, presets())}")
+    text = (resources.files("scdiffkit") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text, f"preset {name}")
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML configuration file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"The configuration file {path} cannot be read: {e}") from e
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{source} is not valid YAML: {e}") from e
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold `section: values`, not a {type(values).__name__}.")
+    return values
+
+
+def build_run_config(
+    preset: str | None = None,
+    arch: str | None = None,
+    file_values: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Preset, then file, then overrides (dotted keys such as "train.lr"); later ones win.
+
+    Raises ConfigError for an unknown preset, an architecture that the preset has no values for, and any option
+    that the chosen architecture or codec does not read.
+    """
+    file_values = dict(file_values or {})
+    preset = preset or file_values.get("preset") or "small"
+    values = load_preset(preset)
+    per_arch: dict[str, Any] = values.pop("model")
+    file_model = file_values.get("model") or {}
+    arch = arch or (overrides or {}).get("model.arch") or file_model.get("arch") or next(iter(per_arch))
+    if arch not in ARCHS:
+        raise ConfigError(f"There is no architecture {arch!r}; {nearest(str(arch), ARCHS)}")
+    if arch not in per_arch:
+        fitting = ", ".join(repr(a) for a in per_arch)
+        raise ConfigError(f"Preset {preset!r} has no values for --arch {arch}, only for {fitting}; try --preset small.")
+    values["model"] = {**per_arch[arch], "arch": arch}
+    _merge(values, file_values)
+    for key, value in (overrides or {}).items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(values, nested)
+    values["preset"], values["model"]["arch"] = preset, arch
+    return RunConfig.from_dict(values)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    """Merge nested dicts; setting one way to give the training's length unsets the other."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+    for a, b in (("max_steps", "max_epochs"), ("max_epochs", "max_steps")):
+        if other.get(a) is not None and other.get(b) is None:
+            into[b] = None
+
+
+def _validated(cls: type[C], values: dict[str, Any]) -> C:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as e:
+        lines = [_explain(cls, values, error) for error in e.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(cls: type[_Config], values: dict[str, Any], error: Any) -> str:
+    """One line a user can act on, from pydantic's description of one wrong field."""
+    where = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        key, section = where[-1], where[0]
+        owner = f"{section} {where[1]!r}" if section in ("model", "codec") and len(where) > 2 else f"{section!r}"
+        chosen: Any = cls
+        if len(where) > 1:
+            chosen = cls.model_fields[section].annotation
+            if section == "model":
+                chosen = {"dit": DiTConfig, "whitebox": WhiteBoxConfig, "unet": UNetConfig}[where[1]]
+        else:
+            owner = "the configuration"
+        return f"Option {key!r} is not read by {owner}; {nearest(key, chosen.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("value_error", "missing") else f" (given: {error['input']!r})"
+    return f"{'.'.join(where) or cls.__name__}: {message}{given}"
