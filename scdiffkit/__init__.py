@@ -1,0 +1,61 @@
+"""Learn from your own single-cell RNA-seq data and generate new, labelled, realistic cells.
+
+>>> import scdiffkit as sk
+>>> run = sk.train("pbmc3k.h5ad", arch="whitebox", label="cell_type")
+>>> cells = sk.sample(run, 1000, where={"cell_type": "B"})
+>>> sk.evaluate("pbmc3k.h5ad", cells, label="cell_type").to_frame()
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scdiffkit.evaluate import evaluate
+    from scdiffkit.generate import sample
+    from scdiffkit.io import read, write
+    from scdiffkit.preprocess import preprocess
+    from scdiffkit.run import Run
+    from scdiffkit.train import train
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "evaluate", "preprocess", "read", "sample", "train", "write"]
+
+_PUBLIC = {
+    "read": "scdiffkit.io",
+    "write": "scdiffkit.io",
+    "preprocess": "scdiffkit.preprocess",
+    "train": "scdiffkit.train",
+    "Run": "scdiffkit.run",
+    "sample": "scdiffkit.generate",
+    "evaluate": "scdiffkit.evaluate",
+}
+
+
+class _Package(ModuleType):
+    """Loads the public functions on first use, so that importing the package imports neither torch nor scanpy.
+
+    Importing a submodule binds it as an attribute of its package; where function and module share a name
+    (`train`, `preprocess`, `evaluate`), the function is what a user means.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_PUBLIC[name])
+        value = getattr(module, name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC})
+
+
+sys.modules[__name__].__class__ = _Package

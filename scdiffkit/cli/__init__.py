@@ -1,0 +1,71 @@
+"""The command line: parse, call, print. One file a command; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from scdiffkit.cli.console import complain, setup_logging
+from scdiffkit.cli.demo import demo
+from scdiffkit.cli.evaluate import evaluate
+from scdiffkit.cli.info import info
+from scdiffkit.cli.preprocess import preprocess
+from scdiffkit.cli.sample import sample
+from scdiffkit.cli.train import train
+from scdiffkit.errors import ScdiffError
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+app = typer.Typer(
+    name="scdiff",
+    help="Learn from your own single-cell RNA-seq data and generate new, labelled, realistic cells.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        import scdiffkit
+
+        print(scdiffkit.__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more; full tracebacks of bugs."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Only warnings, errors and results."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    setup_logging(verbose=verbose, quiet=quiet)
+
+
+for command in (demo, preprocess, train, sample, evaluate, info):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of `scdiff`: exit code 0, 1 (failed), 2 (usage), 130 (interrupted)."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        code = 2
+    except click.Abort:
+        code = INTERRUPTED
+    except ScdiffError as e:
+        complain(str(e))
+        code = e.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except MemoryError:
+        complain("Out of memory. Try fewer genes (--n-top-genes), a smaller --batch-size, or fewer cells.")
+        code = 1
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code or 0)

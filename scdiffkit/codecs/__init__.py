@@ -1,0 +1,19 @@
+"""Expression <-> the vector that is diffused. A codec knows tensors of counts; it knows no AnnData and no file.
+
+Every codec has `dim`, `bounds`, `fit(batches)`, `encode(counts, library_size) -> x0`,
+`decode(x0, generator) -> (counts, library_size)`, `state()` / `load_state()` and `settings()`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scdiffkit.codecs.gene import GeneCodec
+from scdiffkit.config import CodecConfig
+
+CODECS: dict[str, type[GeneCodec]] = {"gene": GeneCodec}
+
+
+def build(config: CodecConfig, **settings: Any) -> GeneCodec:
+    """The codec of `config.name`; settings as its `settings()` gives them."""
+    return CODECS[config.name](config, **settings)

@@ -1,0 +1,19 @@
+"""The networks: `forward(x_t (B, D), t (B,), conditions (B, K)) -> (B, D)`, all with the same constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from scdiffkit.config import ModelConfig
+from scdiffkit.models.dit import DiT
+from scdiffkit.models.unet import UNet
+from scdiffkit.models.whitebox import WhiteBoxDiT
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DiT, "whitebox": WhiteBoxDiT, "unet": UNet}
+
+
+def build(dim: int, config: ModelConfig, num_categories: Sequence[int] = ()) -> nn.Module:
+    """The network of `config.arch` for vectors of length `dim`."""
+    return ARCHITECTURES[config.arch](dim, config, num_categories)

@@ -1,0 +1,168 @@
+"""What every command says, and where: results on stdout, log and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from scdiffkit.errors import ConfigError, ScdiffWarning
+
+PLAIN_EVERY = 10.0  # seconds between progress lines when stderr is not a terminal
+log = logging.getLogger("scdiffkit")
+
+
+class _Stderr(logging.Handler):
+    """Writes to sys.stderr as it is at the moment: a progress bar replaces it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
+def setup_logging(*, verbose: bool = False, quiet: bool = False) -> None:
+    """The package's log, and its warnings, as plain lines on stderr."""
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            return prefix + record.getMessage()
+
+    handler = _Stderr()
+    handler.setFormatter(Formatter())
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    if not verbose:
+        warnings.simplefilter("ignore")  # of the libraries below; ours are shown
+        warnings.simplefilter("always", ScdiffWarning)
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        log.warning(str(message))
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def complain(message: str) -> None:
+    log.error(message)
+
+
+def result(text: str) -> None:
+    """A line of the result, on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def result_json(values: Any) -> None:
+    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class Update(Protocol):
+    """How far the work is; the total may become known on the way."""
+
+    def __call__(self, done: float, note: str = "", total: float | None = None) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float | None = None) -> Iterator[Update]:
+    """A bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
+    if not log.isEnabledFor(logging.INFO):
+        yield lambda done, note="", total=None: None
+        return
+    if not sys.stderr.isatty():
+        yield _plain(what, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stderr=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def update(done: float, note: str = "", total: float | None = None) -> None:
+            bar.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
+
+        yield update
+
+
+def _plain(what: str, total: float | None) -> Update:
+    started = last = time.monotonic()
+    first: float | None = None
+
+    def update(done: float, note: str = "", total: float | None = total) -> None:
+        nonlocal last, first
+        first = done if first is None else first  # a resumed run does not start at 0
+        now = time.monotonic()
+        if now - last < PLAIN_EVERY:
+            return
+        last = now
+        line = f"{what}: {done:g}" + (f" of {total:g}" if total else "")
+        if total and done > first:
+            line += f", {seconds((now - started) * (total - done) / (done - first))} left"
+        log.info("%s%s", line, f", {note}" if note else "")
+
+    return update
+
+
+def seconds(value: float) -> str:
+    """12.3 -> "12 s", 90 -> "1 min 30 s"."""
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def parse_duration(text: str | None) -> float | None:
+    """ "90", "90s", "10m", "2h" -> seconds."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
+    try:
+        value = float(number) * {"s": 1, "m": 60, "h": 3600}[unit.lower()]
+    except (ValueError, KeyError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--max-time {text!r} is not a duration: give seconds, or 10m, or 2h.")
+    return value
+
+
+def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """["train.lr=1e-4", ...] -> {"train.lr": 1e-4}; values are read as YAML."""
+    import yaml
+
+    values = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option} takes KEY=VALUE, not {pair!r}.")
+        try:
+            values[key.strip()] = _number_or(yaml.safe_load(value))
+        except yaml.YAMLError as e:
+            raise ConfigError(f"{option} {pair!r}: {value!r} is not a value YAML knows.") from e
+    return values
+
+
+def _number_or(value: Any) -> Any:
+    """YAML reads 1e-4 as a string; people mean the number."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def parse_where(pairs: list[str] | None) -> dict[str, list[str]]:
+    """["cell_type=B", "cell_type=NK"] -> {"cell_type": ["B", "NK"]}."""
+    where: dict[str, list[str]] = {}
+    for pair in pairs or []:
+        column, equals, value = pair.partition("=")
+        if not equals or not column or not value:
+            raise ConfigError(f"--where takes COLUMN=VALUE, not {pair!r}.")
+        where.setdefault(column, []).append(value)
+    return where

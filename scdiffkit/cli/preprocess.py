@@ -1,0 +1,59 @@
+"""scdiff preprocess: raw counts in, prepared cells out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from scdiffkit.cli.console import result
+
+
+def preprocess(
+    input: Annotated[Path, typer.Argument(help="Raw counts: h5ad, loom, 10x folder or 10x h5.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Prepared cells (h5ad or loom).", show_default=False)],
+    label: Annotated[Optional[list[str]], typer.Option(help="obs column that must be usable as a label; repeatable.")] = None,
+    n_top_genes: Annotated[Optional[int], typer.Option(help="Number of highly variable genes [2000].")] = None,
+    hvg_flavor: Annotated[
+        Optional[str], typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all [seurat_v3].")
+    ] = None,
+    genes: Annotated[Optional[Path], typer.Option(help="File with the genes to use, one a line.")] = None,
+    batch_key: Annotated[Optional[str], typer.Option(help="obs column within which genes are ranked.")] = None,
+    min_counts: Annotated[Optional[int], typer.Option(help="Drop cells with fewer counts [1].")] = None,
+    max_counts: Annotated[Optional[int], typer.Option(help="Drop cells with more counts [off].")] = None,
+    min_genes: Annotated[Optional[int], typer.Option(help="Drop cells with fewer detected genes [1].")] = None,
+    max_genes: Annotated[Optional[int], typer.Option(help="Drop cells with more detected genes [off].")] = None,
+    max_mito: Annotated[Optional[float], typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 [off].")] = None,
+    mito_prefix: Annotated[Optional[str], typer.Option(help="How mitochondrial genes start [MT-].")] = None,
+    min_cells: Annotated[Optional[int], typer.Option(help="Drop genes detected in fewer cells [3].")] = None,
+    target_sum: Annotated[Optional[float], typer.Option(help="Counts per cell after normalisation [10000].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Filter cells and genes, normalise, choose genes; every figure is logged."""
+    from scdiffkit.config import PreprocessConfig, make
+    from scdiffkit.errors import ConfigError
+    from scdiffkit.io import check_output, read, write
+    from scdiffkit.preprocess import check_label
+    from scdiffkit.preprocess import preprocess as prepare
+
+    listed = None
+    if genes is not None:
+        try:
+            listed = tuple(line.strip() for line in genes.read_text(encoding="utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"The list of genes {genes} cannot be read: {e}") from e
+        hvg_flavor = hvg_flavor or "list"
+    config = make(
+        PreprocessConfig,
+        min_counts=min_counts, max_counts=max_counts, min_genes=min_genes, max_genes=max_genes, max_mito=max_mito,
+        mito_prefix=mito_prefix, min_cells=min_cells, hvg_flavor=hvg_flavor, n_top_genes=n_top_genes, genes=listed,
+        batch_key=batch_key, target_sum=target_sum,
+    )  # fmt: skip
+    check_output(output, force=force)
+    adata = read(input)
+    for column in label or []:
+        check_label(adata, column)
+    prepared = prepare(adata, config, label=label)
+    write(prepared, output, force=force)
+    result(f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {prepared.var['highly_variable'].sum()} to train on")

@@ -1,0 +1,155 @@
+"""The papers' codec: a cell is the vector of its log-normalised values, with zeros pushed far below the rest.
+
+Source: scRDiT (arXiv 2404.06153), zero-negation. Counts are ours: the papers stop at log values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from scdiffkit.config import GeneCodecConfig
+from scdiffkit.errors import ConfigError
+
+MAX_GENES_TO_ORDER = 10_000  # ordering by correlation holds a genes x genes matrix
+
+
+class GeneCodec:
+    """counts (B, G) and library sizes (B,) <-> x0 (B, D), D = G genes.
+
+    encode: counts / library size * target_sum -> log1p -> zeros to -zero_negation -> order -> (x - mean) / std.
+    decode: the way back, to integers; values below the threshold are exact zeros.
+    """
+
+    name = "gene"
+
+    def __init__(self, config: GeneCodecConfig, num_genes: int, target_sum: float) -> None:
+        self.config = config
+        self.num_genes = num_genes
+        self.target_sum = target_sum
+        self.order = torch.arange(num_genes)
+        self.mean, self.std = torch.tensor(0.0), torch.tensor(1.0)
+        self.threshold = torch.tensor(config.zero_threshold or 0.0)
+        self.smallest, self.largest = torch.tensor(0.0), torch.tensor(0.0)  # log values seen, zeros aside
+        self.depth_coef = torch.zeros(4)  # log library size from features of log values, see _depth_features
+        self.depth_range = torch.zeros(2)  # smallest and largest library size seen
+
+    @property
+    def dim(self) -> int:
+        """D, the length of the diffused vector."""
+        return self.num_genes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value of x0."""
+        low = torch.tensor(-self.config.zero_negation)
+        return float((low - self.mean) / self.std), float((self.largest - self.mean) / self.std)
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], max_cells: int = 20_000) -> None:
+        """Learn scaling, threshold, gene order and depth from batches of counts (B, G) and library sizes (B,).
+
+        Scaling sees every cell; gene order and depth the first max_cells.
+        """
+        total = squares = n = 0.0
+        kept: list[Tensor] = []
+        sizes: list[Tensor] = []
+        smallest, largest = torch.inf, 0.0
+        for counts, library_size in batches:
+            x = self._log_normalise(counts, library_size)
+            y = self._negate_zeros(x).double()
+            total, squares, n = total + y.sum().item(), squares + y.square().sum().item(), n + y.numel()
+            smallest = min(smallest, torch.where(x > 0, x, torch.inf).min().item())
+            largest = max(largest, x.max().item())
+            if sum(map(len, sizes)) < max_cells:
+                kept.append(x)
+                sizes.append(library_size)
+        self.smallest, self.largest = torch.tensor(smallest), torch.tensor(largest)
+        if self.config.scale:
+            mean = total / n
+            self.mean = torch.tensor(mean, dtype=torch.float32)
+            self.std = torch.tensor(max(squares / n - mean**2, 1e-12) ** 0.5, dtype=torch.float32)
+        if self.config.zero_threshold is None:
+            self.threshold = torch.tensor((smallest - self.config.zero_negation) / 2)
+        log_values, library_size = torch.cat(kept), torch.cat(sizes)
+        if self.config.gene_order == "correlation":
+            self.order = _coexpressed_neighbours(log_values)
+        self._fit_library_size(log_values, library_size)
+
+    def encode(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D)."""
+        y = self._negate_zeros(self._log_normalise(counts, library_size))
+        return (y[:, self.order] - self.mean) / self.std
+
+    def decode(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """x0 (B, D) -> raw counts (B, G), integers in float32, and library sizes (B,).
+
+        Real log values lie on a lattice, log1p(k * target_sum / library size). A cell's library size is read off
+        its own values, as learnt from the training cells, and its values go to the nearest k, at least 1 above
+        the threshold. Deterministic: the generator is not used.
+        """
+        y = torch.empty_like(x0)
+        y[:, self.order.to(x0.device)] = x0 * self.std + self.mean
+        y = y.clamp(max=float(self.largest))
+        detected = y > self.threshold
+        values = y.clamp(min=float(self.smallest)).expm1()  # in counts per target_sum
+        library_size = self._library_size(values, detected)
+        counts = (values * (library_size / self.target_sum)[:, None]).round().clamp(min=1)
+        return torch.where(detected, counts, 0.0), library_size
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `fit` learnt, as tensors."""
+        names = ("order", "mean", "std", "threshold", "smallest", "largest", "depth_coef", "depth_range")
+        return {name: getattr(self, name).contiguous() for name in names}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must record, beside the configuration, to build this codec again."""
+        return {"num_genes": self.num_genes, "target_sum": self.target_sum}
+
+    def _log_normalise(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        return (counts * (self.target_sum / library_size)[:, None]).log1p()
+
+    def _negate_zeros(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, -self.config.zero_negation)
+
+    def _depth_features(self, values: Tensor, detected: Tensor) -> Tensor:
+        """(B, 4): most detected genes hold one count, so low quantiles of a cell's values tell its depth."""
+        values = torch.where(detected, values, torch.nan)
+        low, mid = values.nanquantile(torch.tensor([0.2, 0.5], device=values.device), dim=1).log()
+        number = detected.sum(1).clamp(min=1).log()
+        features = torch.stack([low, mid, number, torch.ones_like(number)], dim=1)
+        return torch.where(features.isfinite(), features, 0.0)
+
+    def _fit_library_size(self, log_values: Tensor, library_size: Tensor) -> None:
+        features = self._depth_features(log_values.expm1(), log_values > 0).double()
+        gram = features.T @ features + 1e-6 * torch.eye(4, dtype=torch.float64)
+        self.depth_coef = torch.linalg.solve(gram, features.T @ library_size.double().log()).float()
+        self.depth_range = torch.stack([library_size.min(), library_size.max()]).float()
+
+    def _library_size(self, values: Tensor, detected: Tensor) -> Tensor:
+        log_size = self._depth_features(values, detected) @ self.depth_coef.to(values.device)
+        return log_size.exp().clamp(*self.depth_range.tolist()).round()
+
+
+def _coexpressed_neighbours(log_values: Tensor) -> Tensor:
+    """An order of genes, (G,), in which correlated genes are neighbours: leaves of average linkage."""
+    if log_values.shape[1] > MAX_GENES_TO_ORDER:
+        raise ConfigError(
+            f"codec.gene_order 'correlation' holds a genes x genes matrix and is limited to {MAX_GENES_TO_ORDER} "
+            f"genes; there are {log_values.shape[1]}. Use codec.gene_order=data or a smaller --n-top-genes."
+        )
+    x = log_values.float()
+    x = x - x.mean(0)
+    x = x / x.norm(dim=0).clamp(min=1e-6)
+    distance = (1 - x.T @ x).clamp(min=0).numpy()
+    np.fill_diagonal(distance, 0)
+    return torch.from_numpy(leaves_list(linkage(squareform(distance, checks=False), "average")).astype(np.int64))

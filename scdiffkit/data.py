@@ -1,0 +1,182 @@
+"""Cells to batches of tensors, and conditions (obs columns) to integer codes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from scdiffkit.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The condition columns, their categories in order, and how many training cells had each combination.
+
+    Code 0 means "unknown"; category i of a column has code i + 1.
+    """
+
+    categories: dict[str, list[str]]  # column -> categories
+    combinations: list[tuple[tuple[int, ...], int]]  # codes of the columns, cells
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, columns: Sequence[str]) -> Conditions:
+        """Categories that occur in `obs` (n rows), in their own order, and the counts of combinations."""
+        categories = {}
+        for column in columns:
+            values = obs[column].astype("category").cat.remove_unused_categories()
+            categories[column] = [str(c) for c in values.cat.categories]
+        found = cls(categories, [])
+        codes, counts = np.unique(found.encode(obs), axis=0, return_counts=True)
+        return cls(categories, [(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)])
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.categories)
+
+    @property
+    def num_categories(self) -> list[int]:
+        return [len(c) for c in self.categories.values()]
+
+    def code(self, column: str, value: str) -> int:
+        """Code of one category, or DataError naming the nearest."""
+        self._check_column(column)
+        if value not in self.categories[column]:
+            raise DataError(
+                f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}"
+            )
+        return self.categories[column].index(value) + 1
+
+    def _check_column(self, column: str) -> None:
+        if column not in self.categories:
+            raise DataError(
+                f"The run was not trained with the condition {column!r}; {nearest(column, self.categories)} "
+                f"Train with --condition {column} to use it."
+            )
+
+    def encode(self, obs: pd.DataFrame) -> np.ndarray:
+        """Codes (n, K) of the condition columns of `obs`; a category never seen in training is a DataError."""
+        codes = np.zeros((len(obs), len(self.categories)), dtype=np.int64)
+        for k, column in enumerate(self.categories):
+            if column not in obs:
+                raise DataError(f"There is no obs column {column!r}; {nearest(column, obs.columns)}")
+            values = obs[column].astype("category")
+            of_category = [self.code(column, str(c)) if (values == c).any() else 0 for c in values.cat.categories]
+            if values.isna().any():
+                raise DataError(f"obs column {column!r} has {values.isna().sum()} missing values; drop or fill them.")
+            codes[:, k] = np.asarray(of_category, dtype=np.int64)[values.cat.codes.to_numpy()]
+        return codes
+
+    def decode(self, codes: np.ndarray) -> pd.DataFrame:
+        """Codes (n, K) -> categorical columns with the training data's categories; "unknown" is missing."""
+        return pd.DataFrame(
+            {
+                column: pd.Categorical.from_codes(codes[:, k] - 1, categories=categories)
+                for k, (column, categories) in enumerate(self.categories.items())
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "categories": self.categories,
+            "combinations": [{"codes": list(codes), "cells": n} for codes, n in self.combinations],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Conditions:
+        combinations = [(tuple(c["codes"]), c["cells"]) for c in values["combinations"]]
+        return cls(dict(values["categories"]), combinations)
+
+    def compose(self, n: int, where: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
+        """Codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
+
+        Exact up to rounding, by largest remainders. Raises DataError for a value never seen, and for a
+        combination of values that no training cell had.
+        """
+        allowed = {column: {self.code(column, v) for v in values} for column, values in (where or {}).items()}
+        index = {column: k for k, column in enumerate(self.categories)}
+        kept = [
+            (codes, cells)
+            for codes, cells in self.combinations
+            if all(codes[index[column]] in values for column, values in allowed.items())
+        ]
+        if not kept:
+            asked = " and ".join(f"{c}={'|'.join(v)}" for c, v in (where or {}).items())
+            raise DataError(f"No training cell had {asked}, so there is no composition to follow; ask for fewer at once.")
+        return self.apportion(n, kept)
+
+    def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
+        """Codes (n, K) with the composition of `obs`; n None: as many cells as obs has."""
+        codes, counts = np.unique(self.encode(obs), axis=0, return_counts=True)
+        return self.apportion(n or len(obs), [(tuple(c), int(m)) for c, m in zip(codes, counts, strict=True)])
+
+    def apportion(self, n: int, combinations: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
+        """n rows of codes in the proportions given, by largest remainders."""
+        shares = np.array([cells for _, cells in combinations], dtype=np.float64)
+        exact = n * shares / shares.sum()
+        rows = np.floor(exact).astype(int)
+        for i in np.argsort(-(exact - rows), kind="stable")[: n - rows.sum()]:
+            rows[i] += 1
+        codes = np.array([codes for codes, _ in combinations], dtype=np.int64).reshape(len(combinations), -1)
+        return np.repeat(codes, rows, axis=0)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Training cells: raw counts of the codec's genes (n, G), library sizes over all genes (n,), codes (n, K)."""
+
+    counts: sparse.csr_matrix
+    library_size: np.ndarray
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, prepared: AnnData, genes: Sequence[str], conditions: Conditions) -> Cells:
+        """From prepared cells (`layers["counts"]`, `obs["total_counts"]`), the genes in the order given."""
+        chosen = prepared.var_names.get_indexer(list(genes))
+        counts = sparse.csr_matrix(prepared.layers["counts"])[:, chosen].astype(np.float32)
+        library_size = prepared.obs["total_counts"].to_numpy(dtype=np.float32)
+        return cls(counts, library_size, conditions.encode(prepared.obs))
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Counts (B, G) dense float32, library sizes (B,), codes (B, K) of the cells in `rows`."""
+        arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
+        counts, size, codes = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+        return counts, size, codes
+
+    def batches(self, rows: np.ndarray, batch_size: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
+        """Counts and library sizes of all `rows`, in order."""
+        for start in range(0, len(rows), batch_size):
+            yield self.batch(rows[start : start + batch_size])[:2]
+
+
+def split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for validation, each sorted; the same for the same seed."""
+    order = np.random.default_rng([seed, 1]).permutation(n)
+    n_val = int(round(n * val_fraction))
+    return np.sort(order[n_val:]), np.sort(order[:n_val])
+
+
+def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
+    """The cells, as positions in 0..n-1, that training step `step` sees: shuffled anew every epoch.
+
+    A function of its arguments alone, so that a resumed run goes on exactly where it stopped.
+    """
+    position = np.arange(step * batch_size, (step + 1) * batch_size)
+    epoch, place = position // n, position % n
+    return np.concatenate([_order_of_epoch(seed, e, n)[place[epoch == e]] for e in range(epoch[0], epoch[-1] + 1)])
+
+
+@lru_cache(maxsize=4)  # one order serves all steps of an epoch
+def _order_of_epoch(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, 2, epoch]).permutation(n)

@@ -1,0 +1,85 @@
+"""The diffusion transformer on genes, with adaLN-Zero blocks.
+
+Source: scRDiT (arXiv 2404.06153), after DiT (Peebles & Xie 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scdiffkit.config import DiTConfig, WhiteBoxConfig
+from scdiffkit.models.layers import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    PatchLinear,
+    StepAndConditions,
+    modulate,
+    sincos_positions,
+    zero_,
+)
+
+
+class DiTBlock(nn.Module):
+    """x += gate * attn(modulate(norm(x))); x += gate * mlp(modulate(norm(x))); the gates start at zero."""
+
+    def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = mlp
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_(nn.Linear(hidden_size, 6 * hidden_size)))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)  # each (B, H)
+        x = torch.addcmul(x, gate1[:, None], self.attn(modulate(self.norm1(x), shift1, scale1)))
+        return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class FinalLayer(nn.Module):
+    """Tokens back to patches, (B, N, H) -> (B, N, P); starts at zero."""
+
+    def __init__(self, hidden_size: int, patch_size: int, num_patches: int | None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_(nn.Linear(hidden_size, 2 * hidden_size)))
+        self.linear = PatchLinear(num_patches, hidden_size, patch_size)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """x_t (B, D), t (B,), conditions (B, K) or None -> prediction (B, D).
+
+    num_categories: categories per condition column; empty for an unconditional model.
+    """
+
+    def __init__(self, dim: int, config: DiTConfig | WhiteBoxConfig, num_categories: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.dim = dim
+        h, per_patch = config.hidden_size, config.patch_embedding == "per-patch"
+        self.x_embedder = PatchEmbed(dim, config.patch_size, h, per_patch)
+        self.num_patches = self.x_embedder.num_patches
+        self.register_buffer("pos_embed", sincos_positions(self.num_patches, h), persistent=False)
+        self.embedder = StepAndConditions(h, num_categories)
+        self.blocks = nn.ModuleList(self.make_block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(h, config.patch_size, self.num_patches if per_patch else None)
+
+    def make_block(self, config: DiTConfig | WhiteBoxConfig) -> nn.Module:
+        assert config.mlp_ratio is not None
+        attn = Attention(config.hidden_size, config.num_heads)
+        return DiTBlock(config.hidden_size, attn, Mlp(config.hidden_size, config.mlp_ratio))
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
+        x = self.x_embedder(x_t) + self.pos_embed  # (B, N, H)
+        c = self.embedder(t, conditions)  # (B, H)
+        for block in self.blocks:
+            x = block(x, c)
+        return self.final_layer(x, c).flatten(1)[:, : self.dim]

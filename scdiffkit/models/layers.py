@@ -1,0 +1,161 @@
+"""What the architectures share: tokens out of genes, embeddings of step and conditions, attention, MLP.
+
+Shapes: B cells, D coordinates, N tokens, P = patch_size, H = hidden_size, K condition columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UNKNOWN = 0  # the code of "no condition given"; categories count from 1
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a cell into patches of P neighbouring coordinates and maps each to a token: (B, D) -> (B, N, H).
+
+    shared: one linear map for every patch (the papers). per-patch: one each, since genes, unlike pixels, are
+    not interchangeable.
+    """
+
+    def __init__(self, dim: int, patch_size: int, hidden_size: int, per_patch: bool = False) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.num_patches = math.ceil(dim / patch_size)
+        self.padding = self.num_patches * patch_size - dim
+        self.proj = PatchLinear(self.num_patches if per_patch else None, patch_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, self.padding))
+        return self.proj(x.unflatten(1, (self.num_patches, self.patch_size)))  # (B, N, H)
+
+
+class PatchLinear(nn.Module):
+    """A linear map of tokens, shared by all (num_patches None) or with its own weights for each."""
+
+    def __init__(self, num_patches: int | None, in_features: int, out_features: int) -> None:
+        super().__init__()
+        lead = () if num_patches is None else (num_patches,)
+        self.weight = nn.Parameter(torch.empty(*lead, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(*lead, out_features))
+        bound = math.sqrt(6 / (in_features + out_features))  # Xavier
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.ndim == 2:
+            return x @ self.weight + self.bias
+        return torch.einsum("bni,nio->bno", x, self.weight) + self.bias
+
+
+def sincos_positions(num_patches: int, hidden_size: int) -> Tensor:
+    """Fixed sine-cosine position table (N, H), all H channels used."""
+    position = torch.arange(num_patches, dtype=torch.float64)[:, None]
+    omega = 10000 ** (-torch.arange(hidden_size // 2, dtype=torch.float64) / (hidden_size / 2))
+    return torch.cat([torch.sin(position * omega), torch.cos(position * omega)], dim=1).float()
+
+
+class TimestepEmbedder(nn.Module):
+    """Step t (B,) -> (B, H), through sinusoids and a two-layer MLP (DiT)."""
+
+    def __init__(self, hidden_size: int, frequency_size: int = 256, max_period: float = 10000.0) -> None:
+        super().__init__()
+        half = frequency_size // 2
+        freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("freqs", freqs, persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        args = t[:, None].float() * self.freqs
+        return self.mlp(torch.cat([torch.cos(args), torch.sin(args)], dim=1))
+
+
+class LabelEmbedder(nn.Module):
+    """Codes of K conditions (B, K) -> (B, H), the sum of one embedding a column; code 0 is "unknown"."""
+
+    def __init__(self, num_categories: Sequence[int], hidden_size: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(n + 1, hidden_size) for n in num_categories)
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        return torch.stack([table(conditions[:, k]) for k, table in enumerate(self.tables)]).sum(0)
+
+
+class StepAndConditions(nn.Module):
+    """The vector c (B, H) that steers every block: step plus conditions."""
+
+    def __init__(self, hidden_size: int, num_categories: Sequence[int]) -> None:
+        super().__init__()
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_categories, hidden_size) if num_categories else None
+
+    def forward(self, t: Tensor, conditions: Tensor | None) -> Tensor:
+        c = self.t_embedder(t)
+        if self.y_embedder is None:
+            return c
+        if conditions is None:
+            conditions = t.new_full((len(t), len(self.y_embedder.tables)), UNKNOWN, dtype=torch.long)
+        return c + self.y_embedder(conditions)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases: (B, N, H) -> (B, N, H)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = xavier(nn.Linear(hidden_size, 3 * hidden_size))
+        self.proj = xavier(nn.Linear(hidden_size, hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU between."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
+        super().__init__()
+        inner = int(hidden_size * mlp_ratio)
+        self.fc1 = xavier(nn.Linear(hidden_size, inner))
+        self.fc2 = xavier(nn.Linear(inner, hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, H / heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, N, H)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (B, N, H), shift and scale (B, H)."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def xavier(layer: nn.Linear) -> nn.Linear:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,321 @@
+"""A run: the directory that holds a trained model. The only code that knows its file names.
+
+    config.yaml           every setting, and where the run came from; `scdiff train --config` takes it back
+    genes.txt             the genes of the output, in order
+    conditions.json       condition columns, categories, composition of the training cells
+    codec.safetensors     what the codec learnt
+    checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
+    metrics.jsonl         one line of figures a time
+    train.log             what was said
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from scdiffkit import codecs, config, models
+from scdiffkit.codecs import GeneCodec
+from scdiffkit.config import RunConfig
+from scdiffkit.denoiser import Denoiser
+from scdiffkit.errors import FileError, RunError, nearest
+from scdiffkit.io import atomic_write_bytes, atomic_write_text
+from scdiffkit.schedule import Schedule
+
+RUNS = Path("scdiff-runs")
+LATEST = "latest"
+log = logging.getLogger("scdiffkit")
+
+
+class Run:
+    """A run directory; holds nothing but its path, so it can be moved, copied and opened again anywhere."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        run_config: RunConfig,
+        provenance: dict[str, Any],
+        genes: list[str],
+        conditions: dict[str, Any],
+        codec: GeneCodec,
+        *,
+        force: bool = False,
+    ) -> Run:
+        """Make the directory and write all that is known before training.
+
+        Raises FileError when something is there already (force replaces an earlier run, and only a run).
+        """
+        run = cls(path)
+        check_new_run(run.path, force=force)
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run._make_folder(run.path / "checkpoints")
+        provenance = {**provenance, "codec": codec.settings()}
+        values = {**run_config.to_dict(), "provenance": provenance}
+        atomic_write_text(run.path / "genes.txt", "".join(f"{g}\n" for g in genes))
+        atomic_write_text(run.path / "conditions.json", json.dumps(conditions, indent=1, ensure_ascii=False))
+        atomic_write_bytes(run.path / "codec.safetensors", save_tensors(codec.state()))
+        run._write_config(values)
+        run._point_latest()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Run:
+        """An existing run; None: the latest one below `scdiff-runs/`.
+
+        Raises RunError when there is none, or when the folder is not a run.
+        """
+        if path is None:
+            path = RUNS / LATEST
+            if not path.exists():
+                raise RunError(f"There is no run in {RUNS}/ yet: train one with `scdiff train DATA`, or name its folder.")
+            path = path.parent / os.readlink(path)
+        run = cls(path)
+        if not run.path.is_dir() and (RUNS / run.path / "config.yaml").is_file():
+            run = cls(RUNS / run.path)  # a bare name, as `scdiff train` prints it
+        if not run.path.exists():
+            known = [p.name for p in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
+            raise RunError(f"There is no run {run.path}; {nearest(run.path.name, known)}")
+        if not is_run(run.path):
+            raise RunError(f"{run.path} is not a run: it holds no config.yaml. Give the folder that training made.")
+        return run
+
+    # What the run is
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def _config_values(self) -> dict[str, Any]:
+        return config.parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"), str(self.path / "config.yaml"))
+
+    def config(self) -> RunConfig:
+        values = self._config_values()
+        values.pop("provenance", None)
+        return RunConfig.from_dict(values)
+
+    def update_config(self, run_config: RunConfig) -> None:
+        """Record settings that a resumed run changed (its length, its device)."""
+        values = {**run_config.to_dict(), "provenance": self.provenance()}
+        self._write_config(values)
+
+    def _write_config(self, values: dict[str, Any]) -> None:
+        atomic_write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def provenance(self) -> dict[str, Any]:
+        """Run id, versions, source and fingerprint of the data."""
+        return self._config_values()["provenance"]
+
+    def genes(self) -> list[str]:
+        return self._text("genes.txt").splitlines()
+
+    def conditions(self) -> dict[str, Any]:
+        """categories: column -> categories; combinations: the training composition (see data.Conditions)."""
+        return json.loads(self._text("conditions.json"))
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError as e:
+            raise RunError(f"The run {self.path} is incomplete: {name} is missing. Copy it again, or train anew.") from e
+
+    def _tensors(self, path: Path) -> dict[str, Tensor]:
+        try:
+            return load_tensors(path.read_bytes())
+        except FileNotFoundError as e:
+            raise RunError(f"The run {self.path} is incomplete: {path.name} is missing. Copy it again.") from e
+        except Exception as e:  # safetensors raises its own class for a truncated or foreign file
+            raise RunError(f"{path} is damaged ({e}). Copy it again, or use another checkpoint.") from e
+
+    def codec(self) -> GeneCodec:
+        codec = codecs.build(self.config().codec, **self.provenance()["codec"])
+        codec.load_state(self._tensors(self.path / "codec.safetensors"))
+        return codec
+
+    def new_denoiser(self) -> Denoiser:
+        """The denoiser as it is before training; the weights follow torch's seed."""
+        run_config, codec = self.config(), self.codec()
+        num_categories = [len(c) for c in self.conditions()["categories"].values()]
+        network = models.build(codec.dim, run_config.model, num_categories)
+        d = run_config.diffusion
+        return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds)
+
+    def denoiser(self, step: int | None = None) -> Denoiser:
+        """The trained denoiser (the moving average of the weights where there is one) of a checkpoint.
+
+        step None: the newest. Raises RunError when there is no checkpoint.
+        """
+        folder = self._checkpoint(step)
+        ema = folder / "ema.safetensors"
+        denoiser = self.new_denoiser()
+        denoiser.network.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
+        return denoiser.eval().requires_grad_(False)
+
+    # Checkpoints
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        folders = (self.path / "checkpoints").glob("step-*")
+        return sorted(int(f.name.removeprefix("step-")) for f in folders if (f / "state.json").exists())
+
+    def _checkpoint(self, step: int | None) -> Path:
+        steps = self.steps()
+        if not steps:
+            raise RunError(
+                f"The run {self.path} holds no checkpoint yet. Go on with `scdiff train DATA --resume --out {self.path}`."
+            )
+        if step is not None and step not in steps:
+            raise RunError(f"There is no checkpoint of step {step}; there are: {', '.join(map(str, steps))}.")
+        return self.path / "checkpoints" / f"step-{step or steps[-1]:07d}"
+
+    def save_checkpoint(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        ema: dict[str, Tensor] | None,
+        optimizer: dict[str, Tensor],
+        keep: int,
+    ) -> None:
+        """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
+        final = self.path / "checkpoints" / f"step-{step:07d}"
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        self._make_folder(temporary)
+        atomic_write_bytes(temporary / "weights.safetensors", save_tensors(weights))
+        if ema is not None:
+            atomic_write_bytes(temporary / "ema.safetensors", save_tensors(ema))
+        atomic_write_bytes(temporary / "optimizer.safetensors", save_tensors(optimizer))
+        atomic_write_text(temporary / "state.json", json.dumps({"step": step}))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        for old in self.steps()[:-keep]:
+            shutil.rmtree(self._checkpoint(old))
+
+    def load_checkpoint(self, step: int | None = None) -> dict[str, Any]:
+        """weights, ema (or None), optimizer and state of a checkpoint."""
+        folder = self._checkpoint(step)
+        has_ema = (folder / "ema.safetensors").exists()
+        return {
+            "weights": self._tensors(folder / "weights.safetensors"),
+            "ema": self._tensors(folder / "ema.safetensors") if has_ema else None,
+            "optimizer": self._tensors(folder / "optimizer.safetensors"),
+            "state": json.loads((folder / "state.json").read_text()),
+        }
+
+    # What is said during training
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+
+    def log_metrics(self, **figures: Any) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(figures) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """A resumed run writes the figures after its checkpoint again."""
+        kept = [json.dumps(m) + "\n" for m in self.metrics() if m["step"] <= step]
+        atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """Within the block, what the package logs also goes to train.log."""
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        level = log.level
+        log.setLevel(min(level or logging.INFO, logging.INFO))
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            log.removeHandler(handler)
+            handler.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What `scdiff info` prints of a run."""
+        run_config, provenance, metrics = self.config(), self.provenance(), self.metrics()
+        conditions, steps = self.conditions(), self.steps()
+        last = metrics[-1] if metrics else {}
+        return {
+            "format": "run",
+            "path": str(self.path),
+            "run_id": provenance["run_id"],
+            "arch": run_config.model.arch,
+            "codec": run_config.codec.name,
+            "preset": run_config.preset,
+            "genes": len(self.genes()),
+            "training_data": provenance["data"],
+            "conditions": conditions["categories"],
+            "checkpoints": steps,
+            "max_steps": last.get("max_steps"),
+            "loss": last.get("loss"),
+            "val_loss": next((m["val_loss"] for m in reversed(metrics) if m.get("val_loss") is not None), None),
+            "versions": provenance["versions"],
+        }
+
+    # Folders
+
+    def _make_folder(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise FileError(f"The folder {path} cannot be made ({e.strerror}). Choose another with --out.") from e
+
+    def _point_latest(self) -> None:
+        """`latest` beside the run points at it, when the run lies in a folder of runs."""
+        if self.path.parent.name != RUNS.name:
+            return
+        temporary = self.path.parent / f".{LATEST}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(self.path.name, target_is_directory=True)
+        os.replace(temporary, self.path.parent / LATEST)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / "genes.txt").is_file()
+
+
+def check_new_run(path: Path, *, force: bool = False) -> None:
+    """Raises FileError when a new run cannot go to `path`: it exists, or its folder cannot be written."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not force:
+            raise FileError(f"{path} exists. Choose another --out, go on with --resume, or replace it with --force.")
+        if not is_run(path):
+            raise FileError(f"{path} exists and is not a run, so --force does not replace it. Choose another --out.")
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise FileError(f"{path} cannot be made: {existing} cannot be written. Choose another folder with --out.")
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of text and arrays, the same on every machine."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else memoryview(copy.copy(part)).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""From noise to x0, one step after another. Knows vectors and steps; knows nothing of cells.
+
+Each sampler is a generator that yields `(t, x)` after every step: the caller owns progress and interruption, and
+the last x is the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from scdiffkit.denoiser import Denoiser
+
+
+def ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    timesteps: Sequence[int],
+    *,
+    conditions: Tensor | None = None,
+    eta: float = 0.0,
+    cfg_scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """DDIM from x (B, D) at timesteps[0] (T-1 first) down; eta 0 is deterministic, 1 as noisy as DDPM.
+
+    Source: DDIM (Song et al. 2021), eq. 12 and 16.
+    """
+    alphas = denoiser.schedule.alphas_cumprod
+    for i, step in enumerate(timesteps):
+        a = alphas[step].item()
+        a_prev = alphas[timesteps[i + 1]].item() if i + 1 < len(timesteps) else 1.0
+        x0, eps = denoiser.predict(x, _at(step, x), conditions, cfg_scale)
+        sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
+        x = a_prev**0.5 * x0 + (1 - a_prev - sigma**2) ** 0.5 * eps
+        if sigma > 0:
+            x = x + sigma * _noise(x, generator)
+        yield step, x
+
+
+def ddpm(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    conditions: Tensor | None = None,
+    cfg_scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Ancestral sampling through all T steps, with the posterior variance.
+
+    Source: DDPM (Ho et al. 2020), eq. 6-7.
+    """
+    alphas, betas = denoiser.schedule.alphas_cumprod, denoiser.schedule.betas
+    for step in range(denoiser.schedule.num_train_timesteps - 1, -1, -1):
+        a, beta = alphas[step].item(), betas[step].item()
+        a_prev = alphas[step - 1].item() if step > 0 else 1.0
+        x0, _ = denoiser.predict(x, _at(step, x), conditions, cfg_scale)
+        mean = a_prev**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - a_prev) / (1 - a) * x
+        sigma = (beta * (1 - a_prev) / (1 - a)) ** 0.5
+        x = mean + sigma * _noise(x, generator) if sigma > 0 else mean
+        yield step, x
+
+
+def _at(step: int, x: Tensor) -> Tensor:
+    return torch.full((len(x),), step, dtype=torch.long, device=x.device)
+
+
+def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -1,0 +1,79 @@
+"""The forward process: how much signal is left at step t of T.
+
+Source: DDPM (Ho et al. 2020) for the linear schedule, Nichol & Dhariwal 2021 for the cosine one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from scdiffkit.config import DiffusionConfig
+from scdiffkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """betas (T,) in float64; everything else follows from them.
+
+    `x_t = sqrt(alphas_cumprod[t]) * x0 + sqrt(1 - alphas_cumprod[t]) * eps`, t in 0..T-1.
+    """
+
+    betas: Tensor  # (T,)
+
+    @classmethod
+    def linear(cls, num_train_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+        return cls(torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, num_train_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+        u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+        alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> Schedule:
+        if config.schedule == "cosine":
+            return cls.cosine(config.num_train_timesteps)
+        assert config.beta_start is not None
+        assert config.beta_end is not None
+        return cls.linear(config.num_train_timesteps, config.beta_start, config.beta_end)
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        return torch.cumprod(1 - self.betas, dim=0)  # (T,)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.betas)
+
+    def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each (B, 1), in the dtype of `like`."""
+        a = self.alphas_cumprod.to(t.device)[t][:, None]  # float64 until the root is taken: 1 - a is tiny at t=0
+        return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x0 (B, D), eps (B, D), t (B,) -> x_t (B, D)."""
+        signal, noise = self.signal_and_noise(t, x0)
+        return signal * x0 + noise * eps
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio at t (B,), float64."""
+        a = self.alphas_cumprod.to(t.device)[t]
+        return a / (1 - a)
+
+    def timesteps(self, n: int) -> list[int]:
+        """n steps from T-1 down to 0, evenly spaced, both ends visited (n=1: T-1 alone).
+
+        Raises ConfigError when n is not in 1..T.
+        """
+        last = self.num_train_timesteps - 1
+        if not 1 <= n <= last + 1:
+            raise ConfigError(f"The number of sampling steps must be in 1..{last + 1}, not {n}.")
+        if n == 1:
+            return [last]
+        return [round(last * (n - 1 - i) / (n - 1)) for i in range(n)]

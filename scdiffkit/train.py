@@ -1,0 +1,408 @@
+"""The training pipeline: cells in, a run out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import torch
+from anndata import AnnData
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import scdiffkit
+from scdiffkit import codecs
+from scdiffkit.config import RunConfig, TrainConfig, build_run_config
+from scdiffkit.data import Cells, Conditions, rows_of_step, split
+from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.device import make_fabric
+from scdiffkit.errors import RunError
+from scdiffkit.io import read
+from scdiffkit.preprocess import check_label, is_prepared, prepared_config, preprocess
+from scdiffkit.run import RUNS, Run, check_new_run, fingerprint
+
+MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class TrainStatus:
+    """Where training stands; losses are mean squared errors of the prediction."""
+
+    step: int
+    max_steps: int
+    loss: float
+    val_loss: float | None
+    cells_per_s: float
+    seconds: float
+
+
+def train(
+    data: AnnData | str | Path,
+    *,
+    arch: str | None = None,
+    preset: str | None = None,
+    label: str | None = None,
+    conditions: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    max_time: float | None = None,
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    on_status: Callable[[TrainStatus], None] | None = None,
+) -> Run:
+    """Train a model on raw or prepared cells and return its run.
+
+    data: AnnData or a file that `read` takes, raw counts (prepared with the defaults) or prepared cells.
+    label, conditions: categorical obs columns to condition on. out: the run's folder; default a new one in
+    `scdiff-runs/`. config: values as in a YAML file; overrides: dotted keys ("train.lr"), which win.
+    max_time: seconds, after which training saves and stops. resume: go on with the run in `out` (default: the
+    latest) from its newest checkpoint.
+
+    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. Raises DataError for unusable cells,
+    ConfigError for unusable options, RunError when `resume` does not fit the run, FileError when `out` exists.
+    """
+    started = time.monotonic()
+    existing = Run.open(out) if resume else None
+    if existing:
+        run_config = _resumed_config(existing, arch, preset, label, conditions, config, overrides)
+    else:
+        columns = tuple(dict.fromkeys([c for c in (label, *conditions) if c]))
+        given = {"conditions": columns} if columns else {}
+        run_config = build_run_config(preset, arch, dict(config or {}), {**given, **dict(overrides or {})})
+        if out is not None:
+            check_new_run(Path(out), force=force)
+    source = None if isinstance(data, AnnData) else Path(data)
+    adata = data if isinstance(data, AnnData) else read(data)
+    for column in run_config.conditions:
+        check_label(adata, column)
+    prepared, run_config = _prepare(adata, run_config)
+    genes = [str(g) for g in prepared.var_names[prepared.var["highly_variable"].to_numpy(dtype=bool)]]
+    known_conditions = Conditions.of(prepared.obs, run_config.conditions)
+    cells = Cells.of(prepared, genes, known_conditions)
+    data_id = fingerprint("\n".join(genes), *_arrays(cells))
+    train_rows, val_rows = split(len(cells), run_config.train.val_fraction, run_config.seed)
+    if existing:
+        run = existing
+        if run.provenance()["data"]["fingerprint"] != data_id:
+            raise RunError(
+                f"{run.path} was trained on other cells ({run.provenance()['data']['source']}), or with other "
+                "preprocessing. Resume with the same data, or start a new run with another --out."
+            )
+        run.update_config(run_config)
+    else:
+        codec = codecs.build(
+            run_config.codec, num_genes=len(genes), target_sum=run_config.preprocess.target_sum
+        )
+        codec.fit(cells.batches(train_rows))
+        provenance = {
+            "run_id": fingerprint(run_config.to_yaml(), data_id),
+            "data": {
+                "source": str(source) if source else "memory",
+                "fingerprint": data_id,
+                "cells": len(cells),
+                "genes": len(genes),
+            },
+            "versions": versions(),
+        }
+        path = Path(out) if out is not None else _new_path(source, run_config.model.arch)
+        run = Run.create(path, run_config, provenance, genes, known_conditions.to_dict(), codec, force=force)
+    with run.logging():
+        log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
+        _fit(run, run_config, cells, train_rows, val_rows, started, max_time, on_status)
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that the result depends on."""
+    return {
+        "scdiffkit": scdiffkit.__version__,
+        "torch": torch.__version__,
+        "anndata": anndata.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _resumed_config(
+    run: Run,
+    arch: str | None,
+    preset: str | None,
+    label: str | None,
+    conditions: Sequence[str],
+    config: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any] | None,
+) -> RunConfig:
+    """The run's own configuration; what is asked for may differ in its length, device and checkpoints only."""
+    stored = run.config()
+    if config:
+        raise RunError("--resume goes on with the run's own configuration; leave --config out.")
+    asked: dict[str, Any] = {"model.arch": arch, "preset": preset}
+    columns = tuple(c for c in (label, *conditions) if c)
+    if columns:
+        asked["conditions"] = columns
+    asked |= dict(overrides or {})
+    values = stored.to_dict()
+    free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
+    free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes"}
+    for key, value in asked.items():
+        if value is None:
+            continue
+        section: Any = values
+        *parents, leaf = key.split(".")
+        for part in parents:
+            section = section.get(part, {})
+        was = section.get(leaf)
+        if key in free:
+            section[leaf] = value
+            if leaf in ("max_steps", "max_epochs"):
+                section["max_epochs" if leaf == "max_steps" else "max_steps"] = None
+        elif (list(value) if isinstance(value, tuple) else value) != was:
+            raise RunError(
+                f"{run.path} was trained with {key} = {was!r}, not {value!r}. Leave the option out to resume, or "
+                "start a new run with another --out."
+            )
+    return RunConfig.from_dict(values)
+
+
+def _prepare(adata: AnnData, run_config: RunConfig) -> tuple[AnnData, RunConfig]:
+    """Prepared cells as they are; raw ones prepared with the configuration."""
+    if is_prepared(adata):
+        stored = prepared_config(adata)
+        asked, default = run_config.preprocess, type(run_config.preprocess)()
+        if asked not in (default, stored):
+            log.warning("the data are prepared already: the preprocessing options of this run are not used")
+        return adata, run_config.model_copy(update={"preprocess": stored})
+    log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
+    return preprocess(adata, run_config.preprocess, label=run_config.conditions), run_config
+
+
+def _arrays(cells: Cells) -> list[np.ndarray]:
+    counts = cells.counts.sorted_indices()
+    index = np.int64  # scipy chooses the width by size and version
+    return [counts.data, counts.indices.astype(index), counts.indptr.astype(index), cells.library_size, cells.codes]
+
+
+def _new_path(source: Path | None, arch: str) -> Path:
+    stem = source.name.split(".")[0] if source else "cells"
+    base = f"{stem}-{arch}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = RUNS / base, 1
+    while path.exists():
+        path, n = RUNS / f"{base}-{n}", n + 1
+    return path
+
+
+def _fit(
+    run: Run,
+    run_config: RunConfig,
+    cells: Cells,
+    train_rows: np.ndarray,
+    val_rows: np.ndarray,
+    started: float,
+    max_time: float | None,
+    on_status: Callable[[TrainStatus], None] | None,
+) -> None:
+    c = run_config.train
+    fabric = make_fabric(c.device, c.precision)
+    codec = run.codec()
+    torch.manual_seed(run_config.seed)
+    denoiser = run.new_denoiser()
+    ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay else None
+    optimizer = _optimizer(denoiser, c)
+    model, optimizer = fabric.setup(denoiser, optimizer)
+    n_parameters = sum(p.numel() for p in denoiser.network.parameters())
+    log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, codec.dim)
+    if ema:
+        ema.network.load_state_dict(denoiser.network.state_dict())
+        ema.to(fabric.device)
+    weights = [p.detach() for p in denoiser.network.parameters()]  # share memory with the parameters
+    averages = list(ema.network.parameters()) if ema else []
+    max_steps = c.max_steps or math.ceil((c.max_epochs or 1) * len(train_rows) / c.batch_size)
+    first = 0
+    if run.steps():
+        first = _restore(run, denoiser, ema, optimizer)
+        run.forget_metrics_after(first)
+        log.info("resumed at step %d of %d", first, max_steps)
+        if first >= max_steps:
+            log.info("the run is complete; give a larger --max-steps to train on")
+            return
+    elif run.metrics():
+        run.forget_metrics_after(0)  # killed before its first checkpoint
+    validation = _Validation(cells, codec.encode, val_rows, run_config, fabric)
+    generator = torch.Generator(device=fabric.device)
+    loss_sum, steps_since, last_report, last_save = torch.zeros((), device=fabric.device), 0, time.monotonic(), time.monotonic()
+    val_loss: float | None = None
+    step = first
+
+    def save() -> None:
+        _save(run, step, denoiser, ema, optimizer, c.keep_checkpoints)
+
+    with _interruption() as interrupted:
+        for step in range(first + 1, max_steps + 1):
+            # Every random number follows from (seed, step): a resumed run repeats an uninterrupted one.
+            generator.manual_seed(_seed(run_config.seed, step))
+            rows = train_rows[rows_of_step(step - 1, c.batch_size, len(train_rows), run_config.seed)]
+            counts, library_size, codes = cells.batch(rows, fabric.device)
+            x0 = codec.encode(counts, library_size)
+            t = torch.randint(denoiser.schedule.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
+            eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+            conditions = drop_conditions(codes, c.condition_dropout, generator)
+            for group in optimizer.param_groups:
+                group["lr"] = _lr(c, step, max_steps)
+            optimizer.zero_grad()
+            loss = model(x0, conditions, t, eps).mean()
+            fabric.backward(loss)
+            if c.grad_clip is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=c.grad_clip, error_if_nonfinite=False)
+            optimizer.step()
+            if ema and c.ema_decay:
+                decay = min(c.ema_decay, (1 + step) / (10 + step))  # early averages would keep the initial weights
+                torch._foreach_lerp_(averages, weights, 1 - decay)
+            loss_sum += loss.detach()
+            steps_since += 1
+            now = time.monotonic()
+            out_of_time = max_time is not None and now - started >= max_time
+            stop = interrupted.is_set() or out_of_time or step == max_steps
+            if validation and (step % c.val_every_steps == 0 or stop):
+                val_loss = validation(ema or denoiser)
+            if step % c.val_every_steps == 0 or stop or now - last_report > 1:
+                status = TrainStatus(
+                    step,
+                    max_steps,
+                    loss_sum.item() / steps_since,
+                    val_loss,
+                    steps_since * c.batch_size / max(now - last_report, 1e-9),
+                    now - started,
+                )
+                if not math.isfinite(status.loss):
+                    raise RunError(
+                        f"The loss is no longer finite at step {step}. Go on from the last checkpoint with a smaller "
+                        "learning rate: start anew with --lr, or use --precision 32."
+                    )
+                if on_status:
+                    on_status(status)
+                if step % c.val_every_steps == 0 or stop:
+                    run.log_metrics(**{k: round(v, 6) if isinstance(v, float) else v for k, v in vars(status).items()})
+                loss_sum.zero_()
+                steps_since, last_report = 0, now
+            minutes = (now - last_save) / 60
+            by_step = c.checkpoint_every_steps and step % c.checkpoint_every_steps == 0
+            if stop or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
+                save()
+                last_save = time.monotonic()
+            if interrupted.is_set():
+                log.warning("interrupted at step %d: saved in %s", step, run.path)
+                raise KeyboardInterrupt
+            if out_of_time and step < max_steps:
+                log.info("time is up at step %d of %d: saved; --resume goes on", step, max_steps)
+                return
+
+
+class _Validation:
+    """Loss on held-out cells with the same noise and steps every time, so that it can be compared over time."""
+
+    def __init__(
+        self,
+        cells: Cells,
+        encode: Callable[[Tensor, Tensor], Tensor],
+        rows: np.ndarray,
+        run_config: RunConfig,
+        fabric: Fabric,
+    ) -> None:
+        self.fabric, self.batches = fabric, []
+        rows = rows[:: max(1, math.ceil(len(rows) / MAX_VAL_CELLS))]
+        generator = torch.Generator().manual_seed(run_config.seed)
+        last = run_config.diffusion.num_train_timesteps - 1
+        t = torch.linspace(0, last, max(len(rows), 1)).round().long()
+        t = t[torch.randperm(len(t), generator=generator)]
+        for start in range(0, len(rows), run_config.train.batch_size):
+            part = slice(start, start + run_config.train.batch_size)
+            counts, library_size, codes = cells.batch(rows[part])
+            x0 = encode(counts, library_size)
+            eps = torch.randn(x0.shape, generator=generator)
+            self.batches.append(tuple(a.to(fabric.device) for a in (x0, codes, t[part], eps)))
+
+    def __bool__(self) -> bool:
+        return bool(self.batches)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser) -> float:
+        with self.fabric.autocast():
+            losses = [denoiser(*batch) for batch in self.batches]
+        return torch.cat(losses).mean().item()
+
+
+def _optimizer(denoiser: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        denoiser.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
+    )
+
+
+def _lr(c: TrainConfig, step: int, max_steps: int) -> float:
+    """Linear warm-up, then constant or a half cosine down to 1% of the peak."""
+    warmup = min(1.0, step / max(1, c.warmup_steps))
+    if c.lr_schedule == "constant":
+        return c.lr * warmup
+    progress = max(0, step - c.warmup_steps) / max(1, max_steps - c.warmup_steps)
+    return c.lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _save(
+    run: Run, step: int, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any, keep: int
+) -> None:
+    network = {k: v.contiguous() for k, v in denoiser.network.state_dict().items()}
+    average = {k: v.contiguous() for k, v in ema.network.state_dict().items()} if ema else None
+    moments = {
+        f"{i}.{name}": value.contiguous()
+        for i, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    run.save_checkpoint(step, network, average, moments, keep)
+
+
+def _restore(run: Run, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any) -> int:
+    saved = run.load_checkpoint()
+    denoiser.network.load_state_dict(saved["weights"])
+    if ema:
+        ema.network.load_state_dict(saved["ema"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved["optimizer"].items():
+        index, name = key.split(".")
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return saved["state"]["step"]
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Within the block, Ctrl-C and SIGTERM set the event, so that a step is never cut in half; again: at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread only
+        return
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

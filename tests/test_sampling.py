@@ -1,0 +1,170 @@
+"""Oracles: the exact denoiser of a Gaussian, whose samples must have its mean and spread, and diffusers' DDIM."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import nn
+
+from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.sampling import ddim, ddpm
+from scdiffkit.schedule import Schedule
+
+MU, SD = 3.0, 0.5
+TYPES = ["eps", "v", "x0"]
+
+
+class ExactGaussian(nn.Module):
+    """What a perfect network predicts when x0 ~ N(MU, SD^2)."""
+
+    def __init__(self, schedule, prediction_type):
+        super().__init__()
+        self.schedule, self.prediction_type = schedule, prediction_type
+
+    def forward(self, x_t, t, conditions=None):
+        a = self.schedule.alphas_cumprod[t][:, None].to(x_t)
+        x0 = MU + SD**2 * a.sqrt() / (a * SD**2 + 1 - a) * (x_t - a.sqrt() * MU)
+        eps = (x_t - a.sqrt() * x0) / (1 - a).sqrt()
+        return {"x0": x0, "eps": eps, "v": a.sqrt() * eps - (1 - a).sqrt() * x0}[self.prediction_type]
+
+
+def exact(prediction_type, schedule):
+    return Denoiser(ExactGaussian(schedule, prediction_type), schedule, prediction_type)
+
+
+def last(path):
+    for _, x in path:
+        pass
+    return x
+
+
+@pytest.mark.parametrize("schedule", [Schedule.linear(1000), Schedule.cosine(1000)], ids=["linear", "cosine"])
+@pytest.mark.parametrize("prediction_type", TYPES)
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim-eta-1"])
+def test_a_perfect_network_gives_back_mean_and_spread(sampler, prediction_type, schedule):
+    denoiser = exact(prediction_type, schedule)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+    if sampler == "ddpm":
+        x = last(ddpm(denoiser, x, generator=generator))
+    else:
+        eta = 1.0 if sampler.endswith("1") else 0.0
+        x = last(ddim(denoiser, x, schedule.timesteps(1000), eta=eta, generator=generator))
+    assert x.mean().item() == pytest.approx(MU, abs=0.02)
+    assert x.std().item() == pytest.approx(SD, rel=0.03)
+
+
+class Wiggly(nn.Module):
+    """Any fixed function of x and t."""
+
+    def forward(self, x, t, conditions=None):
+        return torch.sin(3 * x + t[:, None] / 100) * 0.7
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("eps", "epsilon"), ("v", "v_prediction"), ("x0", "sample")])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_a_ddim_trajectory_equals_diffusers(ours, theirs, eta):
+    schedule = Schedule.linear(1000)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
+        set_alpha_to_one=True, prediction_type=theirs, timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(20)
+    steps = scheduler.timesteps.tolist()  # evenly spaced by 50, as its own update assumes
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = x
+    noise = torch.Generator().manual_seed(2)
+    network = Wiggly()
+    for t in steps:
+        output = network(expected, torch.full((5,), t))
+        expected = scheduler.step(output, t, expected, eta=eta, generator=noise).prev_sample
+    path = ddim(
+        Denoiser(network, schedule, ours), x, steps, eta=eta, generator=torch.Generator().manual_seed(2)
+    )
+    np.testing.assert_allclose(last(path), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_ddpm_step_equals_diffusers():
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    scheduler.set_timesteps(1000)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    network, expected, noise = Wiggly(), x, torch.Generator().manual_seed(2)
+    path = ddpm(Denoiser(network, Schedule.linear(1000), "eps"), x, generator=torch.Generator().manual_seed(2))
+    for t, ours in path:
+        output = network(expected, torch.full((5,), t))
+        expected = scheduler.step(output, t, expected, generator=noise).prev_sample
+        if t < 700:
+            break
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+def test_target_and_reading_are_inverse(prediction_type):
+    denoiser = Denoiser(nn.Identity(), Schedule.cosine(1000), prediction_type)
+    x0, eps = torch.randn(2, 6, 4, dtype=torch.float64)
+    t = torch.tensor([0, 1, 10, 500, 900, 990])
+    x_t = denoiser.schedule.add_noise(x0, eps, t)
+    read_x0, read_eps = denoiser.to_x0_and_eps(denoiser.target(x0, eps, t), x_t, t)
+    np.testing.assert_allclose(read_x0, x0, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read_eps, eps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+def test_min_snr_is_the_same_loss_on_x0_whatever_is_predicted(prediction_type):
+    """A wrong x0 by d costs min(SNR, gamma) * d^2, in each of the three units (Hang et al. 2023)."""
+    schedule = Schedule.linear(1000)
+    x0, eps = torch.zeros(5, 3, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64)
+    t = torch.tensor([1, 100, 300, 600, 900])
+    signal, noise = schedule.signal_and_noise(t, x0)
+    wrong_x0 = x0 + 0.1
+    x_t = schedule.add_noise(x0, eps, t)
+    wrong_eps = (x_t - signal * wrong_x0) / noise
+    output = {"x0": wrong_x0, "eps": wrong_eps, "v": signal * wrong_eps - noise * wrong_x0}[prediction_type]
+
+    class Fixed(nn.Module):
+        def forward(self, *_):
+            return output
+
+    loss = Denoiser(Fixed(), schedule, prediction_type, min_snr_gamma=5.0)(x0, None, t, eps)
+    np.testing.assert_allclose(loss, schedule.snr(t).clamp(max=5.0) * 0.01, rtol=1e-4)
+
+
+class FromConditions(nn.Module):
+    """Predicts the code of the first condition; records the size of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x, t, conditions):
+        self.sizes.append(len(x))
+        return conditions[:, :1].float().expand_as(x)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 0.0), (1.0, 4.0), (2.5, 10.0)])
+def test_guidance_goes_from_unknown_through_the_condition(scale, expected):
+    network = FromConditions()
+    denoiser = Denoiser(network, Schedule.linear(10), "x0")
+    x0, _ = denoiser.predict(torch.zeros(3, 2), torch.tensor([5, 5, 5]), torch.full((3, 1), 4), cfg_scale=scale)
+    assert x0.unique().tolist() == [expected]
+    assert network.sizes == [3 if scale == 1.0 else 6]  # no guidance costs no second evaluation
+
+
+def test_predictions_stay_within_bounds():
+    schedule = Schedule.linear(1000)
+    denoiser = Denoiser(Wiggly(), schedule, "eps", bounds=(-0.5, 0.25))
+    x_t, t = torch.randn(64, 4) * 3, torch.randint(1000, (64,))
+    x0, eps = denoiser.predict(x_t, t)
+    assert x0.min() >= -0.5
+    assert x0.max() <= 0.25
+    torch.testing.assert_close(schedule.add_noise(x0, eps, t), x_t, rtol=1e-3, atol=1e-4)  # still explains x_t
+
+
+def test_dropout_hides_each_column_on_its_own():
+    codes = torch.tensor([[1, 2]]).repeat(20_000, 1)
+    dropped = drop_conditions(codes, 0.25, torch.Generator().manual_seed(0))
+    hidden = dropped == 0
+    np.testing.assert_allclose(hidden.float().mean(0), [0.25, 0.25], atol=0.015)
+    assert hidden.all(dim=1).float().mean().item() == pytest.approx(0.0625, abs=0.01)
+    assert ((dropped == codes) | hidden).all()
+    assert drop_conditions(codes, 0.0, torch.Generator()) is codes
