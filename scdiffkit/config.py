@@ -270,7 +270,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"The configuration file {path} cannot be read: {e}") from e
-    return parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path))
+    values.pop("provenance", None)  # a run's config.yaml says where it came from; that is not a setting
+    return values
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

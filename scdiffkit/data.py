@@ -81,7 +81,8 @@ class Conditions:
             {
                 column: pd.Categorical.from_codes(codes[:, k] - 1, categories=categories)
                 for k, (column, categories) in enumerate(self.categories.items())
-            }
+            },
+            index=range(len(codes)),
         )
 
     def to_dict(self) -> dict[str, Any]:

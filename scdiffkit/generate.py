@@ -201,5 +201,5 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "cfg_scale": config.cfg_scale,
         "conditions": list(run_config.conditions),
         "target_sum": run_config.preprocess.target_sum,
-        "versions": {"scdiffkit": scdiffkit.__version__, "torch": torch.__version__, "anndata": ad.__version__},
+        "versions": {"scdiffkit": scdiffkit.__version__, "torch": str(torch.__version__), "anndata": ad.__version__},
     }

@@ -68,15 +68,20 @@ class Run:
         """
         run = cls(path)
         check_new_run(run.path, force=force)
-        if run.path.exists():
-            shutil.rmtree(run.path)
-        run._make_folder(run.path / "checkpoints")
-        provenance = {**provenance, "codec": codec.settings()}
-        values = {**run_config.to_dict(), "provenance": provenance}
-        atomic_write_text(run.path / "genes.txt", "".join(f"{g}\n" for g in genes))
-        atomic_write_text(run.path / "conditions.json", json.dumps(conditions, indent=1, ensure_ascii=False))
-        atomic_write_bytes(run.path / "codec.safetensors", save_tensors(codec.state()))
-        run._write_config(values)
+        building = cls(run.path.with_name(f".{run.path.name}.tmp"))  # renamed when complete: no half-made runs
+        shutil.rmtree(building.path, ignore_errors=True)
+        building._make_folder(building.path / "checkpoints")
+        try:
+            atomic_write_text(building.path / "genes.txt", "".join(f"{g}\n" for g in genes))
+            text = json.dumps(conditions, indent=1, ensure_ascii=False)
+            atomic_write_text(building.path / "conditions.json", text)
+            atomic_write_bytes(building.path / "codec.safetensors", save_tensors(codec.state()))
+            building._write_config(run_config, {**provenance, "codec": codec.settings()})
+            if run.path.exists():
+                shutil.rmtree(run.path)
+            os.replace(building.path, run.path)
+        finally:
+            shutil.rmtree(building.path, ignore_errors=True)
         run._point_latest()
         return run
 
@@ -117,10 +122,10 @@ class Run:
 
     def update_config(self, run_config: RunConfig) -> None:
         """Record settings that a resumed run changed (its length, its device)."""
-        values = {**run_config.to_dict(), "provenance": self.provenance()}
-        self._write_config(values)
+        self._write_config(run_config, self.provenance())
 
-    def _write_config(self, values: dict[str, Any]) -> None:
+    def _write_config(self, run_config: RunConfig, provenance: dict[str, Any]) -> None:
+        values = {**run_config.to_dict(), "provenance": provenance}
         atomic_write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def provenance(self) -> dict[str, Any]:

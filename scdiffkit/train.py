@@ -128,7 +128,7 @@ def versions() -> dict[str, str]:
     """Of this package and those that the result depends on."""
     return {
         "scdiffkit": scdiffkit.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "anndata": anndata.__version__,
         "numpy": np.__version__,
     }

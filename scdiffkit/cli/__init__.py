@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+from collections.abc import Callable
+from typing import Any
 
-import click
 import typer
 
 from scdiffkit.cli.console import complain, setup_logging
@@ -45,27 +46,29 @@ def _options(
     setup_logging(verbose=verbose, quiet=quiet)
 
 
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors a user can act on become a message and an exit code: 1 failed, 2 usage, 130 interrupted."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ScdiffError as e:
+            complain(str(e))
+            raise typer.Exit(e.exit_code) from e
+        except KeyboardInterrupt as e:
+            raise typer.Exit(INTERRUPTED) from e
+        except MemoryError as e:
+            complain("Out of memory. Try fewer genes (--n-top-genes), a smaller --batch-size, or fewer cells.")
+            raise typer.Exit(1) from e
+
+    return run
+
+
 for command in (demo, preprocess, train, sample, evaluate, info):
-    app.command()(command)
+    app.command()(_guarded(command))
 
 
 def main() -> None:
-    """Entry point of `scdiff`: exit code 0, 1 (failed), 2 (usage), 130 (interrupted)."""
-    try:
-        code = app(standalone_mode=False)
-    except click.ClickException as e:
-        e.show()
-        code = 2
-    except click.Abort:
-        code = INTERRUPTED
-    except ScdiffError as e:
-        complain(str(e))
-        code = e.exit_code
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except MemoryError:
-        complain("Out of memory. Try fewer genes (--n-top-genes), a smaller --batch-size, or fewer cells.")
-        code = 1
-    except BrokenPipeError:
-        code = 1
-    sys.exit(code or 0)
+    """Entry point of `scdiff`."""
+    app()

@@ -36,6 +36,8 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
     lines = []
     width = max((len(str(key)) for key in values), default=0)
     for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {item["name"]: _column(item) for item in value}
         if isinstance(value, Mapping) and value:
             lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
             continue
@@ -45,3 +47,15 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
             value = f"{value:.4g}"
         lines.append(f"{indent}{str(key).ljust(width)}  {'-' if value in (None, '', {}) else value}")
     return lines
+
+
+def _column(item: Mapping[str, Any]) -> str:
+    """An obs column in one line: type, number of categories, the commonest."""
+    text = item["dtype"]
+    if item.get("n_categories") is not None:
+        text += f", {item['n_categories']} categories"
+    if item.get("missing"):
+        text += f", {item['missing']} missing"
+    if item.get("top"):
+        text += ": " + ", ".join(f"{name} ({n})" for name, n in item["top"].items())
+    return text

@@ -1,0 +1,24 @@
+"""How alike two sets of cells are: one file a family of metrics, each metric an entry of METRICS.
+
+A new metric is a function of two matrices under `@metric(...)` in its family's file; evaluation, JSON and
+table pick it up from there.
+"""
+
+from scdiffkit.metrics import classifier, joint, marginals, papers
+from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
+from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
+
+__all__ = [
+    "METRICS",
+    "Direction",
+    "Metric",
+    "Space",
+    "as_csr",
+    "classifier",
+    "in_space",
+    "joint",
+    "marginals",
+    "metric",
+    "papers",
+    "principal_components",
+]

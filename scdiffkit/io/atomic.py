@@ -1,0 +1,95 @@
+"""Files that are either there in full or not at all: written beside the target, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from scdiffkit.errors import FileError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder; it takes the place of `path` on a clean exit.
+
+    On any exception, Ctrl-C included, the temporary is removed and what stood at `path` is left as it was.
+    Missing parent folders are created. Raises FileError when the folder cannot be created or written.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()  # the file behind the link is replaced, not the link
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        with writing(path):
+            _sync(temporary)
+            _replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, in full or not at all. Raises FileError when it cannot be written."""
+    with writing(path), atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, in full or not at all. Raises FileError when it cannot be written."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a FileError."""
+    try:
+        yield
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise FileError(
+            f"{path} could not be written: {reason}. Check the free space and your rights there, or choose "
+            f"another place."
+        ) from e
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(temporary, path)
+    else:  # a folder that is not empty cannot be replaced in one step: move it aside first
+        aside = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")
+        os.rename(path, aside)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        shutil.rmtree(aside)
+    with suppress(OSError):  # some network file systems cannot sync a folder; the rename itself has happened
+        _fsync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    for member in [*path.iterdir(), path] if path.is_dir() else [path]:
+        _fsync(member)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

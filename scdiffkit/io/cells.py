@@ -1,0 +1,199 @@
+"""Cells in and out of files, whatever the format."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.io import h5ad, loom, tenx
+from scdiffkit.io.atomic import atomic_path, writing
+from scdiffkit.io.formats import SUFFIXES, Format, check_output, format_of_content, format_of_name
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+log = logging.getLogger("scdiffkit")
+
+BLOCK = 2048  # cells written at once
+
+
+class CellFile(Protocol):
+    """A file that grows by batches of cells; `finish` returns what the format could not carry."""
+
+    def append(self, X: sparse.csr_matrix, layers: dict[str, sparse.csr_matrix]) -> None: ...
+    def finish(self, obs: pd.DataFrame) -> list[str]: ...
+    def close(self) -> None: ...
+
+
+READERS: dict[Format, Callable[[Path], AnnData]] = {
+    "h5ad": h5ad.read,
+    "loom": loom.read,
+    "10x": tenx.read_folder,
+    "10x-h5": tenx.read_h5,
+}
+FILES: dict[Format, Callable[[Path, pd.DataFrame, dict[str, Any], tuple[str, ...]], CellFile]] = {
+    "h5ad": h5ad.H5adFile,
+    "loom": loom.LoomFile,
+    "10x": tenx.TenxFolder,
+    "10x-h5": tenx.TenxH5,
+}
+
+
+def read(path: str | Path) -> AnnData:
+    """Cells from an h5ad, loom or 10x HDF5 file (v2, v3) or a 10x matrix folder (v2, v3, gzipped or not).
+
+    Sparse matrices come back as CSR, cells x genes. The content decides the format; ScdiffWarning when the
+    name says another one. 10x: var_names are gene symbols, made unique with a warning; ids are in
+    var["gene_ids"].
+    Raises FileError when the path is missing, damaged, or holds no cells.
+    """
+    path = Path(path)
+    format = format_of_content(path)
+    named = SUFFIXES.get(path.suffix.lower())
+    if format != "10x" and path.suffix.lower() not in (".h5", ".hdf5") and named != format:
+        warnings.warn(
+            f"{path} is a {format} file in spite of its name; it is read as such.", ScdiffWarning, 2
+        )
+    adata = _rows_first(READERS[format](path))
+    log.info("Read %s (%s): %d cells x %d genes", path, format, adata.n_obs, adata.n_vars)
+    return adata
+
+
+def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str | None = None) -> Path:
+    """Write cells to .h5ad, .loom, .h5 (10x HDF5) or a folder (10x matrix, no suffix); `format` overrules
+    the name.
+
+    Complete or not at all: a failure leaves what stood there. The 10x formats take layers["counts"] if there
+    is one, else X. What a format cannot carry is listed in one ScdiffWarning.
+    Raises FileError when `path` exists (without `force`) or cannot be written, ConfigError for an unknown
+    suffix.
+    """
+    path = Path(path)
+    chosen = format_of_name(path, format)
+    check_output(path, force, format)
+    if chosen == "h5ad":
+        with writing(path), atomic_path(path) as temporary:
+            h5ad.write(adata, temporary)
+        return path
+    layers = tuple(adata.layers)
+    X = adata.layers["counts"] if adata.X is None and "counts" in layers else adata.X
+    if X is None:
+        raise DataError(f"There is no X to write to {path}; write .h5ad, or set adata.X.")
+    uns = dict(adata.uns)
+    with CellWriter(
+        path, adata.var_names, var=adata.var, uns=uns, layers=layers, force=force, format=format
+    ) as out:
+        for name in ("obsm", "varm", "obsp", "varp"):
+            out.lost += [f"{name}[{key!r}]" for key in getattr(adata, name)]
+        out.lost += ["raw"] if adata.raw is not None else []
+        for start in range(0, max(adata.n_obs, 1), BLOCK):
+            rows = slice(start, start + BLOCK)
+            out.append(X[rows], {name: adata.layers[name][rows] for name in layers}, adata.obs.iloc[rows])
+    return path
+
+
+class CellWriter:
+    """Streams cells to a file with bounded memory (only obs is held until the end).
+
+    with CellWriter("cells.h5ad", genes, uns={...}) as out:
+        out.append(X, {"counts": counts}, obs)  # X (b, n_genes) CSR, log1p; counts (b, n_genes) CSR, integers
+
+    The file appears at its path on a clean exit; after an exception nothing is left behind. `lost` lists
+    what the format cannot carry; it is said in one ScdiffWarning on exit. Same input, same bytes.
+    Raises what `check_output` raises on construction, and DataError when a batch does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        var_names: Any,
+        *,
+        var: pd.DataFrame | None = None,
+        uns: dict[str, Any] | None = None,
+        layers: tuple[str, ...] = ("counts",),
+        force: bool = False,
+        format: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.lost: list[str] = []
+        self._format = format_of_name(path, format)
+        check_output(path, force, format)
+        names = pd.Index([str(name) for name in var_names], dtype=object)
+        if var is not None and len(var) != len(names):
+            raise DataError(f"var has {len(var)} rows for {len(names)} var_names.")
+        self._var = pd.DataFrame(index=names) if var is None else var.set_axis(names)
+        self._uns, self._layers = dict(uns or {}), tuple(layers)
+        self._obs: list[pd.DataFrame] = []
+
+    def __enter__(self) -> CellWriter:
+        with ExitStack() as stack, writing(self.path):
+            temporary = stack.enter_context(atomic_path(self.path))
+            make = FILES[self._format]
+            self._file = stack.enter_context(closing(make(temporary, self._var, self._uns, self._layers)))
+            self._stack = stack.pop_all()
+        return self
+
+    def append(self, X: Any, layers: dict[str, Any], obs: pd.DataFrame) -> None:
+        """Add b cells. X and layers: (b, n_genes), sparse or dense; layers["counts"] integers; obs: b rows.
+
+        Every batch has the same layers, obs columns and categories. Raises DataError when one does not fit.
+        """
+        if set(layers) != set(self._layers):
+            raise DataError(f"A batch has the layers {sorted(layers)}, expected {sorted(self._layers)}.")
+        if self._obs and not obs.dtypes.equals(self._obs[0].dtypes):
+            raise DataError("A batch has other obs columns, types or categories than the first.")
+        matrices = {name: self._as_csr(matrix, name, len(obs)) for name, matrix in {"X": X, **layers}.items()}
+        with writing(self.path):
+            self._file.append(matrices.pop("X"), matrices)
+        self._obs.append(obs)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack, writing(self.path):
+            obs = pd.concat(self._obs) if self._obs else pd.DataFrame(index=pd.Index([], dtype=object))
+            self.lost += self._file.finish(obs)
+        if self.lost:
+            warnings.warn(
+                f"{self.path}: {self._format} cannot carry {', '.join(self.lost)}; .h5ad carries all.",
+                ScdiffWarning,
+                2,
+            )
+
+    def _as_csr(self, matrix: Any, name: str, n: int) -> sparse.csr_matrix:
+        rows = sparse.csr_matrix(matrix)
+        if rows.shape != (n, len(self._var)):
+            raise DataError(f"A batch has {name} of shape {rows.shape}, expected {(n, len(self._var))}.")
+        if not rows.has_canonical_format:
+            rows = rows.copy()
+            rows.sum_duplicates()
+        if name == "counts" and not np.array_equal(rows.data, np.rint(rows.data)):
+            raise DataError('layers["counts"] has values that are not integers: it holds raw counts.')
+        return rows
+
+
+def _rows_first(adata: AnnData) -> AnnData:
+    """Sparse X, layers and raw as CSR."""
+    if sparse.issparse(adata.X) and adata.X.format != "csr":
+        adata.X = adata.X.tocsr()
+    for name, layer in adata.layers.items():
+        if sparse.issparse(layer) and layer.format != "csr":
+            adata.layers[name] = layer.tocsr()
+    if adata.raw is not None and sparse.issparse(adata.raw.X) and adata.raw.X.format != "csr":
+        raw = adata.raw.to_adata()
+        raw.X = raw.X.tocsr()
+        adata.raw = raw
+    return adata

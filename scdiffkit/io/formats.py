@@ -1,0 +1,157 @@
+"""Which format a path has: by its name before it is written, by its content when it is read."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import h5py
+
+from scdiffkit.errors import ConfigError, FileError, nearest
+from scdiffkit.io.atomic import writing
+
+Format = Literal["h5ad", "loom", "10x", "10x-h5"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[str, Format] = {".h5ad": "h5ad", ".loom": "loom", ".h5": "10x-h5", "": "10x"}
+KNOWN = "cells.h5ad, cells.loom, cells.h5 (10x HDF5) or a folder name without suffix (10x matrix folder)"
+
+# What a 10x folder may hold; anything else in a folder means that it is not ours to replace.
+TENX_FILES = ("barcodes.tsv", "genes.tsv", "features.tsv", "matrix.mtx", "obs.tsv", "scdiffkit.json")
+
+_SIGNATURES = (
+    (b"\x1f\x8b", "a gzip file: unpack it first (gunzip)"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"BZh", "a bzip2 file: unpack it first"),
+    (b"X\n", "an R data file (RDS): save it as .h5ad from R"),
+    (b"RDX", "an R data file: save it as .h5ad from R"),
+    (b"%%MatrixMarket", "a matrix in Matrix Market text: give the 10x folder it belongs to"),
+    (b"%PDF", "a PDF document"),
+)
+
+
+def format_of_name(path: str | Path, format: str | None = None) -> Format:
+    """The format to write at `path`: `format` if given, else by the suffix. ConfigError when unknown."""
+    if format is not None:
+        if format not in FORMATS:
+            raise ConfigError(f"There is no file format {format!r}; {nearest(format, FORMATS)}")
+        return next(f for f in FORMATS if f == format)
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: cells cannot be written as {suffix!r}; name the output {KNOWN}.")
+    return SUFFIXES[suffix]
+
+
+def format_of_content(path: str | Path) -> Format:
+    """The format of an existing file or folder, from what it holds.
+
+    Raises FileError when it is missing, cannot be opened, is cut short, or is nothing this tool reads.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return "10x"
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as e:
+        raise FileError(_missing(path)) from e
+    except OSError as e:
+        raise FileError(f"{path} cannot be opened: {e.strerror or e}. Check your rights and the path.") from e
+    if not h5py.is_hdf5(path):
+        raise FileError(f"{path} is {_what_it_is(head, path)}.")
+    with open_hdf5(path) as f:
+        keys = set(f)
+        if "row_attrs" in f and "col_attrs" in f and isinstance(f.get("matrix"), h5py.Dataset):
+            return "loom"
+        if isinstance(f.get("matrix"), h5py.Group) and "barcodes" in f["matrix"]:
+            return "10x-h5"
+        if any(isinstance(g, h5py.Group) and {"barcodes", "genes", "indptr"} <= set(g) for g in f.values()):
+            return "10x-h5"
+        if f.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= keys:
+            return "h5ad"
+    listed = ", ".join(sorted(keys)[:8]) or "nothing"
+    raise FileError(f"{path} is an HDF5 file, but not of an h5ad, loom or 10x kind (it holds: {listed}).")
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The HDF5 file at `path`, read-only; FileError when it is cut short or damaged."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as e:
+        raise FileError(damaged(path, e)) from e
+
+
+def damaged(path: Path, reason: object) -> str:
+    """The message for a file that starts as it should but cannot be read to its end."""
+    kind = "is cut short" if "truncated" in str(reason) else "is damaged or cut short"
+    return f"{path} {kind}: copy or download it again ({' '.join(str(reason).split())[:200]})."
+
+
+def check_output(path: str | Path, force: bool = False, format: str | None = None) -> None:
+    """Fail now rather than after hours of work when cells could not be written at `path`; writes nothing.
+
+    Raises ConfigError for an unknown suffix. Raises FileError when `path` exists and `force` is False, when
+    it is a folder other than a 10x matrix folder (that is never replaced), or when its folder cannot be
+    written.
+    """
+    path = Path(path)
+    chosen = format_of_name(path, format)
+    try:
+        if path.is_dir():
+            _check_folder(path, chosen, force)
+        elif path.exists() or path.is_symlink():
+            if chosen == "10x":
+                raise FileError(f"{path} is a file; a 10x folder cannot take its place. Name another one.")
+            if not force:
+                raise FileError(f"{path} exists already: choose another name, or replace it with --force.")
+    except PermissionError as e:
+        raise FileError(f"{path} cannot be looked at: {e.strerror}. Choose another place.") from e
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise FileError(
+            f"{path} could not be written: {folder} is a file, not a folder. Choose another place."
+        )
+    with writing(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _check_folder(path: Path, chosen: Format, force: bool) -> None:
+    if chosen != "10x":
+        raise FileError(f"{path} is a folder; a {chosen} file cannot take its place. Name another one.")
+    names = sorted(p.name for p in path.iterdir())
+    if names and not force:
+        raise FileError(f"{path} exists already: choose another name, or replace it with --force.")
+    foreign = [name for name in names if name.removesuffix(".gz") not in TENX_FILES]
+    if foreign:
+        raise FileError(
+            f"{path} is not only a 10x folder: it also holds {', '.join(map(repr, foreign[:3]))}. "
+            "It will not be replaced, not even with --force; choose another name."
+        )
+
+
+def _missing(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"{path} does not exist, and neither does the folder {parent}."
+    names = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
+    return f"{path} does not exist. In {parent.absolute()}: {nearest(path.name, names)}"
+
+
+def _what_it_is(head: bytes, path: Path) -> str:
+    if not head:
+        return "empty: copy or download it again"
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return f"not an HDF5 file but {kind}"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as e:
+        text = head[: e.start].decode("utf-8") if e.start > len(head) - 4 else ""
+    if text and all(c.isprintable() or c.isspace() for c in text):
+        kind = "a web page (a download that failed?)" if "<html" in text.lower() else "a text file"
+        return f"{kind}, not cells; this tool reads h5ad, loom, 10x HDF5 files and 10x matrix folders"
+    if path.suffix.lower() in (".h5ad", ".loom", ".h5", ".hdf5"):
+        return "not an HDF5 file, so neither h5ad, loom nor 10x: copy or download it again"
+    return "of an unknown kind; this tool reads h5ad, loom, 10x HDF5 files and 10x matrix folders"

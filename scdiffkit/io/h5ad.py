@@ -1,0 +1,129 @@
+"""The h5ad format: AnnData's own. Reading is AnnData's; streaming appends to its CSR datasets on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scdiffkit.errors import DataError, FileError
+from scdiffkit.io.formats import damaged
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Shuffle halves the size, higher levels save 1% more; lzf is quicker, but R's HDF5 libraries cannot read it.
+COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+CHUNK = 1 << 16
+
+
+def read(path: Path) -> AnnData:
+    """The cells of an h5ad file, as anndata reads them."""
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except OSError as e:
+        raise FileError(damaged(path, e)) from e
+    except (KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise FileError(f"{path} is an h5ad file that anndata {anndata.__version__} cannot read: {e}") from e
+
+
+def write(adata: AnnData, path: Path) -> None:
+    """Everything in `adata`; text columns stay text, but become categorical where values are missing."""
+    from anndata.io import write_h5ad
+
+    gaps = {
+        name: [c for c in frame if frame[c].dtype == object and frame[c].hasnans]
+        for name, frame in (("obs", adata.obs), ("var", adata.var))
+    }
+    if gaps["obs"] or gaps["var"]:
+        adata = adata.copy()  # h5ad has no missing text, but missing categories; the caller's columns stay
+        for frame, columns in ((adata.obs, gaps["obs"]), (adata.var, gaps["var"])):
+            for column in columns:
+                frame[column] = frame[column].astype("category")
+    with _saying_which_key():
+        write_h5ad(path, adata, convert_strings_to_categoricals=False, dataset_kwargs=COMPRESSION)
+
+
+class H5adFile:
+    """An h5ad file that grows by batches of cells."""
+
+    def __init__(self, path: Path, var: pd.DataFrame, uns: dict[str, Any], layers: tuple[str, ...]) -> None:
+        self._var, self._uns = var, uns
+        self._file = h5py.File(path, "w")
+        self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        self._layers = self._file.create_group("layers")
+        self._layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        self._matrices = {"X": GrowingCSR(self._file.create_group("X"), len(var), np.float32)}
+        for name in layers:
+            dtype = np.int32 if name == "counts" else np.float32
+            self._matrices[name] = GrowingCSR(self._layers.create_group(name), len(var), dtype)
+
+    def append(self, X: sparse.csr_matrix, layers: dict[str, sparse.csr_matrix]) -> None:
+        for name, matrix in {"X": X, **layers}.items():
+            self._matrices[name].append(matrix)
+
+    def finish(self, obs: pd.DataFrame) -> list[str]:
+        from anndata.io import write_elem
+
+        for matrix in self._matrices.values():
+            matrix.group.attrs.update(
+                {
+                    "encoding-type": "csr_matrix",
+                    "encoding-version": "0.1.0",
+                    "shape": np.array([matrix.n_rows, matrix.n_columns]),
+                }
+            )
+        with _saying_which_key():
+            write_elem(self._file, "obs", obs, dataset_kwargs=COMPRESSION)
+            write_elem(self._file, "var", self._var, dataset_kwargs=COMPRESSION)
+            write_elem(self._file, "uns", self._uns)
+            for empty in ("obsm", "varm", "obsp", "varp"):
+                write_elem(self._file, empty, {})
+        return []
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class GrowingCSR:
+    """A CSR matrix on disk (datasets data, indices, indptr) to which rows are appended."""
+
+    def __init__(self, group: h5py.Group, n_columns: int, dtype: type[np.generic]) -> None:
+        self.group, self.n_columns, self.n_rows = group, n_columns, 0
+        self._nnz = 0
+        for name, kind in (("data", dtype), ("indices", np.int32), ("indptr", np.int64)):
+            group.create_dataset(
+                name, shape=(0,), maxshape=(None,), dtype=kind, chunks=(CHUNK,), **COMPRESSION
+            )
+        _extend(group["indptr"], np.zeros(1, dtype=np.int64))
+
+    def append(self, rows: sparse.csr_matrix) -> None:
+        _extend(self.group["data"], rows.data)
+        _extend(self.group["indices"], rows.indices)
+        _extend(self.group["indptr"], rows.indptr[1:].astype(np.int64) + self._nnz)
+        self._nnz += rows.nnz
+        self.n_rows += rows.shape[0]
+
+
+def _extend(dataset: h5py.Dataset, values: np.ndarray) -> None:
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values
+
+
+@contextmanager
+def _saying_which_key() -> Iterator[None]:
+    """anndata's refusals to write a value, as a DataError with the key that anndata notes on them."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, NotImplementedError) as e:
+        notes = " ".join(getattr(e, "__notes__", []))
+        raise DataError(f"The cells cannot be written as h5ad: {e} {notes} Change or drop that entry.") from e

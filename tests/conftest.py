@@ -1,0 +1,40 @@
+"""Cells for all tests: `demo` are real, `tiny` are synthetic. Copy them before changing them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+
+@pytest.fixture(scope="session")
+def demo() -> AnnData:
+    """700 real cells x 765 genes, 10 types in obs["cell_type"], X raw counts."""
+    from scdiffkit.preprocess import demo_cells
+
+    return demo_cells()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> AnnData:
+    """240 cells x 60 genes: negative-binomial counts, 3 clearly different types (120/80/40), 2 donors."""
+    rng = np.random.default_rng(0)
+    types = np.repeat(["B", "Mono", "T"], [120, 80, 40])
+    rates = rng.gamma(1.0, 1.0, size=60)
+    profiles = {name: rates.copy() for name in ("B", "Mono", "T")}
+    for i, name in enumerate(profiles):
+        profiles[name][15 * i : 15 * (i + 1)] *= 8  # 15 marker genes each
+    means = np.stack([profiles[name] for name in types]) * rng.lognormal(0, 0.3, size=(240, 1))
+    counts = rng.negative_binomial(5, 5 / (5 + means)).astype(np.float32)
+    order = rng.permutation(240)
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(types[order], categories=["B", "Mono", "T"]),
+            "donor": pd.Categorical(rng.choice(["d1", "d2"], size=240), categories=["d1", "d2"]),
+        },
+        index=[f"cell{i:03d}" for i in range(240)],
+    )
+    names = [f"gene{i:02d}" for i in range(56)] + ["MT-CO1", "MT-CO2", "MT-ND1", "MT-ND4"]
+    return AnnData(X=sparse.csr_matrix(counts[order]), obs=obs, var=pd.DataFrame(index=names))

@@ -1,0 +1,134 @@
+"""Composition is exact, batches hold the cells they say, and the order of training is a function of seed and step."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scdiffkit.data import Cells, Conditions, rows_of_step, split
+from scdiffkit.errors import DataError
+from scdiffkit.preprocess import preprocess
+
+OBS = pd.DataFrame(
+    {
+        "cell_type": pd.Categorical(["B", "T", "T", "NK", "T", "B"], categories=["NK", "T", "B", "unused"]),
+        "donor": ["d1", "d1", "d2", "d2", "d1", "d2"],
+    }
+)
+
+
+def test_codes_keep_the_order_of_categories_and_leave_out_unused_ones():
+    conditions = Conditions.of(OBS, ["cell_type", "donor"])
+    assert conditions.categories == {"cell_type": ["NK", "T", "B"], "donor": ["d1", "d2"]}
+    assert conditions.encode(OBS).tolist() == [[3, 1], [2, 1], [2, 2], [1, 2], [2, 1], [3, 2]]
+
+
+def test_decode_is_the_inverse_and_keeps_categories():
+    conditions = Conditions.of(OBS, ["cell_type", "donor"])
+    decoded = conditions.decode(conditions.encode(OBS))
+    assert decoded["cell_type"].astype(str).tolist() == OBS["cell_type"].astype(str).tolist()
+    assert list(decoded["cell_type"].cat.categories) == ["NK", "T", "B"]
+    assert conditions.decode(np.array([[0, 1]])).isna().to_numpy().tolist() == [[True, False]]
+
+
+def test_they_survive_json():
+    conditions = Conditions.of(OBS, ["cell_type", "donor"])
+    assert Conditions.from_dict(conditions.to_dict()) == conditions
+
+
+def counted(conditions, codes):
+    return conditions.decode(codes).astype(str).value_counts().to_dict()
+
+
+def test_the_training_composition_is_the_default():
+    conditions = Conditions.of(OBS, ["cell_type", "donor"])
+    assert counted(conditions, conditions.compose(12)) == {
+        ("T", "d1"): 4, ("B", "d1"): 2, ("B", "d2"): 2, ("NK", "d2"): 2, ("T", "d2"): 2,
+    }  # fmt: skip
+
+
+def test_where_restricts_and_the_rest_follows_the_training_cells():
+    conditions = Conditions.of(OBS, ["cell_type", "donor"])
+    assert counted(conditions, conditions.compose(9, {"cell_type": ["T"]})) == {("T", "d1"): 6, ("T", "d2"): 3}
+    both = conditions.compose(30, {"cell_type": ["T", "NK"], "donor": ["d2"]})
+    assert counted(conditions, both) == {("T", "d2"): 15, ("NK", "d2"): 15}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"cell_type": ["b"]}, r"never seen cell_type='b'; did you mean 'B'"),
+        ({"celltype": ["B"]}, r"'celltype'; did you mean 'cell_type'"),
+        ({"cell_type": ["NK"], "donor": ["d1"]}, "No training cell had cell_type=NK and donor=d1"),
+    ],
+)
+def test_what_was_never_seen_is_refused_by_name(where, message):
+    with pytest.raises(DataError, match=message):
+        Conditions.of(OBS, ["cell_type", "donor"]).compose(5, where)
+
+
+def test_like_copies_composition_and_number():
+    conditions = Conditions.of(OBS, ["cell_type"])
+    other = pd.DataFrame({"cell_type": ["B"] * 3 + ["NK"]})
+    assert counted(conditions, conditions.composition_of(other, None)) == {("B",): 3, ("NK",): 1}
+    assert counted(conditions, conditions.composition_of(other, 8)) == {("B",): 6, ("NK",): 2}
+    with pytest.raises(DataError, match="never seen"):
+        conditions.composition_of(pd.DataFrame({"cell_type": ["Bee"]}), None)
+    with pytest.raises(DataError, match="no obs column 'cell_type'"):
+        conditions.composition_of(pd.DataFrame({"celltype": ["B"]}), None)
+
+
+@given(st.integers(1, 5000), st.lists(st.integers(1, 1000), min_size=1, max_size=30))
+def test_apportioning_is_exact_to_one_cell(n, cells):
+    conditions = Conditions({"c": [str(i) for i in range(len(cells))]}, [])
+    codes = conditions.apportion(n, [((i + 1,), m) for i, m in enumerate(cells)])
+    assert len(codes) == n
+    got = np.bincount(codes[:, 0], minlength=len(cells) + 1)[1:]
+    assert np.abs(got - n * np.array(cells) / sum(cells)).max() < 1
+
+
+def test_no_conditions_is_a_composition_too():
+    conditions = Conditions.of(OBS, [])
+    assert conditions.compose(4).shape == (4, 0)
+    assert conditions.decode(np.zeros((4, 0), dtype=int)).shape == (4, 0)
+
+
+@given(st.integers(1, 60), st.integers(1, 90), st.integers(0, 3))
+def test_every_epoch_shows_every_cell_once(n, batch_size, seed):
+    steps = -(-3 * n // batch_size)
+    stream = np.concatenate([rows_of_step(s, batch_size, n, seed) for s in range(steps)])
+    for epoch in range(3):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert all(len(rows_of_step(s, batch_size, n, seed)) == batch_size for s in range(steps))
+
+
+def test_epochs_differ_and_seeds_differ():
+    a, b = rows_of_step(0, 50, 50, 0), rows_of_step(1, 50, 50, 0)
+    assert a.tolist() != b.tolist()
+    assert a.tolist() != rows_of_step(0, 50, 50, 1).tolist()
+    assert a.tolist() == rows_of_step(0, 50, 50, 0).tolist()
+
+
+@given(st.integers(1, 500), st.floats(0, 0.5), st.integers(0, 5))
+def test_the_split_is_a_partition(n, share, seed):
+    train, val = split(n, share, seed)
+    assert sorted([*train, *val]) == list(range(n))
+    assert len(val) == round(n * share)
+
+
+def test_batches_are_the_cells(tiny):
+    prepared = preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", label="cell_type")
+    genes = list(prepared.var_names[prepared.var["highly_variable"]])[::-1]
+    conditions = Conditions.of(prepared.obs, ["cell_type", "donor"])
+    cells = Cells.of(prepared, genes, conditions)
+    rows = np.array([5, 0, 17])
+    counts, library_size, codes = cells.batch(rows)
+    raw = prepared[:, genes].layers["counts"].toarray()
+    np.testing.assert_array_equal(counts, raw[rows])
+    totals = np.asarray(prepared.layers["counts"].sum(axis=1)).ravel()  # over all genes, chosen or not
+    np.testing.assert_array_equal(library_size, totals[rows])
+    donors = conditions.decode(codes.numpy())["donor"].astype(str).tolist()
+    assert donors == prepared.obs["donor"].astype(str).iloc[rows].tolist()
+    together = np.concatenate([c for c, _ in cells.batches(np.arange(len(cells)), 7)])
+    np.testing.assert_array_equal(together, raw)
