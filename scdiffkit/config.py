@@ -142,7 +142,12 @@ class DiffusionConfig(_Config):
     num_train_timesteps: int = Field(1000, ge=2, description="T")
     beta_start: float | None = Field(None, gt=0, lt=1, description="first beta of the linear schedule (1e-4)")
     beta_end: float | None = Field(None, gt=0, lt=1, description="last beta of the linear schedule (0.02)")
-    prediction_type: PredictionType = "v"
+    prediction_type: PredictionType = Field("v", description="what the network predicts, and the unit of the loss")
+    output: Literal["direct", "spike-slab"] = Field(
+        "direct",
+        description="'direct': the network's output is the prediction (the papers); 'spike-slab': it shifts each "
+        "gene's odds and level of being detected, from which Bayes' rule gives x0 at once",
+    )
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weighting; None: plain MSE")
 
     @model_validator(mode="before")
@@ -151,7 +156,11 @@ class DiffusionConfig(_Config):
         if not isinstance(data, dict):
             return data
         if data.get("schedule", "cosine") == "linear":
-            return {**data, "beta_start": data.get("beta_start") or 1e-4, "beta_end": data.get("beta_end") or 0.02}
+            return {
+                **data,
+                "beta_start": data.get("beta_start") or 1e-4,
+                "beta_end": data.get("beta_end") or 0.02,
+            }
         for key in ("beta_start", "beta_end"):
             if data.get(key) is not None:
                 raise ValueError(f"{key} is read only by the linear schedule")
@@ -311,13 +320,21 @@ def build_run_config(
         raise ConfigError(f"Preset {preset!r} has no values for --arch {arch}, only for {fitting}; try --preset small.")
     values["model"] = {**per_arch[arch], "arch": arch}
     _merge(values, file_values)
-    for key, value in (overrides or {}).items():
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(values, nested)
+    _merge(values, _nested(overrides or {}))
     values["preset"], values["model"]["arch"] = preset, arch
     return RunConfig.from_dict(values)
+
+
+def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"train.lr": 1} -> {"train": {"lr": 1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in dotted.items():
+        section = nested
+        *parents, leaf = key.split(".")
+        for part in parents:
+            section = section.setdefault(part, {})
+        section[leaf] = value
+    return nested
 
 
 def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
@@ -327,9 +344,10 @@ def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
-    for a, b in (("max_steps", "max_epochs"), ("max_epochs", "max_steps")):
-        if other.get(a) is not None and other.get(b) is None:
-            into[b] = None
+    length = {"max_steps", "max_epochs"}
+    given = {key for key in length if other.get(key) is not None}
+    if len(given) == 1:
+        into.update(dict.fromkeys(length - given))
 
 
 def _validated(cls: type[C], values: dict[str, Any]) -> C:

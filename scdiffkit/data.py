@@ -50,9 +50,7 @@ class Conditions:
         """Code of one category, or DataError naming the nearest."""
         self._check_column(column)
         if value not in self.categories[column]:
-            raise DataError(
-                f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}"
-            )
+            raise DataError(f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}")
         return self.categories[column].index(value) + 1
 
     def _check_column(self, column: str) -> None:
@@ -79,7 +77,7 @@ class Conditions:
         """Codes (n, K) -> categorical columns with the training data's categories; "unknown" is missing."""
         return pd.DataFrame(
             {
-                column: pd.Categorical.from_codes(codes[:, k] - 1, categories=categories)
+                column: pd.Categorical.from_codes(codes[:, k] - 1, categories=pd.Index(categories, dtype=object))
                 for k, (column, categories) in enumerate(self.categories.items())
             },
             index=range(len(codes)),
@@ -111,7 +109,9 @@ class Conditions:
         ]
         if not kept:
             asked = " and ".join(f"{c}={'|'.join(v)}" for c, v in (where or {}).items())
-            raise DataError(f"No training cell had {asked}, so there is no composition to follow; ask for fewer at once.")
+            raise DataError(
+                f"No training cell had {asked}, so there is no composition to follow; ask for fewer at once."
+            )
         return self.apportion(n, kept)
 
     def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
@@ -164,7 +164,7 @@ class Cells:
 def split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and for validation, each sorted; the same for the same seed."""
     order = np.random.default_rng([seed, 1]).permutation(n)
-    n_val = int(round(n * val_fraction))
+    n_val = round(n * val_fraction)
     return np.sort(order[n_val:]), np.sort(order[:n_val])
 
 

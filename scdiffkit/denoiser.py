@@ -14,6 +14,37 @@ from scdiffkit.models.layers import UNKNOWN
 from scdiffkit.schedule import Schedule
 
 
+class SpikeSlab(nn.Module):
+    """x0 of a gene that is either exactly zero (spike) or about its usual level (slab), given its noisy value.
+
+    The network sees the whole cell and gives, per gene, a shift of the log odds of being detected and of the level
+    where it is, (B, 2, D); the gene's own noisy value then decides by Bayes' rule. What the network need not learn
+    is the sharp step from noisy to zero or not, once for every gene. Before training this is the exact denoiser of
+    independent genes.
+
+    spike: x0 of a zero; log_odds, mean, std: (D,), of being detected, and of x0 where it is.
+    """
+
+    GAIN = 4.0  # log odds move over a wider range than the network's outputs
+
+    def __init__(self, spike: float, log_odds: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.spike = spike
+        self.log_odds, self.mean, self.log_std = (nn.Parameter(a.clone()) for a in (log_odds, mean, std.log()))
+
+    def forward(self, output: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """The posterior mean of x0 (B, D); x_t ~ N(signal * x0, noise^2)."""
+        shift_odds, shift_mean = output.unbind(1)
+        std = self.log_std.exp()
+        mean = self.mean + shift_mean * std
+        variance = (signal * std) ** 2 + noise**2  # of x_t, where the gene is detected
+        likelihood_slab = -0.5 * ((x_t - signal * mean) ** 2 / variance + variance.log())
+        likelihood_spike = -0.5 * ((x_t - signal * self.spike) ** 2 / noise**2 + 2 * noise.log())
+        p = torch.sigmoid(self.log_odds + self.GAIN * shift_odds + likelihood_slab - likelihood_spike)
+        slab = mean + signal * std**2 / variance * (x_t - signal * mean)
+        return (1 - p) * self.spike + p * slab
+
+
 class Denoiser(nn.Module):
     """What a sampler and a training loop need of a network, whatever the network predicts.
 
@@ -28,6 +59,7 @@ class Denoiser(nn.Module):
         prediction_type: PredictionType,
         min_snr_gamma: float | None = None,
         bounds: tuple[float, float] | None = None,
+        head: SpikeSlab | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -35,10 +67,14 @@ class Denoiser(nn.Module):
         self.prediction_type = prediction_type
         self.min_snr_gamma = min_snr_gamma
         self.bounds = bounds
+        self.head = head
 
     def to_x0_and_eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output (B, D) read as its prediction type -> x0 (B, D) and eps (B, D)."""
+        """The network's output (B, D), or (B, 2, D) for a head, read as what it means -> x0 and eps, each (B, D)."""
         signal, noise = self.schedule.signal_and_noise(t, x_t)
+        if self.head is not None:
+            output = self.head(output, x_t, signal, noise)
+            return output, (x_t - signal * output) / noise
         if self.prediction_type == "eps":
             return (x_t - noise * output) / signal, output
         if self.prediction_type == "v":
@@ -65,8 +101,11 @@ class Denoiser(nn.Module):
 
     def forward(self, x0: Tensor, conditions: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
         """Training loss of each cell (B,): weighted mean squared error of the prediction."""
-        output = self.network(self.schedule.add_noise(x0, eps, t), t, conditions)
-        error = (output.float() - self.target(x0, eps, t)).square().mean(dim=1)
+        x_t = self.schedule.add_noise(x0, eps, t)
+        output = self.network(x_t, t, conditions).float()
+        if self.head is not None:
+            output = self.target(*self.to_x0_and_eps(output, x_t, t), t)
+        error = (output - self.target(x0, eps, t)).square().mean(dim=1)
         return self.loss_weights(t) * error
 
     def predict(
@@ -74,12 +113,12 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x0 (B, D) and eps (B, D) at step t (B,), guided when cfg_scale is not 1, with x0 within bounds."""
         if cfg_scale == 1.0 or conditions is None:
-            output = self.network(x_t, t, conditions)
+            x0, eps = self.to_x0_and_eps(self.network(x_t, t, conditions).float(), x_t, t)
         else:
             both = torch.cat([conditions, torch.full_like(conditions, UNKNOWN)])
-            given, free = self.network(x_t.repeat(2, 1), t.repeat(2), both).chunk(2)
-            output = free + cfg_scale * (given - free)
-        x0, eps = self.to_x0_and_eps(output.float(), x_t, t)
+            outputs = self.network(x_t.repeat(2, 1), t.repeat(2), both).float().chunk(2)
+            (x0, eps), (free_x0, free_eps) = (self.to_x0_and_eps(output, x_t, t) for output in outputs)
+            x0, eps = torch.lerp(free_x0, x0, cfg_scale), torch.lerp(free_eps, eps, cfg_scale)
         if self.bounds is not None:
             x0 = x0.clamp(*self.bounds)
             signal, noise = self.schedule.signal_and_noise(t, x_t)

@@ -7,10 +7,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
@@ -64,6 +64,7 @@ def sample(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = config or SampleConfig()
+    steps_of(config, run.config().diffusion.num_train_timesteps)  # refused before anything is written
     if out is not None:
         check_output(Path(out), force=force)
     codes = _composition(Conditions.from_dict(run.conditions()), n, where, like)
@@ -75,7 +76,9 @@ def sample(
     with contextlib.ExitStack() as stack:
         writer = None
         if out is not None:
-            writer = stack.enter_context(CellWriter(out, run.genes(), var=var, uns=uns, layers=("counts",), force=force))
+            writer = stack.enter_context(
+                CellWriter(out, run.genes(), var=var, uns=uns, layers=("counts",), force=force)
+            )
         kept = []
         for batch in batches:
             if writer:
@@ -104,6 +107,8 @@ def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
         if config.speedup > num_train_timesteps:
             raise ConfigError(f"--speedup {config.speedup} is more than the run's T = {num_train_timesteps} steps.")
         return math.ceil(num_train_timesteps / config.speedup)
+    if config.steps and config.steps > num_train_timesteps:
+        raise ConfigError(f"The number of sampling steps must be in 1..{num_train_timesteps}, not {config.steps}.")
     return config.steps or min(DEFAULT_STEPS, num_train_timesteps)
 
 
@@ -158,7 +163,12 @@ def _batches(run: Run, codes: np.ndarray, config: SampleConfig) -> Iterator[Batc
 
 
 def _diffuse(
-    denoiser: Denoiser, codes: torch.Tensor, dim: int, config: SampleConfig, steps: int, generator: torch.Generator
+    denoiser: Denoiser,
+    codes: torch.Tensor,
+    dim: int,
+    config: SampleConfig,
+    steps: int,
+    generator: torch.Generator,
 ) -> torch.Tensor:
     """x0 (B, D) for codes (B, K), from fresh noise."""
     x = torch.randn(len(codes), dim, generator=generator, device=codes.device)
@@ -201,5 +211,9 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "cfg_scale": config.cfg_scale,
         "conditions": list(run_config.conditions),
         "target_sum": run_config.preprocess.target_sum,
-        "versions": {"scdiffkit": scdiffkit.__version__, "torch": str(torch.__version__), "anndata": ad.__version__},
+        "versions": {
+            "scdiffkit": scdiffkit.__version__,
+            "torch": str(torch.__version__),
+            "anndata": metadata.version("anndata"),
+        },
     }

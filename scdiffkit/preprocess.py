@@ -22,6 +22,7 @@ log = logging.getLogger("scdiffkit")
 
 LAYER = 'layers["counts"]'
 SPANS = (0.3, 0.5, 1.0)  # of seurat_v3's loess; below some 200 cells 0.3 sees too few different means
+FEWEST_VARYING = 10
 ROUNDING = 1e-6  # counts this close to integers are integers that went through arithmetic
 
 
@@ -49,7 +50,6 @@ def preprocess(
     for key in labels:
         check_label(adata, key)
     cells, source = _counts_adata(adata)
-    _check_names(cells)
 
     cells = _filter_cells(cells, config)
     cells = _filter_genes(cells, config)
@@ -64,9 +64,7 @@ def preprocess(
     cells.var["highly_variable"] = _choose_genes(cells, config)
     log.info("Normalised to %g counts per cell, log1p", config.target_sum)
 
-    parameters = config.model_dump(
-        mode="json", exclude_none=True
-    )  # h5ad has no None: what is off is left out
+    parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
     cells.uns["scdiffkit"] = {
         **adata.uns.get("scdiffkit", {}),
         "preprocess": {**parameters, "source": source, "version": _version()},
@@ -83,9 +81,7 @@ def is_prepared(adata: AnnData) -> bool:
 def prepared_config(adata: AnnData) -> PreprocessConfig:
     """The parameters `adata` was prepared with. Raises DataError when it was not prepared by this tool."""
     if not is_prepared(adata):
-        raise DataError(
-            "These cells were not prepared by this tool: run `scdiff preprocess` on their raw counts."
-        )
+        raise DataError("These cells were not prepared by this tool: run `scdiff preprocess` on their raw counts.")
     recorded = dict(adata.uns["scdiffkit"]["preprocess"])
     for key in ("source", "version"):
         recorded.pop(key, None)
@@ -93,9 +89,9 @@ def prepared_config(adata: AnnData) -> PreprocessConfig:
 
 
 def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
-    """Raw counts (cells x genes, CSR float32 integers) and where they were: layers["counts"], raw or X, in
-    that order.
+    """Raw counts (cells x genes, CSR float32 integers) and where they were.
 
+    They are looked for in layers["counts"], raw and X, in that order.
     `raw` may hold other genes than `adata`: then they are those of adata.raw.var_names.
     Raises DataError when none of them holds raw counts, or when layers["counts"] is there and does not.
     """
@@ -145,9 +141,7 @@ def check_label(adata: AnnData, key: str) -> None:
         )
     if different <= 1:
         value = repr(str(column.iloc[0])) if len(column) else "no cell"
-        raise DataError(
-            f"obs column {key!r} has one value ({value}): there is nothing to learn from it; leave it out."
-        )
+        raise DataError(f"obs column {key!r} has one value ({value}): there is nothing to learn from it; leave it out.")
     if different == len(column):
         raise DataError(
             f"obs column {key!r} has another value for each of the {different} cells: it names cells "
@@ -165,8 +159,7 @@ def lognormalise(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_mat
 
 
 def demo_cells() -> AnnData:
-    """700 blood cells x 765 genes with 10 types in obs["cell_type"], X raw counts (CSR float32); bundled
-    with scanpy.
+    """700 blood cells x 765 genes that come with scanpy: X raw counts (CSR float32), obs["cell_type"] 10 types.
 
     Source: scanpy.datasets.pbmc68k_reduced (Zheng et al. 2017). Its `raw` is log1p of normalised counts, in
     which a cell's smallest value stands for one count. Raises DataError when that does not give integers.
@@ -197,6 +190,7 @@ def demo_cells() -> AnnData:
 def _counts_adata(adata: AnnData) -> tuple[AnnData, str]:
     """A new AnnData with the raw counts as X, and obs and var columns; nothing else is carried on."""
     from anndata import AnnData
+    from anndata.utils import make_index_unique
 
     counts, source = find_counts(adata)
     var = adata.raw.var if source == "raw" else adata.var
@@ -205,7 +199,22 @@ def _counts_adata(adata: AnnData) -> tuple[AnnData, str]:
     for axis, n in (("cells", counts.shape[0]), ("genes", counts.shape[1])):
         if n == 0:
             raise DataError(f"The data has no {axis} ({counts.shape[0]} cells x {counts.shape[1]} genes).")
-    return AnnData(X=counts, obs=adata.obs.copy(), var=var.copy()), source
+    repeated = var.index[var.index.duplicated()].unique()
+    if len(repeated):
+        examples = ", ".join(repr(str(name)) for name in repeated[:3])
+        raise DataError(
+            f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
+        )
+    obs = adata.obs.copy()
+    if not obs.index.is_unique:
+        n = int(obs.index.duplicated().sum())
+        obs.index = make_index_unique(obs.index)
+        warnings.warn(
+            f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.",
+            ScdiffWarning,
+            3,
+        )
+    return AnnData(X=counts, obs=obs, var=var.copy()), source
 
 
 def _as_csr(matrix: Any) -> sparse.csr_matrix:
@@ -251,32 +260,11 @@ def _check_batch_key(adata: AnnData, config: PreprocessConfig) -> None:
         )
     if config.batch_key not in adata.obs:
         raise DataError(
-            f"--batch-key: there is no obs column {config.batch_key!r}; "
-            f"{nearest(config.batch_key, adata.obs.columns)}"
+            f"--batch-key: there is no obs column {config.batch_key!r}; {nearest(config.batch_key, adata.obs.columns)}"
         )
     missing = int(adata.obs[config.batch_key].isna().sum())
     if missing:
-        raise DataError(
-            f"--batch-key: obs column {config.batch_key!r} has no value for {missing} cells: fill them in."
-        )
-
-
-def _check_names(cells: AnnData) -> None:
-    repeated = cells.var_names[cells.var_names.duplicated()].unique()
-    if len(repeated):
-        examples = ", ".join(repr(str(name)) for name in repeated[:3])
-        raise DataError(
-            f"{len(repeated)} gene names occur more than once ({examples}): run "
-            f"adata.var_names_make_unique() first."
-        )
-    if not cells.obs_names.is_unique:
-        n = int(cells.obs_names.duplicated().sum())
-        cells.obs_names_make_unique()
-        warnings.warn(
-            f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.",
-            ScdiffWarning,
-            3,
-        )
+        raise DataError(f"--batch-key: obs column {config.batch_key!r} has no value for {missing} cells: fill them in.")
 
 
 def _filter_cells(cells: AnnData, config: PreprocessConfig) -> AnnData:
@@ -389,6 +377,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
     """scanpy's choice; seurat_v3 is tried with wider spans where its loess is singular."""
     if config.hvg_flavor != "seurat_v3":
         return _scanpy_selection(cells, config)
+    _check_enough_to_fit(cells, config)
     for span in SPANS[:-1]:
         try:
             return _scanpy_selection(cells, config, layer="counts", span=span)
@@ -401,6 +390,21 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
                 4,
             )
     return _scanpy_selection(cells, config, layer="counts", span=SPANS[-1])
+
+
+def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
+    """Refuse what would make the loess library crash the whole process: hardly any gene that varies."""
+    counts = cells.layers["counts"]
+    batches = pd.Series("", index=cells.obs_names) if config.batch_key is None else cells.obs[config.batch_key]
+    for batch in batches.unique():
+        rows = counts[(batches == batch).to_numpy()]
+        varying = int((rows.max(axis=0) != rows.min(axis=0)).sum())
+        if varying < FEWEST_VARYING:
+            where = f" of {config.batch_key} {str(batch)!r}" if config.batch_key else ""
+            raise DataError(
+                f"Gene selection 'seurat_v3' needs {FEWEST_VARYING} genes that differ between cells; in the "
+                f"{rows.shape[0]} cells{where} there are {varying}. Choose --hvg-flavor seurat."
+            )
 
 
 def _scanpy_selection(cells: AnnData, config: PreprocessConfig, **options: Any) -> np.ndarray:

@@ -1,18 +1,17 @@
 """A run: the directory that holds a trained model. The only code that knows its file names.
 
-    config.yaml           every setting, and where the run came from; `scdiff train --config` takes it back
-    genes.txt             the genes of the output, in order
-    conditions.json       condition columns, categories, composition of the training cells
-    codec.safetensors     what the codec learnt
-    checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
-    metrics.jsonl         one line of figures a time
-    train.log             what was said
+config.yaml           every setting, and where the run came from; `scdiff train --config` takes it back
+genes.txt             the genes of the output, in order
+conditions.json       condition columns, categories, composition of the training cells
+codec.safetensors     what the codec learnt
+checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
+metrics.jsonl         one line of figures a time
+train.log             what was said
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import yaml
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -31,7 +30,7 @@ from torch import Tensor
 from scdiffkit import codecs, config, models
 from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import RunConfig
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.denoiser import Denoiser, SpikeSlab
 from scdiffkit.errors import FileError, RunError, nearest
 from scdiffkit.io import atomic_write_bytes, atomic_write_text
 from scdiffkit.schedule import Schedule
@@ -94,7 +93,9 @@ class Run:
         if path is None:
             path = RUNS / LATEST
             if not path.exists():
-                raise RunError(f"There is no run in {RUNS}/ yet: train one with `scdiff train DATA`, or name its folder.")
+                raise RunError(
+                    f"There is no run in {RUNS}/ yet: train one with `scdiff train DATA`, or name its folder."
+                )
             path = path.parent / os.readlink(path)
         run = cls(path)
         if not run.path.is_dir() and (RUNS / run.path / "config.yaml").is_file():
@@ -113,7 +114,9 @@ class Run:
         return self.path.resolve().name
 
     def _config_values(self) -> dict[str, Any]:
-        return config.parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"), str(self.path / "config.yaml"))
+        return config.parse_yaml(
+            (self.path / "config.yaml").read_text(encoding="utf-8"), str(self.path / "config.yaml")
+        )
 
     def config(self) -> RunConfig:
         values = self._config_values()
@@ -143,7 +146,9 @@ class Run:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError as e:
-            raise RunError(f"The run {self.path} is incomplete: {name} is missing. Copy it again, or train anew.") from e
+            raise RunError(
+                f"The run {self.path} is incomplete: {name} is missing. Copy it again, or train anew."
+            ) from e
 
     def _tensors(self, path: Path) -> dict[str, Tensor]:
         try:
@@ -162,9 +167,10 @@ class Run:
         """The denoiser as it is before training; the weights follow torch's seed."""
         run_config, codec = self.config(), self.codec()
         num_categories = [len(c) for c in self.conditions()["categories"].values()]
-        network = models.build(codec.dim, run_config.model, num_categories)
         d = run_config.diffusion
-        return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds)
+        head = SpikeSlab(*codec.spike_slab()) if d.output == "spike-slab" else None
+        network = models.build(codec.dim, run_config.model, num_categories, outputs=2 if head else 1)
+        return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
 
     def denoiser(self, step: int | None = None) -> Denoiser:
         """The trained denoiser (the moving average of the weights where there is one) of a checkpoint.
@@ -174,7 +180,7 @@ class Run:
         folder = self._checkpoint(step)
         ema = folder / "ema.safetensors"
         denoiser = self.new_denoiser()
-        denoiser.network.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
+        denoiser.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
         return denoiser.eval().requires_grad_(False)
 
     # Checkpoints
@@ -318,9 +324,9 @@ def check_new_run(path: Path, *, force: bool = False) -> None:
         raise FileError(f"{path} cannot be made: {existing} cannot be written. Choose another folder with --out.")
 
 
-def fingerprint(*parts: Any) -> str:
-    """A short hash of text and arrays, the same on every machine."""
+def fingerprint(*parts: str | np.ndarray) -> str:
+    """A short hash of texts and arrays, the same on every machine."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else memoryview(copy.copy(part)).cast("B"))
+        digest.update(part.encode() if isinstance(part, str) else part.tobytes())
     return digest.hexdigest()

@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import torch
 from anndata import AnnData
@@ -102,9 +102,7 @@ def train(
             )
         run.update_config(run_config)
     else:
-        codec = codecs.build(
-            run_config.codec, num_genes=len(genes), target_sum=run_config.preprocess.target_sum
-        )
+        codec = codecs.build(run_config.codec, num_genes=len(genes), target_sum=run_config.preprocess.target_sum)
         codec.fit(cells.batches(train_rows))
         provenance = {
             "run_id": fingerprint(run_config.to_yaml(), data_id),
@@ -129,7 +127,7 @@ def versions() -> dict[str, str]:
     return {
         "scdiffkit": scdiffkit.__version__,
         "torch": str(torch.__version__),
-        "anndata": anndata.__version__,
+        "anndata": metadata.version("anndata"),
         "numpy": np.__version__,
     }
 
@@ -190,7 +188,13 @@ def _prepare(adata: AnnData, run_config: RunConfig) -> tuple[AnnData, RunConfig]
 def _arrays(cells: Cells) -> list[np.ndarray]:
     counts = cells.counts.sorted_indices()
     index = np.int64  # scipy chooses the width by size and version
-    return [counts.data, counts.indices.astype(index), counts.indptr.astype(index), cells.library_size, cells.codes]
+    return [
+        counts.data,
+        counts.indices.astype(index),
+        counts.indptr.astype(index),
+        cells.library_size,
+        cells.codes,
+    ]
 
 
 def _new_path(source: Path | None, arch: str) -> Path:
@@ -220,13 +224,13 @@ def _fit(
     ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay else None
     optimizer = _optimizer(denoiser, c)
     model, optimizer = fabric.setup(denoiser, optimizer)
-    n_parameters = sum(p.numel() for p in denoiser.network.parameters())
+    n_parameters = sum(p.numel() for p in denoiser.parameters())
     log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, codec.dim)
     if ema:
-        ema.network.load_state_dict(denoiser.network.state_dict())
+        ema.load_state_dict(denoiser.state_dict())
         ema.to(fabric.device)
-    weights = [p.detach() for p in denoiser.network.parameters()]  # share memory with the parameters
-    averages = list(ema.network.parameters()) if ema else []
+    weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
+    averages: list[Tensor] = list(ema.parameters()) if ema else []
     max_steps = c.max_steps or math.ceil((c.max_epochs or 1) * len(train_rows) / c.batch_size)
     first = 0
     if run.steps():
@@ -240,7 +244,12 @@ def _fit(
         run.forget_metrics_after(0)  # killed before its first checkpoint
     validation = _Validation(cells, codec.encode, val_rows, run_config, fabric)
     generator = torch.Generator(device=fabric.device)
-    loss_sum, steps_since, last_report, last_save = torch.zeros((), device=fabric.device), 0, time.monotonic(), time.monotonic()
+    loss_sum, steps_since, last_report, last_save = (
+        torch.zeros((), device=fabric.device),
+        0,
+        time.monotonic(),
+        time.monotonic(),
+    )
     val_loss: float | None = None
     step = first
 
@@ -266,7 +275,8 @@ def _fit(
                 fabric.clip_gradients(model, optimizer, max_norm=c.grad_clip, error_if_nonfinite=False)
             optimizer.step()
             if ema and c.ema_decay:
-                decay = min(c.ema_decay, (1 + step) / (10 + step))  # early averages would keep the initial weights
+                # Early on a shorter memory, which would otherwise hold the initial weights.
+                decay = min(c.ema_decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_(averages, weights, 1 - decay)
             loss_sum += loss.detach()
             steps_since += 1
@@ -343,9 +353,7 @@ class _Validation:
 
 
 def _optimizer(denoiser: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        denoiser.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(denoiser.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True)
 
 
 def _lr(c: TrainConfig, step: int, max_steps: int) -> float:
@@ -361,24 +369,22 @@ def _seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _save(
-    run: Run, step: int, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any, keep: int
-) -> None:
-    network = {k: v.contiguous() for k, v in denoiser.network.state_dict().items()}
-    average = {k: v.contiguous() for k, v in ema.network.state_dict().items()} if ema else None
+def _save(run: Run, step: int, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any, keep: int) -> None:
+    weights = {k: v.contiguous() for k, v in denoiser.state_dict().items()}
+    average = {k: v.contiguous() for k, v in ema.state_dict().items()} if ema else None
     moments = {
         f"{i}.{name}": value.contiguous()
         for i, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    run.save_checkpoint(step, network, average, moments, keep)
+    run.save_checkpoint(step, weights, average, moments, keep)
 
 
 def _restore(run: Run, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any) -> int:
     saved = run.load_checkpoint()
-    denoiser.network.load_state_dict(saved["weights"])
+    denoiser.load_state_dict(saved["weights"])
     if ema:
-        ema.network.load_state_dict(saved["ema"])
+        ema.load_state_dict(saved["ema"])
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in saved["optimizer"].items():
         index, name = key.split(".")

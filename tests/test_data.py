@@ -50,7 +50,10 @@ def test_the_training_composition_is_the_default():
 
 def test_where_restricts_and_the_rest_follows_the_training_cells():
     conditions = Conditions.of(OBS, ["cell_type", "donor"])
-    assert counted(conditions, conditions.compose(9, {"cell_type": ["T"]})) == {("T", "d1"): 6, ("T", "d2"): 3}
+    assert counted(conditions, conditions.compose(9, {"cell_type": ["T"]})) == {
+        ("T", "d1"): 6,
+        ("T", "d2"): 3,
+    }
     both = conditions.compose(30, {"cell_type": ["T", "NK"], "donor": ["d2"]})
     assert counted(conditions, both) == {("T", "d2"): 15, ("NK", "d2"): 15}
 

@@ -44,7 +44,7 @@ def setup_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         log.warning(str(message))
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
 
 
 def complain(message: str) -> None:
@@ -76,7 +76,14 @@ def progress(what: str, total: float | None = None) -> Iterator[Update]:
         yield _plain(what, total)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -86,7 +93,7 @@ def progress(what: str, total: float | None = None) -> Iterator[Update]:
         task = bar.add_task(what, total=total, note="")
 
         def update(done: float, note: str = "", total: float | None = None) -> None:
-            bar.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
+            bar.update(task, completed=done, note=note, total=total)  # total None: as it was
 
         yield update
 

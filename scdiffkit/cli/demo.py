@@ -15,7 +15,9 @@ from scdiffkit.cli.train import train
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path("scdiff-demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path(
+        "scdiff-demo"
+    ),
     arch: Annotated[str, typer.Option(help="dit, whitebox or unet.")] = "whitebox",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
 ) -> None:
@@ -35,7 +37,10 @@ def demo(
     sample(run, n=700, ddim=50, output=cells, force=force)
     log.info("\n$ scdiff evaluate %s %s --label cell_type -o %s", real, cells, report)
     evaluate(real, cells, label="cell_type", output=report, force=force)
-    log.info("\nThe demo took %s. Now your own cells (h5ad, loom, 10x folder or 10x h5; raw counts):", seconds(time.monotonic() - started))
+    log.info(
+        "\nThe demo took %s. Now your own cells (h5ad, loom, 10x folder or 10x h5; raw counts):",
+        seconds(time.monotonic() - started),
+    )
     result(f"cells: {cells}")
     result("")
     result("  scdiff train YOUR.h5ad --label CELL_TYPE_COLUMN")

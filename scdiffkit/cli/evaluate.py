@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +14,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    real: Annotated[Path, typer.Argument(help="Real cells: counts or log values, any format scdiff reads.", show_default=False)],
-    synthetic: Annotated[Path, typer.Argument(help="Synthetic cells, from scdiff or another tool.", show_default=False)],
+    real: Annotated[
+        Path,
+        typer.Argument(help="Real cells: counts or log values, any format scdiff reads.", show_default=False),
+    ],
+    synthetic: Annotated[
+        Path, typer.Argument(help="Synthetic cells, from scdiff or another tool.", show_default=False)
+    ],
     train: Annotated[
-        Optional[Path], typer.Option(help="The cells trained on, when REAL are others: the floor is REAL against these.")
+        Path | None,
+        typer.Option(help="The cells trained on, when REAL are others: the floor is REAL against these."),
     ] = None,
-    label: Annotated[Optional[str], typer.Option(help="obs column with the cell types.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for metrics.json and cells.png.")] = Path("report"),
+    label: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for metrics.json and cells.png.")] = Path(
+        "report"
+    ),
     max_cells: Annotated[int, typer.Option(help="At most so many cells a side are compared.")] = 5000,
     seed: Annotated[int, typer.Option(help="Same seed, same scores.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,

@@ -12,7 +12,10 @@ from scdiffkit.cli.console import result, result_json
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="h5ad, loom, 10x folder, 10x h5, or the folder of a run.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(help="h5ad, loom, 10x folder, 10x h5, or the folder of a run.", show_default=False),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a data file or a run, without loading it whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,21 +13,25 @@ from scdiffkit.cli.console import result
 def preprocess(
     input: Annotated[Path, typer.Argument(help="Raw counts: h5ad, loom, 10x folder or 10x h5.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Prepared cells (h5ad or loom).", show_default=False)],
-    label: Annotated[Optional[list[str]], typer.Option(help="obs column that must be usable as a label; repeatable.")] = None,
-    n_top_genes: Annotated[Optional[int], typer.Option(help="Number of highly variable genes [2000].")] = None,
-    hvg_flavor: Annotated[
-        Optional[str], typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all [seurat_v3].")
+    label: Annotated[
+        list[str] | None, typer.Option(help="obs column that must be usable as a label; repeatable.")
     ] = None,
-    genes: Annotated[Optional[Path], typer.Option(help="File with the genes to use, one a line.")] = None,
-    batch_key: Annotated[Optional[str], typer.Option(help="obs column within which genes are ranked.")] = None,
-    min_counts: Annotated[Optional[int], typer.Option(help="Drop cells with fewer counts [1].")] = None,
-    max_counts: Annotated[Optional[int], typer.Option(help="Drop cells with more counts [off].")] = None,
-    min_genes: Annotated[Optional[int], typer.Option(help="Drop cells with fewer detected genes [1].")] = None,
-    max_genes: Annotated[Optional[int], typer.Option(help="Drop cells with more detected genes [off].")] = None,
-    max_mito: Annotated[Optional[float], typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 [off].")] = None,
-    mito_prefix: Annotated[Optional[str], typer.Option(help="How mitochondrial genes start [MT-].")] = None,
-    min_cells: Annotated[Optional[int], typer.Option(help="Drop genes detected in fewer cells [3].")] = None,
-    target_sum: Annotated[Optional[float], typer.Option(help="Counts per cell after normalisation [10000].")] = None,
+    n_top_genes: Annotated[int | None, typer.Option(help="Number of highly variable genes [2000].")] = None,
+    hvg_flavor: Annotated[
+        str | None, typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all [seurat_v3].")
+    ] = None,
+    genes: Annotated[Path | None, typer.Option(help="File with the genes to use, one a line.")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column within which genes are ranked.")] = None,
+    min_counts: Annotated[int | None, typer.Option(help="Drop cells with fewer counts [1].")] = None,
+    max_counts: Annotated[int | None, typer.Option(help="Drop cells with more counts [off].")] = None,
+    min_genes: Annotated[int | None, typer.Option(help="Drop cells with fewer detected genes [1].")] = None,
+    max_genes: Annotated[int | None, typer.Option(help="Drop cells with more detected genes [off].")] = None,
+    max_mito: Annotated[
+        float | None, typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 [off].")
+    ] = None,
+    mito_prefix: Annotated[str | None, typer.Option(help="How mitochondrial genes start [MT-].")] = None,
+    min_cells: Annotated[int | None, typer.Option(help="Drop genes detected in fewer cells [3].")] = None,
+    target_sum: Annotated[float | None, typer.Option(help="Counts per cell after normalisation [10000].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Filter cells and genes, normalise, choose genes; every figure is logged."""
@@ -56,4 +60,6 @@ def preprocess(
         check_label(adata, column)
     prepared = prepare(adata, config, label=label)
     write(prepared, output, force=force)
-    result(f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {prepared.var['highly_variable'].sum()} to train on")
+    result(
+        f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {prepared.var['highly_variable'].sum()} to train on"
+    )

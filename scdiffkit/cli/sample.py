@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,22 +12,27 @@ from scdiffkit.cli.console import log, parse_where, progress, result
 
 
 def sample(
-    run: Annotated[Optional[Path], typer.Argument(help="Folder of the run [the latest one].", show_default=False)] = None,
-    n: Annotated[Optional[int], typer.Option("-n", "--n-cells", help="Number of cells [1000; with --like, as many].")] = None,
-    ddim: Annotated[Optional[int], typer.Option(help="DDIM with this many steps [50].")] = None,
-    ddpm: Annotated[bool, typer.Option("--ddpm", help="DDPM: every step of training.")] = False,
-    speedup: Annotated[Optional[int], typer.Option(help="DDIM with T/speedup steps (the scRDiT paper's rate).")] = None,
-    eta: Annotated[Optional[float], typer.Option(help="DDIM's noise: 0 none, 1 as DDPM [0].")] = None,
-    where: Annotated[
-        Optional[list[str]], typer.Option(help="COLUMN=VALUE, e.g. cell_type=B; repeatable.", show_default=False)
+    run: Annotated[Path | None, typer.Argument(help="Folder of the run [the latest one].", show_default=False)] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", "--n-cells", help="Number of cells [1000; with --like, as many].")
     ] = None,
-    like: Annotated[Optional[Path], typer.Option(help="Copy the composition of these cells.")] = None,
-    cfg_scale: Annotated[Optional[float], typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    ddim: Annotated[int | None, typer.Option(help="DDIM with this many steps [50].")] = None,
+    ddpm: Annotated[bool, typer.Option("--ddpm", help="DDPM: every step of training.")] = False,
+    speedup: Annotated[int | None, typer.Option(help="DDIM with T/speedup steps (the scRDiT paper's rate).")] = None,
+    eta: Annotated[float | None, typer.Option(help="DDIM's noise: 0 none, 1 as DDPM [0].")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE, e.g. cell_type=B; repeatable.", show_default=False),
+    ] = None,
+    like: Annotated[Path | None, typer.Option(help="Copy the composition of these cells.")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same cells.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path("cells.h5ad"),
-    batch_size: Annotated[Optional[int], typer.Option(help="Cells at once [by the model's size].")] = None,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="auto, 32 or bf16.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path(
+        "cells.h5ad"
+    ),
+    batch_size: Annotated[int | None, typer.Option(help="Cells at once [by the model's size].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Draw new cells with exact labels from a trained run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,45 +13,63 @@ MODEL, LENGTH, MACHINE = "Model", "Length and optimisation", "Machine and output
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Raw counts or prepared cells: h5ad, loom, 10x folder or 10x h5.", show_default=False)],
-    arch: Annotated[Optional[str], typer.Option(help="dit, whitebox or unet [the preset's first].", rich_help_panel=MODEL)] = None,
-    label: Annotated[Optional[str], typer.Option(help="obs column with the cell types.", rich_help_panel=MODEL)] = None,
+    data: Annotated[
+        Path,
+        typer.Argument(help="Raw counts or prepared cells: h5ad, loom, 10x folder or 10x h5.", show_default=False),
+    ],
+    arch: Annotated[
+        str | None, typer.Option(help="dit, whitebox or unet [the preset's first].", rich_help_panel=MODEL)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="obs column with the cell types.", rich_help_panel=MODEL)] = None,
     condition: Annotated[
-        Optional[list[str]], typer.Option(help="Further obs column to condition on; repeatable.", rich_help_panel=MODEL)
+        list[str] | None,
+        typer.Option(help="Further obs column to condition on; repeatable.", rich_help_panel=MODEL),
     ] = None,
     preset: Annotated[
-        Optional[str], typer.Option(help="small, base, large, scrdit, whitebox-dit [small].", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(help="small, base, large, scrdit, whitebox-dit [small].", rich_help_panel=MODEL),
     ] = None,
     config: Annotated[
-        Optional[Path], typer.Option(help="YAML file of settings, such as a run's config.yaml.", rich_help_panel=MODEL)
+        Path | None,
+        typer.Option(help="YAML file of settings, such as a run's config.yaml.", rich_help_panel=MODEL),
     ] = None,
-    codec: Annotated[Optional[str], typer.Option(help="gene.", rich_help_panel=MODEL)] = None,
-    n_top_genes: Annotated[Optional[int], typer.Option(help="Highly variable genes to model.", rich_help_panel=MODEL)] = None,
-    patch_size: Annotated[Optional[int], typer.Option(help="Genes in one token.", rich_help_panel=MODEL)] = None,
-    hidden_size: Annotated[Optional[int], typer.Option(help="Width of a token.", rich_help_panel=MODEL)] = None,
-    depth: Annotated[Optional[int], typer.Option(help="Number of blocks.", rich_help_panel=MODEL)] = None,
-    num_heads: Annotated[Optional[int], typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
-    prediction_type: Annotated[Optional[str], typer.Option(help="eps, v or x0.", rich_help_panel=MODEL)] = None,
-    schedule: Annotated[Optional[str], typer.Option(help="linear or cosine.", rich_help_panel=MODEL)] = None,
+    codec: Annotated[str | None, typer.Option(help="gene.", rich_help_panel=MODEL)] = None,
+    n_top_genes: Annotated[
+        int | None, typer.Option(help="Highly variable genes to model.", rich_help_panel=MODEL)
+    ] = None,
+    patch_size: Annotated[int | None, typer.Option(help="Genes in one token.", rich_help_panel=MODEL)] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width of a token.", rich_help_panel=MODEL)] = None,
+    depth: Annotated[int | None, typer.Option(help="Number of blocks.", rich_help_panel=MODEL)] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
+    prediction_type: Annotated[str | None, typer.Option(help="eps, v or x0.", rich_help_panel=MODEL)] = None,
+    schedule: Annotated[str | None, typer.Option(help="linear or cosine.", rich_help_panel=MODEL)] = None,
     set_: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--set", help="Any other setting, e.g. model.ista_lambda=0.2; repeatable.", rich_help_panel=MODEL),
     ] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Training steps.", rich_help_panel=LENGTH)] = None,
-    max_epochs: Annotated[Optional[int], typer.Option(help="Passes over the cells, instead of steps.", rich_help_panel=LENGTH)] = None,
-    max_time: Annotated[
-        Optional[str], typer.Option(help="Stop and save after this long: seconds, 10m, 2h.", rich_help_panel=LENGTH)
+    max_steps: Annotated[int | None, typer.Option(help="Training steps.", rich_help_panel=LENGTH)] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the cells, instead of steps.", rich_help_panel=LENGTH)
     ] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Cells in one step.", rich_help_panel=LENGTH)] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate.", rich_help_panel=LENGTH)] = None,
-    val_fraction: Annotated[Optional[float], typer.Option(help="Share of cells held out.", rich_help_panel=LENGTH)] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LENGTH)] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(help="Stop and save after this long: seconds, 10m, 2h.", rich_help_panel=LENGTH),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells in one step.", rich_help_panel=LENGTH)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=LENGTH)] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of cells held out.", rich_help_panel=LENGTH)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LENGTH)
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, default the latest.", rich_help_panel=LENGTH)
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, default the latest.", rich_help_panel=LENGTH),
     ] = False,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the run [scdiff-runs/NAME].", rich_help_panel=MACHINE)] = None,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = None,
-    precision: Annotated[Optional[str], typer.Option(help="auto, 32 or bf16.", rich_help_panel=MACHINE)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run [scdiff-runs/NAME].", rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", rich_help_panel=MACHINE)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=MACHINE)] = False,
 ) -> None:
     """Train a diffusion model on your cells; raw counts are prepared with the defaults first."""
@@ -90,7 +108,11 @@ def train(
             nonlocal last
             last = status
             held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"
-            update(status.step, f"loss {status.loss:.4f}{held_out}, {status.cells_per_s:.0f} cells/s", status.max_steps)
+            update(
+                status.step,
+                f"loss {status.loss:.4f}{held_out}, {status.cells_per_s:.0f} cells/s",
+                status.max_steps,
+            )
 
         try:
             run = fit(
@@ -104,6 +126,12 @@ def train(
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"
         log.info("%d steps in %s, loss %.4f%s", last.step, seconds(last.seconds), last.loss, held_out)
         if last.step < last.max_steps:
-            log.info("stopped at step %d of %d; go on with: scdiff train %s --resume --out %s", last.step, last.max_steps, data, run.path)
+            log.info(
+                "stopped at step %d of %d; go on with: scdiff train %s --resume --out %s",
+                last.step,
+                last.max_steps,
+                data,
+                run.path,
+            )
     log.info("next: scdiff sample %s -n 1000 -o cells.h5ad", run.path)
     result(str(run.path))

@@ -39,6 +39,8 @@ class GeneCodec:
         self.smallest, self.largest = torch.tensor(0.0), torch.tensor(0.0)  # log values seen, zeros aside
         self.depth_coef = torch.zeros(4)  # log library size from features of log values, see _depth_features
         self.depth_range = torch.zeros(2)  # smallest and largest library size seen
+        self.log_odds = torch.zeros(num_genes)  # of being detected
+        self.slab_mean, self.slab_std = torch.zeros(num_genes), torch.ones(num_genes)  # log values where detected
 
     @property
     def dim(self) -> int:
@@ -57,6 +59,7 @@ class GeneCodec:
         Scaling sees every cell; gene order and depth the first max_cells.
         """
         total = squares = n = 0.0
+        detected, slab, slab_squares = torch.zeros(3, self.num_genes, dtype=torch.float64)
         kept: list[Tensor] = []
         sizes: list[Tensor] = []
         smallest, largest = torch.inf, 0.0
@@ -64,12 +67,15 @@ class GeneCodec:
             x = self._log_normalise(counts, library_size)
             y = self._negate_zeros(x).double()
             total, squares, n = total + y.sum().item(), squares + y.square().sum().item(), n + y.numel()
+            detected += (x > 0).sum(0)
+            slab, slab_squares = slab + x.double().sum(0), slab_squares + x.double().square().sum(0)
             smallest = min(smallest, torch.where(x > 0, x, torch.inf).min().item())
             largest = max(largest, x.max().item())
             if sum(map(len, sizes)) < max_cells:
                 kept.append(x)
                 sizes.append(library_size)
         self.smallest, self.largest = torch.tensor(smallest), torch.tensor(largest)
+        self._fit_spike_slab(detected, slab, slab_squares, n / self.num_genes)
         if self.config.scale:
             mean = total / n
             self.mean = torch.tensor(mean, dtype=torch.float32)
@@ -102,9 +108,37 @@ class GeneCodec:
         counts = (values * (library_size / self.target_sum)[:, None]).round().clamp(min=1)
         return torch.where(detected, counts, 0.0), library_size
 
+    def spike_slab(self) -> tuple[float, Tensor, Tensor, Tensor]:
+        """x0 of a gene as spike or slab: the value of a zero, then log odds, mean and std (D,) when detected."""
+        mean, std = (self.slab_mean[self.order] - self.mean) / self.std, self.slab_std[self.order] / self.std
+        return self.bounds[0], self.log_odds[self.order], mean, std
+
+    def _fit_spike_slab(self, detected: Tensor, slab: Tensor, squares: Tensor, n: float, prior: float = 5.0) -> None:
+        """Per gene, from sums over n cells; rare genes lean on all genes together, with the weight of `prior` cells."""
+        share = (detected + 0.5) / (n + 1)
+        self.log_odds = (share / (1 - share)).log().float()
+        mean = (slab.sum() / detected.sum()).item()
+        variance = (squares.sum() / detected.sum()).item() - mean**2
+        means = (slab + prior * mean) / (detected + prior)
+        spread = squares - 2 * means * slab + means.square() * detected
+        self.slab_mean = means.float()
+        self.slab_std = ((spread + prior * variance) / (detected + prior)).clamp(min=1e-4).sqrt().float()
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `fit` learnt, as tensors."""
-        names = ("order", "mean", "std", "threshold", "smallest", "largest", "depth_coef", "depth_range")
+        names = (
+            "order",
+            "mean",
+            "std",
+            "threshold",
+            "smallest",
+            "largest",
+            "depth_coef",
+            "depth_range",
+            "log_odds",
+            "slab_mean",
+            "slab_std",
+        )
         return {name: getattr(self, name).contiguous() for name in names}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

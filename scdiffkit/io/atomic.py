@@ -55,7 +55,7 @@ def writing(path: str | Path) -> Iterator[None]:
         reason = e.strerror or str(e)
         raise FileError(
             f"{path} could not be written: {reason}. Check the free space and your rights there, or choose "
-            f"another place."
+            "another place."
         ) from e
 
 

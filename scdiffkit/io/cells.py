@@ -61,18 +61,16 @@ def read(path: str | Path) -> AnnData:
     format = format_of_content(path)
     named = SUFFIXES.get(path.suffix.lower())
     if format != "10x" and path.suffix.lower() not in (".h5", ".hdf5") and named != format:
-        warnings.warn(
-            f"{path} is a {format} file in spite of its name; it is read as such.", ScdiffWarning, 2
-        )
+        warnings.warn(f"{path} is a {format} file in spite of its name; it is read as such.", ScdiffWarning, 2)
     adata = _rows_first(READERS[format](path))
     log.info("Read %s (%s): %d cells x %d genes", path, format, adata.n_obs, adata.n_vars)
     return adata
 
 
 def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str | None = None) -> Path:
-    """Write cells to .h5ad, .loom, .h5 (10x HDF5) or a folder (10x matrix, no suffix); `format` overrules
-    the name.
+    """Write cells to .h5ad, .loom, .h5 (10x HDF5) or, without suffix, a 10x matrix folder.
 
+    `format` ("h5ad", "loom", "10x", "10x-h5") overrules the name.
     Complete or not at all: a failure leaves what stood there. The 10x formats take layers["counts"] if there
     is one, else X. What a format cannot carry is listed in one ScdiffWarning.
     Raises FileError when `path` exists (without `force`) or cannot be written, ConfigError for an unknown
@@ -90,9 +88,7 @@ def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str 
     if X is None:
         raise DataError(f"There is no X to write to {path}; write .h5ad, or set adata.X.")
     uns = dict(adata.uns)
-    with CellWriter(
-        path, adata.var_names, var=adata.var, uns=uns, layers=layers, force=force, format=format
-    ) as out:
+    with CellWriter(path, adata.var_names, var=adata.var, uns=uns, layers=layers, force=force, format=format) as out:
         for name in ("obsm", "varm", "obsp", "varp"):
             out.lost += [f"{name}[{key!r}]" for key in getattr(adata, name)]
         out.lost += ["raw"] if adata.raw is not None else []
@@ -136,7 +132,7 @@ class CellWriter:
         self._obs: list[pd.DataFrame] = []
 
     def __enter__(self) -> CellWriter:
-        with ExitStack() as stack, writing(self.path):
+        with writing(self.path), ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self.path))
             make = FILES[self._format]
             self._file = stack.enter_context(closing(make(temporary, self._var, self._uns, self._layers)))
@@ -163,7 +159,7 @@ class CellWriter:
         if error is not None:
             self._stack.__exit__(kind, error, trace)
             return
-        with self._stack, writing(self.path):
+        with writing(self.path), self._stack:
             obs = pd.concat(self._obs) if self._obs else pd.DataFrame(index=pd.Index([], dtype=object))
             self.lost += self._file.finish(obs)
         if self.lost:

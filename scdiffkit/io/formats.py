@@ -109,10 +109,6 @@ def check_output(path: str | Path, force: bool = False, format: str | None = Non
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir():
-        raise FileError(
-            f"{path} could not be written: {folder} is a file, not a folder. Choose another place."
-        )
     with writing(path), tempfile.TemporaryFile(dir=folder):
         pass
 

@@ -72,9 +72,7 @@ class LoomFile:
         self._put("attrs", "LOOM_SPEC_VERSION", "3.0.0")
         self._matrices = {"X": self._matrix("matrix", np.float32)}
         for name in layers:
-            self._matrices[name] = self._matrix(
-                f"layers/{name}", np.int32 if name == "counts" else np.float32
-            )
+            self._matrices[name] = self._matrix(f"layers/{name}", np.int32 if name == "counts" else np.float32)
 
     def append(self, X: sparse.csr_matrix, layers: dict[str, sparse.csr_matrix]) -> None:
         for name, matrix in {"X": X, **layers}.items():
@@ -163,9 +161,7 @@ def _attributes(group: h5py.Group, candidates: tuple[str, ...], spec: columns.Sp
     if index is None:
         axis, position = ("Genes", 0) if candidates is VAR_NAMES else ("Cells", 1)
         index = [str(i) for i in range(group.parent["matrix"].shape[position])]
-        warnings.warn(
-            f"{path}: {axis} have no {candidates[0]!r} attribute; they are numbered.", ScdiffWarning, 2
-        )
+        warnings.warn(f"{path}: {axis} have no {candidates[0]!r} attribute; they are numbered.", ScdiffWarning, 2)
     return pd.DataFrame(frame, index=pd.Index(index, dtype=object)), wide
 
 
@@ -175,8 +171,4 @@ def _cells_by_genes(dataset: h5py.Dataset) -> sparse.csr_matrix:
     width = dataset.chunks[1] if dataset.chunks else CHUNK
     step = width * max(1, (16 << 20) // max(1, 4 * n_genes * width))
     blocks = [sparse.csr_matrix(dataset[:, a : a + step].T) for a in range(0, n_cells, step)]
-    return (
-        sparse.vstack(blocks, format="csr")
-        if blocks
-        else sparse.csr_matrix((0, n_genes), dtype=dataset.dtype)
-    )
+    return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, n_genes), dtype=dataset.dtype)

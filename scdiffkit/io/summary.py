@@ -108,9 +108,7 @@ def _loom(f: h5py.File, path: Path) -> Contents:
     (obs, obsm), (var, _), scdiffkit = loom.read_frames(f, path)
     places = {"X": f["matrix"]} | {f'layers["{name}"]': layer for name, layer in f.get("layers", {}).items()}
     matrices = {place: Stored("dense, genes x cells", d.shape[::-1], d) for place, d in places.items()}
-    return Contents(
-        obs, var, matrices, obsm=list(obsm), uns=["scdiffkit"] if scdiffkit else [], scdiffkit=scdiffkit
-    )
+    return Contents(obs, var, matrices, obsm=list(obsm), uns=["scdiffkit"] if scdiffkit else [], scdiffkit=scdiffkit)
 
 
 def _tenx_h5(f: h5py.File, path: Path) -> Contents:
@@ -130,9 +128,7 @@ def _in_memory(adata: AnnData) -> Contents:
             matrices[place] = Stored("CSR", csr.shape, csr.data, csr.indices, csr.indptr)
         elif matrix is not None:
             matrices[place] = Stored("dense", matrix.shape, matrix)
-    return Contents(
-        adata.obs, adata.var, matrices, list(adata.obsm), list(adata.uns), adata.uns.get("scdiffkit")
-    )
+    return Contents(adata.obs, adata.var, matrices, list(adata.obsm), list(adata.uns), adata.uns.get("scdiffkit"))
 
 
 def _summary(cells: Contents) -> dict[str, Any]:
@@ -226,8 +222,4 @@ def _transposed(m: Stored) -> bool:
 
 
 def _size(path: Path) -> int:
-    return (
-        sum(p.stat().st_size for p in path.iterdir() if p.is_file())
-        if path.is_dir()
-        else os.path.getsize(path)
-    )
+    return sum(p.stat().st_size for p in path.iterdir() if p.is_file()) if path.is_dir() else os.path.getsize(path)

@@ -31,8 +31,6 @@ GZIP_LEVEL = 2  # level 6 saves a fifth and takes seven times as long
 
 def read_folder(path: Path) -> AnnData:
     """The cells of a matrix folder; its files may be gzipped or not, and share a prefix (as on GEO)."""
-    from anndata import AnnData
-
     files = find_files(path)
     try:
         barcodes = [line[0] for line in _rows(files["barcodes"])]
@@ -45,28 +43,17 @@ def read_folder(path: Path) -> AnnData:
         if "obs" in files:
             obs = _read_obs(files["obs"], barcodes, kept.get("obs", {}))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, json.JSONDecodeError) as e:
-        raise FileError(
-            f"{path}: a file in it is damaged or cut short: copy or download it again ({e})."
-        ) from e
+        raise FileError(f"{path}: a file in it is damaged or cut short: copy or download it again ({e}).") from e
     width = min((len(row) for row in features), default=1)
-    adata = AnnData(
-        X=matrix,
-        obs=obs,
-        var=pd.DataFrame(
-            {"gene_ids": [row[0] for row in features]},
-            index=pd.Index([row[1 if width > 1 else 0] for row in features], dtype=object),
-        ),
-        uns={"scdiffkit": kept["uns"]} if kept.get("uns") else {},
-    )
+    names = pd.Index([row[1 if width > 1 else 0] for row in features], dtype=object)
+    var = pd.DataFrame({"gene_ids": [row[0] for row in features]}, index=names)
     if width > 2:
-        adata.var["feature_types"] = [row[2] for row in features]
-    return _genes_only_and_unique(adata, path)
+        var["feature_types"] = [row[2] for row in features]
+    return _assemble(matrix, obs, var, {"scdiffkit": kept["uns"]} if kept.get("uns") else {}, path)
 
 
 def read_h5(path: Path) -> AnnData:
     """The cells of a 10x HDF5 file, v3 (group `matrix`) or v2 (one group, named like the genome)."""
-    from anndata import AnnData
-
     with open_hdf5(path) as f:
         try:
             group, var = h5_group(f, path)
@@ -77,7 +64,7 @@ def read_h5(path: Path) -> AnnData:
         except (OSError, KeyError, ValueError) as e:
             raise FileError(damaged(path, e)) from e
     matrix.sort_indices()
-    return _genes_only_and_unique(AnnData(X=matrix.astype(np.float32), obs=obs, var=var), path)
+    return _assemble(matrix.astype(np.float32), obs, var, {}, path)
 
 
 def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
@@ -85,9 +72,7 @@ def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
     if "matrix" in f:
         group = f["matrix"]
         features = group["features"]
-        var = pd.DataFrame(
-            {"gene_ids": _texts(features["id"])}, index=pd.Index(_texts(features["name"]), dtype=object)
-        )
+        var = pd.DataFrame({"gene_ids": _texts(features["id"])}, index=pd.Index(_texts(features["name"]), dtype=object))
         if "feature_type" in features:
             var["feature_types"] = _texts(features["feature_type"])
         if "genome" in features:
@@ -95,9 +80,7 @@ def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
         return group, var
     genomes = [key for key in f if "genes" in f[key]]
     if len(genomes) > 1:
-        raise FileError(
-            f"{path} holds {len(genomes)} genomes ({', '.join(genomes)}): split it, one file for each."
-        )
+        raise FileError(f"{path} holds {len(genomes)} genomes ({', '.join(genomes)}): split it, one file for each.")
     group = f[genomes[0]]
     names = pd.Index(_texts(group["gene_names"]), dtype=object)
     return group, pd.DataFrame({"gene_ids": _texts(group["genes"])}, index=names)
@@ -145,9 +128,7 @@ class TenxFolder:
         size = f"{self._shape[0]} {self._shape[1]} {self._nnz}"
         header = _gzipped(f"%%MatrixMarket matrix coordinate {field} general\n{size}\n")
         with (self._path / f"{MATRIX}.gz").open("wb") as file, self._body_path.open("rb") as body:
-            file.write(
-                header
-            )  # a gzip file may have several members: the size comes first, but is known last
+            file.write(header)  # a gzip file may have several members: the size comes first, but is known last
             shutil.copyfileobj(body, file, 1 << 20)
         self._body_path.unlink()
         values, spec, lost = columns.encode(obs)
@@ -201,15 +182,9 @@ class TenxH5:
         ):
             encoded = np.array([text.encode("utf-8") for text in texts], dtype="S")
             group.create_dataset(name, data=encoded.astype("S1") if encoded.dtype.itemsize == 0 else encoded)
-        self._group.create_dataset(
-            "shape", data=np.array([len(self._var), self._counts.n_rows], dtype=np.int32)
-        )
+        self._group.create_dataset("shape", data=np.array([len(self._var), self._counts.n_rows], dtype=np.int32))
         gone = [f"obs column {key!r}" for key in obs.columns]
-        return (
-            gone
-            + _lost(self._uns, self._layers, keep_uns=False)
-            + [m for m in missing if "'genome'" not in m]
-        )
+        return gone + _lost(self._uns, self._layers, keep_uns=False) + [m for m in missing if "'genome'" not in m]
 
     def close(self) -> None:
         self._file.close()
@@ -236,14 +211,10 @@ def find_files(folder: Path) -> dict[str, Path]:
             found[role] = folder / (exact or prefixed)[0]
     missing = [" or ".join(wanted[role]) for role in ("matrix", "features", "barcodes") if role not in found]
     if missing:
-        inside = [
-            p.parent for p in sorted(folder.glob("*/matrix.mtx*")) + sorted(folder.glob("*/*/matrix.mtx*"))
-        ]
+        inside = [p.parent for p in sorted(folder.glob("*/matrix.mtx*")) + sorted(folder.glob("*/*/matrix.mtx*"))]
         listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "nothing"
         hint = f" There is one inside: {inside[0]}." if inside else f" It holds: {listed}."
-        raise FileError(
-            f"{folder} is not a 10x matrix folder: no {', no '.join(missing)} (.gz or not).{hint}"
-        )
+        raise FileError(f"{folder} is not a 10x matrix folder: no {', no '.join(missing)} (.gz or not).{hint}")
     return found
 
 
@@ -289,42 +260,55 @@ def _read_matrix(file: Path, n_genes: int, n_cells: int, folder: Path) -> sparse
 
 
 def _read_obs(file: Path, barcodes: list[str], spec: columns.Spec) -> pd.DataFrame:
+    """The labels beside the matrix, in the order of the barcodes; types by `spec`, else numbers where all are."""
     with _open(file) as text:
-        if not spec:
-            table = pd.read_csv(text, sep="\t", index_col=0)
-        else:
-            table = pd.read_csv(text, sep="\t", index_col=0, dtype=str, keep_default_na=False)
-    if len(table) != len(barcodes):
-        raise FileError(f"{file} has {len(table)} rows for {len(barcodes)} barcodes: remove or replace it.")
-    index = pd.Index(barcodes, dtype=object)
-    if not spec:
-        return table.set_axis(index)
-    decoded = {key: columns.decode(table.iloc[:, i].to_numpy(), spec[key]) for i, key in enumerate(spec)}
-    return pd.DataFrame(decoded, index=index)
+        table = pd.read_csv(text, sep="\t", index_col=False, dtype=str, keep_default_na=False)
+    table = table.set_index(table.columns[0])
+    if list(table.index) != barcodes:
+        if sorted(table.index) != sorted(barcodes) or not table.index.is_unique:
+            raise FileError(f"The rows of {file} are not the barcodes of this folder: correct or remove that file.")
+        table = table.loc[barcodes]
+    if spec:
+        values = {key: columns.decode(table.iloc[:, i].to_numpy(), spec[key]) for i, key in enumerate(spec)}
+    else:
+        values = {str(key): _numbers_if_all_are(table[key]) for key in table}
+    return pd.DataFrame(values, index=pd.Index(barcodes, dtype=object))
 
 
-def _genes_only_and_unique(adata: AnnData, path: Path) -> AnnData:
-    if "feature_types" in adata.var:
-        genes = (adata.var["feature_types"] == GENE_EXPRESSION).to_numpy()
+def _numbers_if_all_are(column: pd.Series) -> np.ndarray:
+    try:
+        return pd.to_numeric(column).to_numpy()
+    except ValueError:
+        return column.to_numpy()
+
+
+def _assemble(
+    matrix: sparse.csr_matrix, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], path: Path
+) -> AnnData:
+    """The genes among the features, under unique names."""
+    from anndata import AnnData
+    from anndata.utils import make_index_unique
+
+    if "feature_types" in var:
+        genes = (var["feature_types"] == GENE_EXPRESSION).to_numpy()
         if not genes.all():
-            others = ", ".join(sorted(set(adata.var["feature_types"][~genes])))
+            others = ", ".join(sorted(set(var["feature_types"][~genes])))
             warnings.warn(
                 f"{path}: {(~genes).sum()} features that are not genes ({others}) were left out.",
                 ScdiffWarning,
-                2,
+                4,
             )
-            adata = adata[:, genes].copy()
-    repeated = int(adata.var_names.duplicated().sum())
+            matrix, var = matrix[:, genes], var[genes]
+    repeated = int(var.index.duplicated().sum())
     if repeated:
-        adata.var_names_make_unique()
+        var = var.set_axis(make_index_unique(var.index))
         warnings.warn(
-            f"{path}: {repeated} of {adata.n_vars} gene symbols repeat an earlier one; -1, -2, ... was "
-            f"added to them "
-            'to tell them apart (their ids are in var["gene_ids"]).',
+            f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was added to "
+            'them to tell them apart (their ids are in var["gene_ids"]).',
             ScdiffWarning,
-            2,
+            4,
         )
-    return adata
+    return AnnData(X=matrix, obs=obs, var=var, uns=uns)
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
@@ -338,9 +322,7 @@ def _gzipped(text: str) -> bytes:
 def _check_names(names: pd.Index, kind: str) -> None:
     for name in names:
         if "\t" in name or "\n" in name or "\r" in name:
-            raise DataError(
-                f"The {kind} {name!r} holds a tab or a line break, which a 10x folder cannot: rename it."
-            )
+            raise DataError(f"The {kind} {name!r} holds a tab or a line break, which a 10x folder cannot: rename it.")
 
 
 def _features(var: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:

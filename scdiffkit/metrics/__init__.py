@@ -4,7 +4,7 @@ A new metric is a function of two matrices under `@metric(...)` in its family's 
 table pick it up from there.
 """
 
-from scdiffkit.metrics import classifier, joint, marginals, papers
+from scdiffkit.metrics import classifier, joint, marginals, papers, picture
 from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
@@ -20,5 +20,6 @@ __all__ = [
     "marginals",
     "metric",
     "papers",
+    "picture",
     "principal_components",
 ]

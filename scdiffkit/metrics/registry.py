@@ -20,7 +20,7 @@ class Metric:
 
     function takes real (n, D) and synthetic (m, D) in `space` and gives a finite number for any two sets of
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "pca": dense, D components
-    fitted on the real cells. It draws no random numbers of its own that are not fixed.
+    fitted on both sides together. It draws no random numbers of its own that are not fixed.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""The networks: `forward(x_t (B, D), t (B,), conditions (B, K)) -> (B, D)`, all with the same constructor."""
+"""The networks: `forward(x_t (B, D), t (B,), conditions (B, K)) -> (B, D)`, all with the same constructor.
+
+With several outputs a coordinate, (B, outputs, D).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,6 @@ from scdiffkit.models.whitebox import WhiteBoxDiT
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DiT, "whitebox": WhiteBoxDiT, "unet": UNet}
 
 
-def build(dim: int, config: ModelConfig, num_categories: Sequence[int] = ()) -> nn.Module:
-    """The network of `config.arch` for vectors of length `dim`."""
-    return ARCHITECTURES[config.arch](dim, config, num_categories)
+def build(dim: int, config: ModelConfig, num_categories: Sequence[int] = (), outputs: int = 1) -> nn.Module:
+    """The network of `config.arch` for vectors of length `dim`, with so many outputs a coordinate."""
+    return ARCHITECTURES[config.arch](dim, config, num_categories, outputs)

@@ -41,18 +41,20 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens back to patches, (B, N, H) -> (B, N, P); starts at zero."""
+    """Tokens back to patches, (B, N, H) -> (B, outputs, N * P); starts at zero."""
 
-    def __init__(self, hidden_size: int, patch_size: int, num_patches: int | None) -> None:
+    def __init__(self, hidden_size: int, patch_size: int, num_patches: int | None, outputs: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_(nn.Linear(hidden_size, 2 * hidden_size)))
-        self.linear = PatchLinear(num_patches, hidden_size, patch_size)
+        self.linear = PatchLinear(num_patches, hidden_size, outputs * patch_size)
+        self.outputs = outputs
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(self.norm(x), shift, scale))
+        patches = self.linear(modulate(self.norm(x), shift, scale))  # (B, N, outputs * P)
+        return patches.unflatten(2, (self.outputs, -1)).transpose(1, 2).flatten(2)
 
 
 class DiT(nn.Module):
@@ -61,7 +63,9 @@ class DiT(nn.Module):
     num_categories: categories per condition column; empty for an unconditional model.
     """
 
-    def __init__(self, dim: int, config: DiTConfig | WhiteBoxConfig, num_categories: Sequence[int] = ()) -> None:
+    def __init__(
+        self, dim: int, config: DiTConfig | WhiteBoxConfig, num_categories: Sequence[int] = (), outputs: int = 1
+    ) -> None:
         super().__init__()
         self.dim = dim
         h, per_patch = config.hidden_size, config.patch_embedding == "per-patch"
@@ -70,7 +74,7 @@ class DiT(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(self.num_patches, h), persistent=False)
         self.embedder = StepAndConditions(h, num_categories)
         self.blocks = nn.ModuleList(self.make_block(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(h, config.patch_size, self.num_patches if per_patch else None)
+        self.final_layer = FinalLayer(h, config.patch_size, self.num_patches if per_patch else None, outputs)
 
     def make_block(self, config: DiTConfig | WhiteBoxConfig) -> nn.Module:
         assert config.mlp_ratio is not None
@@ -82,4 +86,4 @@ class DiT(nn.Module):
         c = self.embedder(t, conditions)  # (B, H)
         for block in self.blocks:
             x = block(x, c)
-        return self.final_layer(x, c).flatten(1)[:, : self.dim]
+        return self.final_layer(x, c)[..., : self.dim].squeeze(1)  # (B, D), or (B, outputs, D)

@@ -65,13 +65,13 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         half = frequency_size // 2
         freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
+        self.freqs: Tensor
         self.register_buffer("freqs", freqs, persistent=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        layers = nn.Linear(frequency_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1])
 
     def forward(self, t: Tensor) -> Tensor:
         args = t[:, None].float() * self.freqs
@@ -83,9 +83,10 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, num_categories: Sequence[int], hidden_size: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(n + 1, hidden_size) for n in num_categories)
-        for table in self.tables:
+        tables = [nn.Embedding(n + 1, hidden_size) for n in num_categories]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.02)
+        self.tables = nn.ModuleList(tables)
 
     def forward(self, conditions: Tensor) -> Tensor:
         return torch.stack([table(conditions[:, k]) for k, table in enumerate(self.tables)]).sum(0)

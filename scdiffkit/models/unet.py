@@ -53,7 +53,7 @@ class AttentionBlock(nn.Module):
 class UNet(nn.Module):
     """x_t (B, D), t (B,), conditions (B, K) or None -> prediction (B, D)."""
 
-    def __init__(self, dim: int, config: UNetConfig, num_categories: Sequence[int] = ()) -> None:
+    def __init__(self, dim: int, config: UNetConfig, num_categories: Sequence[int] = (), outputs: int = 1) -> None:
         super().__init__()
         self.dim = dim
         self.multiple = config.patch_size * 2 ** (len(config.channel_mults) - 1)  # every level halves evenly
@@ -82,7 +82,7 @@ class UNet(nn.Module):
             if i > 0:
                 self.up.append(nn.ConvTranspose1d(width, width, 2, stride=2))
         self.norm_out = nn.GroupNorm(8, width)
-        self.conv_out = nn.ConvTranspose1d(width, 1, p, stride=p)
+        self.conv_out = nn.ConvTranspose1d(width, outputs, p, stride=p)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
@@ -100,4 +100,4 @@ class UNet(nn.Module):
                 x = layer(torch.cat([x, skips.pop()], dim=1), c)
             else:
                 x = layer(x)
-        return self.conv_out(F.silu(self.norm_out(x)))[:, 0, : self.dim]
+        return self.conv_out(F.silu(self.norm_out(x)))[..., : self.dim].squeeze(1)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -21,13 +22,25 @@ NAMES = ["a.h5ad", "a.loom", "a.h5", "folder"]
 pytestmark = pytest.mark.filterwarnings("ignore::scdiffkit.errors.ScdiffWarning")
 
 
-def stream(adata: AnnData, path: Path, batch: int, force: bool = False) -> Path:
+def stream(
+    adata: AnnData,
+    path: Path,
+    batch: int,
+    force: bool = False,
+    spoil: Callable[[io.CellWriter], object] = lambda out: None,
+) -> Path:
+    """Write `adata` in batches; `spoil` is what happens before the file is complete."""
     uns = {"scdiffkit": {"run": "r1", "seed": 0}}
     with io.CellWriter(path, adata.var_names, var=adata.var, uns=uns, force=force) as out:
         for start in range(0, adata.n_obs, batch):
-            part = adata[start : start + batch]
-            out.append(part.X.log1p(), {"counts": part.X}, part.obs)
+            rows = slice(start, start + batch)
+            out.append(adata.X[rows].log1p(), {"counts": adata.X[rows]}, adata.obs.iloc[rows])
+        spoil(out)
     return path
+
+
+def interrupt(_: io.CellWriter) -> None:
+    raise KeyboardInterrupt
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -36,13 +49,13 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("batch", [1, 37, 100])
+@pytest.mark.parametrize("batch", [7, 100])
 def test_one_batch_or_many(name: str, batch: int, tiny: AnnData, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "many").mkdir()
     one = io.read(stream(tiny, tmp_path / "one" / name, tiny.n_obs))
     many = io.read(stream(tiny, tmp_path / "many" / name, batch))
-    counts = [a.layers["counts"] if "counts" in a.layers else a.X for a in (one, many)]
+    counts = [a.layers.get("counts", a.X) for a in (one, many)]
     assert (counts[0] != counts[1]).nnz == 0
     assert (counts[1] != tiny.X).nnz == 0
     assert (one.X != many.X).nnz == 0
@@ -80,9 +93,8 @@ def test_the_same_input_gives_the_same_bytes(tiny: AnnData, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_writer_leaves_nothing_behind(name: str, tiny: AnnData, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), io.CellWriter(tmp_path / name, tiny.var_names) as out:
-        out.append(tiny.X, {"counts": tiny.X}, tiny.obs)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        stream(tiny, tmp_path / name, 100, spoil=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,9 +102,14 @@ def test_an_interrupted_writer_leaves_nothing_behind(name: str, tiny: AnnData, t
 def test_a_failing_writer_leaves_the_old_file(name: str, tiny: AnnData, tmp_path: Path) -> None:
     path = stream(tiny, tmp_path / name, 240)
     before = content(path)
-    with pytest.raises(DataError, match="not integers"), io.CellWriter(path, tiny.var_names, force=True) as out:
-        out.append(tiny.X, {"counts": tiny.X}, tiny.obs)
-        out.append(tiny.X, {"counts": tiny.X * 0.5}, tiny.obs)
+    with pytest.raises(DataError, match="not integers"):
+        stream(
+            tiny,
+            path,
+            100,
+            force=True,
+            spoil=lambda out: out.append(tiny.X, {"counts": tiny.X / 2}, tiny.obs),
+        )
     assert content(path) == before
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -109,7 +126,9 @@ def test_a_killed_writer_leaves_the_old_file(name: str, tiny: AnnData, tmp_path:
         "    out.append(X, {'counts': X}, pd.DataFrame(index=['c']))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], env={"PYTHONPATH": ":".join(sys.path)}).returncode < 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(path)], env={"PYTHONPATH": ":".join(sys.path)}).returncode < 0
+    )
     assert content(path) == before
 
 
@@ -122,24 +141,22 @@ def test_force_replaces(name: str, tiny: AnnData, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit(tiny: AnnData, tmp_path: Path) -> None:
-    X, obs = tiny.X, tiny.obs
-    with pytest.raises(DataError, match=r"layers \[\], expected \['counts'\]"):
-        with io.CellWriter(tmp_path / "a.h5ad", tiny.var_names) as out:
-            out.append(X, {}, obs)
-    with pytest.raises(DataError, match=r"X of shape \(240, 59\), expected \(240, 60\)"):
-        with io.CellWriter(tmp_path / "a.h5ad", tiny.var_names) as out:
-            out.append(X[:, :59], {"counts": X}, obs)
-    with pytest.raises(DataError, match="obs columns, types or categories"):
-        with io.CellWriter(tmp_path / "a.h5ad", tiny.var_names) as out:
-            out.append(X, {"counts": X}, obs)
-            out.append(X, {"counts": X}, obs.assign(cell_type="B"))
+    X, obs, path = tiny.X, tiny.obs, tmp_path / "a.h5ad"
+    wrong = {
+        r"layers \[\], expected \['counts'\]": (X, {}, obs),
+        r"X of shape \(240, 59\), expected \(240, 60\)": (X[:, :59], {"counts": X}, obs),
+        r"counts of shape \(3, 60\), expected \(240, 60\)": (X, {"counts": X[:3]}, obs),
+        "obs columns, types or categories": (X, {"counts": X}, obs.assign(cell_type="B")),
+    }
+    for said, batch in wrong.items():
+        with pytest.raises(DataError, match=said):
+            stream(tiny, path, 100, spoil=lambda out, batch=batch: out.append(*batch))
     with pytest.raises(DataError, match="var has 60 rows for 2 var_names"):
-        io.CellWriter(tmp_path / "a.h5ad", ["a", "b"], var=tiny.var)
+        io.CellWriter(path, ["a", "b"], var=tiny.var)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
-    tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing(tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -178,10 +195,11 @@ from scdiffkit.io import CellWriter
 warnings.simplefilter("ignore")
 counts = sp.random(1000, 1000, 0.2, format="csr", random_state=0, dtype="f4")
 counts.data = np.rint(counts.data * 3 + 0.5)
+names = range(1000)
 def stream(batches):
-    with CellWriter(sys.argv[1], [f"g{i}" for i in range(1000)], force=True) as out:
+    with CellWriter(sys.argv[1], [f"g{i}" for i in names], force=True) as out:
         for b in range(batches):
-            out.append(counts.log1p(), {"counts": counts}, pd.DataFrame(index=[f"{b}-{i}" for i in range(1000)]))
+            out.append(counts.log1p(), {"counts": counts}, pd.DataFrame(index=[f"{b}-{i}" for i in names]))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 print(stream(4), stream(20))
 """

@@ -90,14 +90,18 @@ def test_repeated_gene_symbols_of_10x_are_told_apart(tmp_path: Path) -> None:
     assert list(adata.var["gene_ids"]) == ["E0", "E1", "E2"]
 
 
-def test_labels_beside_a_10x_folder_of_others_are_read(tmp_path: Path) -> None:
+def test_labels_beside_a_10x_folder_of_others_are_matched_by_barcode(tmp_path: Path) -> None:
     put(tmp_path / "matrix.mtx", MTX)
     put(tmp_path / "barcodes.tsv", "a\nb\n")
     put(tmp_path / "genes.tsv", "E0\tS0\nE1\tS1\nE2\tS2\n")
-    put(tmp_path / "obs.tsv", "barcode\tcell_type\tage\na\tB\t3\nb\tT\t4\n")
+    put(tmp_path / "obs.tsv", "barcode\tcell_type\tage\nb\tT\t4\na\tB\t3\n")
     obs = io.read(tmp_path).obs
+    assert list(obs.index) == ["a", "b"]
     assert list(obs["cell_type"]) == ["B", "T"]
     assert list(obs["age"]) == [3, 4]
+    put(tmp_path / "obs.tsv", "barcode\tcell_type\nx\tT\na\tB\n")
+    with pytest.raises(FileError, match="are not the barcodes"):
+        io.read(tmp_path)
 
 
 def test_the_content_decides_the_format(tiny: AnnData, tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
         (gzip.compress(b"x"), "gzip file: unpack"),
         (b"PK\x03\x04rest", "zip archive"),
-        (b"", "is empty"),
+        (b"", "empty: copy"),
         (bytes(range(128, 256)), "copy or download it again"),
     ],
 )
@@ -182,7 +186,7 @@ def test_a_folder_that_is_no_10x_folder(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"no matrix.mtx, no features.tsv or genes.tsv, no barcodes.tsv.*notes.txt"):
         io.read(tmp_path)
     put(tmp_path / "filtered" / "matrix.mtx.gz", MTX)
-    with pytest.raises(FileError, match="There is one inside: .*filtered"):
+    with pytest.raises(FileError, match=r"There is one inside: .*filtered"):
         io.read(tmp_path)
 
 

@@ -41,7 +41,7 @@ def cells(draw: st.DrawFn) -> AnnData:
             "good": np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
             "size": np.array(floats, dtype=np.float32),
             "rank": np.array(draw(st.lists(st.integers(-(2**60), 2**60), min_size=n, max_size=n))),
-            "note": np.array(draw(st.lists(text, min_size=n, max_size=n)), dtype=object),
+            "note": np.array(draw(st.lists(text | st.just("same"), min_size=n, max_size=n)), dtype=object),
         },
         index=pd.Index(draw(st.lists(text, min_size=n, max_size=n, unique=True)), dtype=object),
     )
@@ -61,7 +61,7 @@ def a_folder() -> Iterator[Path]:
 def there_and_back(adata: AnnData, name: str) -> AnnData:
     with a_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", ScdiffWarning)
-        return io.read(io.write(adata, folder / name))
+        return io.read(io.write(adata.copy(), folder / name))
 
 
 def assert_same(matrix: sparse.csr_matrix, expected: sparse.csr_matrix) -> None:
@@ -119,12 +119,14 @@ def test_h5ad_keeps_what_only_h5ad_carries(tiny: AnnData, tmp_path: Path) -> Non
     adata.uns["palette"] = ["red", "blue"]
     adata.raw = tiny
     adata.obs["note"] = ["x", None] * 120
+    adata.obs["text"] = ["x", "y"] * 120
     before = adata.obs.copy()
     back = io.read(io.write(adata, tmp_path / "a.h5ad"))
     assert_same(back.raw.X, tiny.X)
     assert np.array_equal(back.obsm["X_pca"], adata.obsm["X_pca"])
     assert list(back.uns["palette"]) == ["red", "blue"]
     assert back.obs["note"].isna().sum() == 120
+    assert back.obs["text"].dtype == object  # not made categorical
     assert_frame_equal(adata.obs, before)  # writing changes nothing in the caller's cells
 
 
@@ -168,7 +170,11 @@ def test_we_read_a_loom_by_loompy(tiny: AnnData, tmp_path: Path) -> None:
     import loompy
 
     path = tmp_path / "theirs.loom"
-    columns = {"CellID": tiny.obs_names.to_numpy(), "Class": np.array(["é", "b"] * 120), "xy": np.ones((240, 2))}
+    columns = {
+        "CellID": tiny.obs_names.to_numpy(),
+        "Class": np.array(["é", "b"] * 120),
+        "xy": np.ones((240, 2)),
+    }
     layers = {"": tiny.X.T.toarray(), "spliced": tiny.X.T.tocoo()}
     loompy.create(str(path), layers, {"Gene": tiny.var_names.to_numpy()}, columns)
     back = io.read(path)
@@ -182,8 +188,16 @@ def test_we_read_a_loom_by_loompy(tiny: AnnData, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "named", "unnamed"),
     [
-        ("a.loom", ["obsm['X_pca']", "uns['palette']", "missing values in 'note'"], ["uns['scdiffkit']", "counts"]),
-        ("folder", ["obsm['X_pca']", "uns['palette']", 'X (layers["counts"]', "var column 'mt'"], ["cell_type"]),
+        (
+            "a.loom",
+            ["obsm['X_pca']", "uns['palette']", "missing values in 'note'"],
+            ["uns['scdiffkit']", "counts"],
+        ),
+        (
+            "folder",
+            ["obsm['X_pca']", "uns['palette']", 'X (layers["counts"]', "var column 'mt'"],
+            ["cell_type"],
+        ),
         ("a.h5", ["obsm['X_pca']", "obs column 'cell_type'", "uns['scdiffkit']"], ["gene_ids"]),
     ],
 )

@@ -35,9 +35,7 @@ def wake(network):
     return network.eval()
 
 
-@pytest.mark.parametrize(
-    ("preset", "count"), [("scrdit", 33_870_346), ("whitebox-dit", 17_926_666)]
-)
+@pytest.mark.parametrize(("preset", "count"), [("scrdit", 33_870_346), ("whitebox-dit", 17_926_666)])
 def test_the_papers_presets_have_the_papers_parameters(preset, count):
     with torch.device("meta"):
         assert parameters(build(2000, build_run_config(preset).model)) == count
@@ -171,8 +169,10 @@ def test_attention_equals_torchs():
     theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True)
     theirs.load_state_dict(
         {
-            "in_proj_weight": ours.qkv.weight, "in_proj_bias": ours.qkv.bias,
-            "out_proj.weight": ours.proj.weight, "out_proj.bias": ours.proj.bias,
+            "in_proj_weight": ours.qkv.weight,
+            "in_proj_bias": ours.qkv.bias,
+            "out_proj.weight": ours.proj.weight,
+            "out_proj.bias": ours.proj.bias,
         }  # fmt: skip
     )
     x = torch.randn(2, 7, 12)

@@ -1,0 +1,35 @@
+"""Can a classifier tell synthetic from real cells?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scdiffkit.metrics.registry import metric
+
+N_TREES = 300
+
+
+@metric(
+    "rf_auc",
+    direction="closest to 0.5",
+    best=0.5,
+    space="pca",
+    definition=f"Area under the ROC curve of a random forest ({N_TREES} trees) that tells real from synthetic "
+    "cells by 20 principal components of both sets; every cell is scored by the trees that did not see it "
+    "(out of bag). 0.5: it cannot tell them apart; 1: it always can. Well below 0.5: both sets hold copies of "
+    "the same cells.",
+    source="classifier two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545)",
+)
+def rf_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """real (n, D), synthetic (m, D) -> AUC. The forest's seed is fixed.
+
+    Out of bag rather than cross-validated: on pbmc3k the same AUC within 0.005 in a quarter of the time.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.metrics import roc_auc_score
+
+    cells = np.vstack([real, synthetic])
+    is_synthetic = np.repeat([0, 1], [len(real), len(synthetic)])
+    forest = RandomForestClassifier(N_TREES, oob_score=True, random_state=0, n_jobs=-1)
+    out_of_bag = forest.fit(cells, is_synthetic).oob_decision_function_[:, 1]
+    return float(roc_auc_score(is_synthetic, out_of_bag))

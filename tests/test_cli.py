@@ -1,0 +1,238 @@
+"""The command line as a user meets it: `scdiff` in a process of its own, in an empty folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scdiffkit
+from scdiffkit.cli.console import parse_duration, seconds
+from scdiffkit.errors import ConfigError
+
+SCDIFF = Path(sys.executable).parent / "scdiff"
+TINY = ["--max-steps", "20", "--batch-size", "16", "--hidden-size", "32", "--depth", "1", "--patch-size", "20"]
+ENV = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS")} | {"COLUMNS": "200"}
+
+
+def scdiff(*args, cwd, code=0, stdin=None):
+    done = subprocess.run(
+        [SCDIFF, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300, env=ENV, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """A folder with data.h5ad and one trained run in scdiff-runs/."""
+    folder = tmp_path_factory.mktemp("work")
+    scdiffkit.write(tiny, folder / "data.h5ad")
+    scdiff("train", "data.h5ad", "--arch", "whitebox", "--label", "cell_type", *TINY, cwd=folder)
+    return folder
+
+
+def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "w", symlinks=True)
+    drawn = scdiff("sample", "--ddim", 20, "-n", 200, cwd=tmp_path / "w")
+    assert drawn.stdout.strip() == "cells.h5ad"
+    assert "(the latest)" in drawn.stderr
+    assert "20 network calls a cell (T = 1000, speedup 50)" in drawn.stderr
+    assert ad.read_h5ad(tmp_path / "w" / "cells.h5ad").n_obs == 200
+    scored = scdiff("evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", cwd=tmp_path / "w")
+    assert "real vs real" in scored.stdout
+    report = tmp_path / "w" / "report"
+    assert (report / "cells.png").read_bytes().startswith(b"\x89PNG")
+    scores = json.loads((report / "metrics.json").read_text())["scores"]
+    assert all(np.isfinite([s["value"], s["floor"]]).all() for s in scores)
+    as_json = scdiff(
+        "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--force", cwd=tmp_path / "w"
+    )
+    assert json.loads(as_json.stdout)["scores"] == scores
+
+
+def test_info_of_data_and_of_a_run(folder):
+    assert "cell_type" in scdiff("info", "data.h5ad", cwd=folder).stdout
+    described = json.loads(scdiff("info", "data.h5ad", "--json", cwd=folder).stdout)
+    assert (described["n_obs"], described["n_vars"], described["counts"]) == (240, 60, "X")
+    described = json.loads(scdiff("info", "scdiff-runs/latest", "--json", cwd=folder).stdout)
+    assert (described["arch"], described["checkpoints"], described["genes"]) == ("whitebox", [20], 60)
+    assert "whitebox" in scdiff("info", "scdiff-runs/latest", cwd=folder).stdout
+
+
+def test_where_and_like(folder, tmp_path):
+    scdiff("sample", "--ddim", 2, "-n", 7, "--where", "cell_type=T", "-o", tmp_path / "t.h5ad", cwd=folder)
+    assert set(ad.read_h5ad(tmp_path / "t.h5ad").obs["cell_type"]) == {"T"}
+    scdiff("sample", "--ddim", 2, "--like", "data.h5ad", "-o", tmp_path / "like.h5ad", cwd=folder)
+    assert ad.read_h5ad(tmp_path / "like.h5ad").n_obs == 240
+
+
+def test_preprocess_then_train(folder, tmp_path):
+    done = scdiff(
+        "preprocess", folder / "data.h5ad", "-o", "prepared.h5ad", "--label", "cell_type", "--n-top-genes", 30,
+        "--hvg-flavor", "cv", "--min-genes", 5, "--max-mito", 0.9, cwd=tmp_path,
+    )  # fmt: skip
+    assert "30 to train on" in done.stdout
+    assert "240 -> " in done.stderr
+    scdiff("train", "prepared.h5ad", "--arch", "unet", *TINY[:4], "--set", "model.channels=8",
+           "--set", "model.patch_size=5", "--out", "run", cwd=tmp_path)  # fmt: skip
+    assert (tmp_path / "run" / "genes.txt").read_text().count("\n") == 30
+
+
+def test_a_list_of_genes(folder, tmp_path, tiny):
+    (tmp_path / "genes.txt").write_text("\n".join(tiny.var_names[:12]) + "\n\n")
+    done = scdiff("preprocess", folder / "data.h5ad", "-o", "p.h5ad", "--genes", "genes.txt", cwd=tmp_path)
+    assert "12 to train on" in done.stdout
+    scdiff("preprocess", folder / "data.h5ad", "-o", "q.h5ad", "--genes", "none.txt", cwd=tmp_path, code=2)
+
+
+BAD = [
+    # arguments, exit code, what the message must say
+    (["train", "data.h5da"], 1, "did you mean 'data.h5ad'"),
+    (["train", "text.h5ad"], 1, "text.h5ad"),
+    (["train", "truncated.h5ad"], 1, "truncated.h5ad"),
+    (["train", "lognormalised.h5ad"], 1, "log-normalised"),
+    (["train", "negative.h5ad"], 1, "negative"),
+    (["train", "nan.h5ad"], 1, "NaN"),
+    (["preprocess", "data.h5ad", "-o", "new.h5ad", "--min-genes", "61"], 1, "--min-genes 61"),
+    (["preprocess", "data.h5ad", "-o", "new.h5ad", "--min-cells", "241"], 1, "--min-cells 241"),
+    (["train", "data.h5ad", "--label", "celltype"], 1, "did you mean 'cell_type'"),
+    (["train", "data.h5ad", "--label", "one_value"], 1, "one value"),
+    (["train", "data.h5ad", "--label", "all_values"], 1, "another value for each"),
+    (["train", "data.h5ad", "--label", "with_nan"], 1, "no value for 3 of"),
+    (["train", "duplicated.h5ad"], 1, "var_names_make_unique"),
+    (["train", "data.h5ad", "--arch", "dti"], 2, "did you mean 'dit'"),
+    (["train", "data.h5ad", "--arch", "dit", "--set", "model.ista_lambda=1"], 2, "not read by model 'dit'"),
+    (["train", "data.h5ad", "--codec", "nope"], 2, "codec"),
+    (["train", "data.h5ad", "--max-time", "soon"], 2, "--max-time"),
+    (["train", "data.h5ad", "--set", "train.lr"], 2, "KEY=VALUE"),
+    (["train", "data.h5ad", "--config", "none.yaml"], 2, "none.yaml"),
+    (["train", "data.h5ad", "--out", "scdiff-runs/latest"], 1, "--force"),
+    (["train", "data.h5ad", "--out", "text.h5ad/run"], 1, "--out"),
+    (["train", "other.h5ad", "--resume"], 1, "other cells"),
+    (["train", "data.h5ad", "--resume", "--arch", "dit"], 1, "trained with model.arch"),
+    (["train", "data.h5ad", "--resume", "--out", "nowhere"], 1, "no run nowhere"),
+    (["sample", "empty-run"], 1, "no checkpoint"),
+    (["sample", "nowhere"], 1, "no run nowhere"),
+    (["sample", "--where", "cell_type=Tee", "-o", "new.h5ad"], 1, "never seen cell_type='Tee'"),
+    (["sample", "--where", "cell_type", "-o", "new.h5ad"], 2, "COLUMN=VALUE"),
+    (["sample", "--ddim", "5", "--ddpm", "-o", "new.h5ad"], 2, "not both"),
+    (["sample", "--ddim", "0", "-o", "new.h5ad"], 2, "steps"),
+    (["sample", "-n", "0", "-o", "new.h5ad"], 2, "at least 1"),
+    (["sample", "-o", "data.h5ad"], 1, "--force"),
+    (["sample", "-o", "cells.csv"], 2, ".h5ad"),
+    (["sample", "-o", "text.h5ad/cells.h5ad"], 1, "text.h5ad"),
+    (["evaluate", "data.h5ad", "nothing.h5ad"], 1, "nothing.h5ad"),
+    (["info", "nothing.h5ad"], 1, "nothing.h5ad"),
+    (["info", "text.h5ad"], 1, "text.h5ad"),
+    (["nonsense"], 2, "nonsense"),
+    (["sample", "--nonsense"], 2, "nonsense"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad(folder, tiny, tmp_path_factory):
+    """A folder with every kind of bad input."""
+    where = tmp_path_factory.mktemp("bad") / "w"
+    shutil.copytree(folder, where, symlinks=True)
+
+    def save(name, change):
+        cells = tiny.copy()
+        change(cells)
+        cells.write_h5ad(where / f"{name}.h5ad")
+
+    def columns(cells):
+        cells.obs["one_value"] = "x"
+        cells.obs["all_values"] = [f"c{i}" for i in range(cells.n_obs)]
+        cells.obs["with_nan"] = [None, None, None, *["a", "b"] * 118, "a"]
+
+    os.remove(where / "data.h5ad")
+    save("data", columns)
+    save("lognormalised", lambda a: np.log1p(a.X.data / 3, out=a.X.data))
+    save("negative", lambda a: a.X.data.__setitem__(slice(3), -1))
+    save("nan", lambda a: a.X.data.__setitem__(slice(3), np.nan))
+    save("other", lambda a: a.X.data.__imul__(2))
+    save("duplicated", lambda a: setattr(a, "var_names", ["gene", *a.var_names[:-1]][:1] * 2 + list(a.var_names[2:])))
+    (where / "text.h5ad").write_text("not cells")
+    shutil.copy(where / "data.h5ad", where / "truncated.h5ad")
+    os.truncate(where / "truncated.h5ad", 3000)
+    shutil.copytree(where / "scdiff-runs" / "latest", where / "empty-run")
+    shutil.rmtree(where / "empty-run" / "checkpoints")
+    return where
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("args", "code", "message"), BAD, ids=[" ".join(args) for args, *_ in BAD])
+def test_bad_input_is_named_and_nothing_is_written_or_lost(bad, args, code, message):
+    before = contents(bad)
+    done = scdiff(*args, cwd=bad, code=code)
+    assert message in done.stderr
+    assert contents(bad) == before
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
+    shutil.copy(folder / "data.h5ad", tmp_path)
+    command = [SCDIFF, "train", "data.h5ad", *TINY, "--max-steps", "1000000", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():  # training is under way
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "scdiff train data.h5ad --resume --out run" in stderr
+    assert "Traceback" not in stderr
+    assert scdiffkit.Run.open(tmp_path / "run").steps()
+
+
+def test_help_loads_neither_torch_nor_scanpy():
+    heavy = "torch", "scanpy", "anndata", "pandas", "numpy"
+    for code in ("import scdiffkit", "import scdiffkit.cli"):
+        out = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}; print([m for m in {heavy!r} if m in sys.modules])"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert out.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself(tmp_path):
+    for command in ("demo", "preprocess", "train", "sample", "evaluate", "info"):
+        assert "Usage" in scdiff(command, "--help", cwd=tmp_path).stdout
+    assert scdiffkit.__version__ in scdiff("--version", cwd=tmp_path).stdout
+
+
+def test_the_functions_of_the_package_are_functions_whatever_was_imported_first():
+    code = (
+        "import scdiffkit.train, scdiffkit.preprocess, scdiffkit.evaluate, scdiffkit; "
+        "print([callable(getattr(scdiffkit, n)) for n in scdiffkit.__all__ if n != '__version__'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "False" not in out.stdout
+
+
+@pytest.mark.parametrize(("text", "value"), [(None, None), ("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_durations(text, value):
+    assert parse_duration(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "m", "-3", "0", "10x", "inf", "nan"])
+def test_durations_that_are_none(text):
+    with pytest.raises(ConfigError, match="10m"):
+        parse_duration(text)
+
+
+def test_seconds_read_well():
+    assert [seconds(s) for s in (5.4, 90, 3725)] == ["5 s", "1 min 30 s", "1 h 2 min"]

@@ -1,0 +1,178 @@
+"""Sampling through the public surface: the contract of the output, exact labels, determinism, bounded batches."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scdiffkit
+from scdiffkit.config import SampleConfig, make
+from scdiffkit.errors import ConfigError, DataError, FileError, RunError
+from scdiffkit.generate import steps_of
+
+SMALL = {
+    "model.patch_size": 20, "model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2,
+    "train.max_steps": 30, "train.batch_size": 16, "preprocess.n_top_genes": 40, "preprocess.hvg_flavor": "seurat",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run on 40 genes, conditioned on type and donor."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return scdiffkit.train(tiny, arch="dit", label="cell_type", conditions=["donor"], out=out, overrides=SMALL)
+
+
+def draw(run, n=30, **kwargs):
+    config = {"steps": 5, **kwargs.pop("config", {})}
+    return scdiffkit.sample(run, n, config=make(SampleConfig, **config), **kwargs)
+
+
+def test_the_output_is_what_the_contract_says(run, tiny, tmp_path):
+    path = draw(run, 50, out=tmp_path / "cells.h5ad")
+    cells = ad.read_h5ad(path)
+    prepared = scdiffkit.preprocess(tiny, n_top_genes=40, hvg_flavor="seurat")
+    assert list(cells.var_names) == list(prepared.var_names[prepared.var["highly_variable"]])
+    assert cells.shape == (50, 40)
+    assert cells.obs_names.is_unique
+    counts = cells.layers["counts"].toarray()
+    assert (counts == counts.round()).all()
+    assert counts.min() >= 0
+    assert counts.max() > 0
+    expected = np.log1p(counts / cells.obs["total_counts"].to_numpy()[:, None] * 1e4)
+    np.testing.assert_allclose(cells.X.toarray(), expected, rtol=1e-5)
+    for column in ("cell_type", "donor"):
+        assert list(cells.obs[column].cat.categories) == sorted(tiny.obs[column].unique())
+    uns = cells.uns["scdiffkit"]
+    assert uns["run_id"] == run.provenance()["run_id"]
+    assert (uns["sampler"], uns["steps"], uns["seed"], uns["cfg_scale"]) == ("ddim", 5, 0, 1)
+    assert uns["versions"]["scdiffkit"] == scdiffkit.__version__
+
+
+def test_file_and_memory_hold_the_same_cells(run, tmp_path):
+    memory = draw(run, 33, config={"batch_size": 10})
+    for name in ("cells.h5ad", "cells.loom", "folder"):
+        cells = scdiffkit.read(draw(run, 33, out=tmp_path / name, config={"batch_size": 10}))
+        counts = cells.layers.get("counts", cells.X)  # the 10x matrix is the counts
+        np.testing.assert_array_equal(counts.toarray(), memory.layers["counts"].toarray())
+        assert cells.obs["cell_type"].astype(str).tolist() == memory.obs["cell_type"].astype(str).tolist()
+        assert list(cells.obs_names) == list(memory.obs_names)
+        assert list(cells.var_names) == list(memory.var_names)
+
+
+def test_same_seed_same_file_other_seed_other_cells(run, tmp_path):
+    a, b, c = (draw(run, out=tmp_path / f"{i}.h5ad", config={"seed": s, "eta": 0.5}) for i, s in enumerate((0, 0, 1)))
+    assert a.read_bytes() == b.read_bytes()
+    a, c = ad.read_h5ad(a), ad.read_h5ad(c)
+    assert (a.layers["counts"] != c.layers["counts"]).nnz > 0
+    assert not set(a.obs_names) & set(c.obs_names)  # files of one run can be put together
+
+
+def test_composition_is_exact(run, tiny):
+    wanted = draw(run, 240).obs["cell_type"].value_counts().to_dict()
+    assert wanted == tiny.obs["cell_type"].value_counts().to_dict()
+    kind, other = tiny.obs["cell_type"].unique()[:2]
+    assert set(draw(run, 20, where={"cell_type": kind}).obs["cell_type"]) == {kind}
+    assert set(draw(run, 40, where={"cell_type": [kind, other]}).obs["cell_type"]) == {kind, other}
+    few = tiny[tiny.obs["cell_type"] == other][:11].copy()
+    like = draw(run, None, like=few)
+    assert like.n_obs == 11
+    assert (
+        like.obs["donor"].astype(str).value_counts().to_dict() == few.obs["donor"].astype(str).value_counts().to_dict()
+    )
+
+
+def test_the_first_cells_are_a_fair_sample(run):
+    first = draw(run, 200).obs["cell_type"][:60].nunique()
+    assert first == 3
+
+
+def test_conditions_steer_the_cells(run, tiny, tmp_path):
+    """After some training, cells of a type look like that type: nearest mean of the real types."""
+    overrides = {**SMALL, "train.max_steps": 400, "train.lr": 3e-3}
+    trained = scdiffkit.train(tiny, arch="dit", label="cell_type", out=tmp_path / "run", overrides=overrides)
+    cells = scdiffkit.sample(trained, 120, config=make(SampleConfig, steps=25))
+    real = scdiffkit.preprocess(tiny, n_top_genes=40, hvg_flavor="seurat")[:, cells.var_names]
+    kinds = list(cells.obs["cell_type"].cat.categories)
+    means = np.stack([np.asarray(real[real.obs["cell_type"] == k].X.mean(axis=0)).ravel() for k in kinds])
+    distance = ((cells.X.toarray()[:, None] - means) ** 2).sum(axis=2)
+    right = distance.argmin(axis=1) == cells.obs["cell_type"].cat.codes.to_numpy()
+    assert right.mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"steps": 20}, 20),
+        ({"speedup": 20}, 50),
+        ({"speedup": 3}, 334),
+        ({}, 50),
+        ({"sampler": "ddpm"}, 1000),
+    ],
+)
+def test_steps_and_the_papers_speedup(values, expected):
+    assert steps_of(make(SampleConfig, **values), 1000) == expected
+
+
+def test_samplers_and_guidance_change_the_cells(run):
+    plain = draw(run).layers["counts"]
+    for config in ({"eta": 1.0}, {"steps": 6}, {"cfg_scale": 3.0}, {"steps": None, "sampler": "ddpm"}):
+        assert (plain != draw(run, config=config).layers["counts"]).nnz > 0
+
+
+def test_a_run_without_conditions(tiny, tmp_path):
+    run = scdiffkit.train(tiny, arch="dit", out=tmp_path / "run", overrides=SMALL)
+    assert list(draw(run).obs) == ["total_counts"]
+    with pytest.raises(DataError, match="not trained with the condition 'cell_type'"):
+        draw(run, where={"cell_type": "B"})
+    with pytest.raises(DataError, match="no conditions"):
+        draw(run, like=tiny)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"where": {"cell_type": "Bcell"}}, DataError, "never seen cell_type='Bcell'"),
+        ({"where": {"celltype": "B"}}, DataError, "did you mean 'cell_type'"),
+        ({"n": 0}, ConfigError, "at least 1"),
+        ({"config": {"steps": 1001}}, ConfigError, r"1\.\.1000"),
+        ({"config": {"steps": None, "speedup": 2000}}, ConfigError, "more than the run's T"),
+        ({"config": {"device": "cuda:77"}}, ConfigError, "no device"),
+    ],
+)
+def test_what_cannot_be_drawn_leaves_no_file(run, tmp_path, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        draw(run, out=tmp_path / "cells.h5ad", **kwargs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_are_checked_before_any_work(run, tmp_path):
+    (tmp_path / "cells.h5ad").write_text("precious")
+    with pytest.raises(FileError, match="--force"):
+        draw(run, out=tmp_path / "cells.h5ad")
+    assert (tmp_path / "cells.h5ad").read_text() == "precious"
+    with pytest.raises(FileError):
+        draw(run, out=tmp_path / "cells.h5ad" / "below.h5ad")
+    draw(run, out=tmp_path / "cells.h5ad", force=True)
+    assert ad.read_h5ad(tmp_path / "cells.h5ad").n_obs == 30
+
+
+def test_an_interrupted_file_is_not_there(run, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(run, out=tmp_path / "cells.h5ad", on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(RunError, match="not a run"):
+        draw(tmp_path)
+    with pytest.raises(RunError, match="There is no run"):
+        draw(tmp_path / "nowhere")
+
+
+def test_progress_counts_every_cell(run):
+    seen = []
+    draw(run, 25, config={"batch_size": 10}, on_progress=lambda done, n: seen.append((done, n)))
+    assert seen == [(10, 25), (20, 25), (25, 25)]

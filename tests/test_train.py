@@ -1,0 +1,282 @@
+"""Training through the public surface: what it writes, what it learns, that it goes on where it stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scdiffkit
+from scdiffkit.config import RunConfig
+from scdiffkit.errors import ConfigError, DataError, FileError, RunError
+from scdiffkit.run import Run
+
+MODELS = {
+    "dit": {"model.patch_size": 20, "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2},
+    "whitebox": {"model.patch_size": 20, "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2},
+    "unet": {"model.patch_size": 4, "model.channels": 8, "model.channel_mults": [1, 2], "model.num_heads": 2},
+}
+SHORT = {"train.batch_size": 16, "train.val_every_steps": 10, "train.checkpoint_every_steps": 10}
+
+
+def fit(adata, out, arch="dit", steps=20, **kwargs):
+    overrides = {**MODELS[arch], **SHORT, "train.max_steps": steps, **kwargs.pop("overrides", {})}
+    kwargs.setdefault("label", "cell_type")
+    return scdiffkit.train(adata, arch=arch, out=out, overrides=overrides, **kwargs)
+
+
+def weights(run):
+    return {name: p.clone() for name, p in run.denoiser().network.named_parameters()}
+
+
+def assert_same_weights(a, b):
+    for x, y in ((a, b), (a.load_checkpoint()["optimizer"], b.load_checkpoint()["optimizer"])):
+        x, y = (weights(x), weights(y)) if isinstance(x, Run) else (x, y)
+        assert x.keys() == y.keys()
+        for name in x:
+            torch.testing.assert_close(x[name], y[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_the_run_directory_holds_what_the_contract_says(tiny, tmp_path, arch):
+    run = fit(tiny, tmp_path / "run", arch)
+    names = {p.name for p in run.path.iterdir()}
+    assert {
+        "config.yaml",
+        "genes.txt",
+        "conditions.json",
+        "codec.safetensors",
+        "checkpoints",
+        "metrics.jsonl",
+    } <= names
+    assert run.steps() == [10, 20]
+    folder = {p.name for p in (run.path / "checkpoints" / "step-0000020").iterdir()}
+    assert folder == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
+    assert "20" in (run.path / "train.log").read_text()
+    assert run.config().model.arch == arch
+    assert run.conditions()["categories"] == {"cell_type": sorted(tiny.obs["cell_type"].unique())}
+    assert [m["step"] for m in run.metrics()] == [10, 20]
+
+
+def test_it_learns(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run", steps=150, overrides={"train.lr": 3e-3, "train.warmup_steps": 5})
+    metrics = run.metrics()
+    assert metrics[-1]["loss"] < 0.95 * metrics[0]["loss"]
+    assert metrics[-1]["val_loss"] < 0.95 * metrics[0]["val_loss"]
+
+
+def test_same_seed_same_weights_other_seed_others(tiny, tmp_path):
+    a, b = fit(tiny, tmp_path / "a"), fit(tiny, tmp_path / "b")
+    assert_same_weights(a, b)
+    c = fit(tiny, tmp_path / "c", overrides={"seed": 1})
+    assert not torch.equal(next(iter(weights(a).values())), next(iter(weights(c).values())))
+    assert a.provenance()["run_id"] == b.provenance()["run_id"] != c.provenance()["run_id"]
+
+
+def test_prepared_cells_train_the_same_model_as_raw_ones(tiny, tmp_path):
+    raw = fit(tiny, tmp_path / "raw", overrides={"preprocess.n_top_genes": 30})
+    prepared = scdiffkit.preprocess(tiny, n_top_genes=30, label="cell_type")
+    file = tmp_path / "prepared.h5ad"
+    scdiffkit.write(prepared, file)
+    assert_same_weights(raw, fit(file, tmp_path / "prepared"))
+
+
+def test_stopped_by_time_and_resumed_equals_uninterrupted(tiny, tmp_path):
+    whole = fit(tiny, tmp_path / "whole", steps=25)
+    part = fit(tiny, tmp_path / "part", steps=25, max_time=1e-3)  # one step, then time is up
+    assert part.steps() == [1]
+    fit(tiny, part.path, steps=25, resume=True, label=None)
+    assert_same_weights(whole, part)
+    assert [m["step"] for m in part.metrics() if m["step"] > 1] == [10, 20, 25]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import scdiffkit
+from test_train import fit
+fit({data!r}, {out!r}, steps=60)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, signal_number):
+    data, out = tmp_path / "tiny.h5ad", tmp_path / "killed"
+    scdiffkit.write(tiny, data)
+    script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(data), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "step-0000010").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal_number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    killed = Run.open(out)
+    if signal_number != signal.SIGKILL:
+        assert "KeyboardInterrupt" in stderr
+    resumed_from = killed.steps()[-1]
+    assert resumed_from < 60
+    fit(data, out, steps=60, resume=True)
+    assert_same_weights(fit(data, tmp_path / "whole", steps=60), killed)
+
+
+def test_killed_before_the_first_checkpoint_resumes_from_the_start(tiny, tmp_path):
+    whole = fit(tiny, tmp_path / "whole")
+    run = fit(tiny, tmp_path / "run")
+    shutil.rmtree(run.path / "checkpoints")
+    (run.path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match=r"no checkpoint yet.*--resume"):
+        run.denoiser()
+    fit(tiny, run.path, resume=True)
+    assert_same_weights(whole, run)
+
+
+def test_old_checkpoints_go(tiny, tmp_path):
+    assert fit(tiny, tmp_path / "run", steps=45, overrides={"train.keep_checkpoints": 2}).steps() == [40, 45]
+
+
+def test_a_longer_run_may_be_asked_for(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run", steps=10)
+    fit(tiny, run.path, steps=20, resume=True)
+    assert run.steps()[-1] == 20
+    assert run.config().train.max_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"arch": "whitebox"}, "trained with model.arch = 'dit', not 'whitebox'"),
+        ({"label": "donor"}, "trained with conditions"),
+        ({"overrides": {"train.lr": 0.5}}, "trained with train.lr"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(tiny, tmp_path, kwargs, message):
+    run = fit(tiny, tmp_path / "run")
+    before = weights(run)
+    with pytest.raises(RunError, match=message):
+        fit(tiny, run.path, resume=True, **kwargs)
+    torch.testing.assert_close(weights(run), before)
+
+
+def test_resume_with_other_data_is_refused(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run")
+    other = tiny.copy()
+    other.X = other.X.copy()
+    other.X.data[0] += 1
+    with pytest.raises(RunError, match="trained on other cells"):
+        fit(other, run.path, resume=True)
+    assert run.steps() == [10, 20]
+
+
+def test_an_existing_run_is_replaced_only_by_force(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run")
+    with pytest.raises(FileError, match=r"--resume.*--force"):
+        fit(tiny, run.path)
+    assert run.steps() == [10, 20]
+    fit(tiny, run.path, steps=10, force=True)
+    assert run.steps() == [10]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1").touch()
+    with pytest.raises(FileError, match="not a run"):
+        fit(tiny, tmp_path / "thesis", force=True)
+    assert (tmp_path / "thesis" / "chapter1").exists()
+
+
+def test_an_unwritable_folder_is_named_before_any_work(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="--out"):
+        fit(tiny, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a.obs.drop(columns="cell_type", inplace=True), "no obs column 'cell_type'"),
+        (lambda a: a.obs.__setitem__("cell_type", "B"), "one value"),
+        (lambda a: a.obs.__setitem__("cell_type", a.obs_names), "another value for each"),
+        (lambda a: a.obs.__setitem__("cell_type", [None, *["B", "T"] * 119, "B"]), "no value for 1 of"),
+        (lambda a: a.X.data.__setitem__(0, np.nan), "NaN"),
+        (lambda a: a.X.data.__setitem__(0, -1), "negative"),
+        (lambda a: np.log1p(a.X.data, out=a.X.data), "log-normalised"),
+    ],
+)  # fmt: skip
+def test_unusable_cells_leave_nothing_behind(tiny, tmp_path, spoil, message):
+    cells = tiny.copy()
+    spoil(cells)
+    with pytest.raises(DataError, match=message):
+        fit(cells, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there(tiny, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(ConfigError, match="no device 'cuda'"):
+        fit(tiny, tmp_path / "run", overrides={"train.device": "cuda"})
+
+
+def test_several_conditions_and_none(tiny, tmp_path):
+    both = fit(tiny, tmp_path / "both", conditions=["donor"])
+    assert list(both.conditions()["categories"]) == ["cell_type", "donor"]
+    none = fit(tiny, tmp_path / "none", label=None)
+    assert none.conditions()["categories"] == {}
+
+
+def test_the_newest_run_is_the_latest_and_moves_with_its_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="scdiff train"):
+        Run.open()
+    first, second = fit(tiny, None, steps=2), fit(tiny, None, arch="whitebox", steps=2)
+    assert Run.open().path.resolve() == second.path.resolve()
+    assert Run.open(first.path.name).path.resolve() == first.path.resolve()
+    shutil.move("scdiff-runs", "elsewhere")
+    assert Run.open(Path("elsewhere") / second.path.name).steps() == [2]
+    with pytest.raises(RunError, match="did you mean"):
+        Run.open(Path("elsewhere") / (second.path.name + "x"))
+    with pytest.raises(RunError, match="is not a run"):
+        Run.open("elsewhere")
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run")
+    file = run.path / "checkpoints" / "step-0000020" / "ema.safetensors"
+    os.truncate(file, 100)
+    with pytest.raises(RunError, match=r"ema\.safetensors is damaged"):
+        run.denoiser()
+    (run.path / "genes.txt").unlink()
+    with pytest.raises(RunError, match=r"genes\.txt is missing"):
+        run.genes()
+
+
+def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run")
+    from scdiffkit.config import load_file
+
+    again = scdiffkit.train(tiny, out=tmp_path / "again", config=load_file(run.path / "config.yaml"))
+    assert isinstance(again.config(), RunConfig)
+    assert again.config() == run.config()
+    assert_same_weights(run, again)
+
+
+def test_status_reports_every_figure(tiny, tmp_path):
+    seen = []
+    fit(tiny, tmp_path / "run", on_status=seen.append)
+    assert [s.step for s in seen][-1] == 20
+    assert all(s.max_steps == 20 and np.isfinite(s.loss) and s.cells_per_s > 0 for s in seen)
+    assert seen[-1].val_loss is not None
+    none_held_out = []
+    fit(tiny, tmp_path / "all", on_status=none_held_out.append, overrides={"train.val_fraction": 0.0})
+    assert none_held_out[-1].val_loss is None
+
+
+def test_bfloat16_trains_to_about_the_same_loss(tiny, tmp_path):
+    losses = [fit(tiny, tmp_path / p, overrides={"train.precision": p}).metrics()[-1]["loss"] for p in ("32", "bf16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
