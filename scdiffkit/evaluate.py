@@ -222,8 +222,8 @@ def verdict(evaluation: Evaluation) -> str:
     above_floor = auc.value - auc.floor
     if above_floor < -AUC_SAME:
         reading = (
-            "Synthetic cells are more like the real ones than real cells are like each other: they may be copies. "
-            "Hold cells out of training and compare with those."
+            "Synthetic cells are more like the real ones than other real cells are: they may be copies of them. "
+            "Judge them by real cells that the model was not trained on."
         )
     elif auc.value >= AUC_OBVIOUS:
         reading = "Nearly every synthetic cell is recognised: they do not yet pass for real cells."
@@ -304,7 +304,7 @@ def _load(cells: dict[str, AnnData | str | Path], label: str | None) -> dict[str
     for name, adata in read_in.items():
         source = "memory" if cells[name] is adata else str(cells[name])
         who = f"The {name} cells" if source == "memory" else f"The {name} cells ({source})"
-        X, genes, scale = _log_values(adata, who, target_sum)
+        X, genes, scale = _log_values(adata, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns)
         types, has_types = _types_of(adata.obs, label, name, who)
         sides[name] = _Side(name, source, X, genes, types, has_types, scale, *X.shape)
     return sides
@@ -317,11 +317,14 @@ def _target_sum(adata: AnnData) -> float | None:
     return float(value) if value else None
 
 
-def _log_values(adata: AnnData, who: str, target_sum: float) -> tuple[sparse.csr_matrix, pd.Index, str]:
+def _log_values(
+    adata: AnnData, who: str, target_sum: float, made_here: bool
+) -> tuple[sparse.csr_matrix, pd.Index, str]:
     """log1p-normalised values (cells, genes), their genes, and where they came from, in words.
 
     X that is log-normalised already is taken as it is: synthetic cells may hold fewer genes than they were
-    normalised over. Raw counts are normalised over all genes that the side has.
+    normalised over. Raw counts are normalised by obs["total_counts"], the library size that this tool leaves
+    in the cells it makes (also where a format has lost `uns`), else over all genes that the side has.
     """
     ours = "scdiffkit" in adata.uns
     X = None if adata.X is None else sparse.csr_matrix(_in_memory(adata.X), dtype=np.float32)
@@ -338,7 +341,7 @@ def _log_values(adata: AnnData, who: str, target_sum: float) -> tuple[sparse.csr
     except DataError as e:
         raise DataError(f"{who} are neither raw counts nor log1p-normalised. {e}") from e
     genes = adata.raw.var_names if place == "raw" else adata.var_names
-    if ours and "total_counts" in adata.obs:  # the library size, over genes that may be left out here
+    if made_here and "total_counts" in adata.obs:
         size = adata.obs["total_counts"].to_numpy(dtype=np.float64)
         factors = np.divide(target_sum, size, out=np.zeros_like(size), where=size > 0)
         values = np.log1p(counts.data * np.repeat(factors, np.diff(counts.indptr)))

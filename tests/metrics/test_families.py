@@ -1,0 +1,194 @@
+"""Each figure against a closed form, a naive computation, or scipy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse, stats
+
+from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
+from scdiffkit.metrics.joint import squared_distances
+
+RNG = np.random.default_rng(0)
+
+
+def zero_inflated(n: int, genes: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.exponential(1.0, (n, genes)) * (rng.random((n, genes)) < 0.4)
+
+
+def naive_kernels(d2: float, bandwidths: list[float]) -> float:
+    return sum(np.exp(-d2 / b) for b in bandwidths)
+
+
+# marginals
+
+
+def test_marginals_by_hand() -> None:
+    real, synthetic = as_csr([[0, 2.0], [4, 2]]), as_csr([[0, 0.0], [1, 2]])
+    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.space == "genes"}
+    assert values["zeros_difference"] == 2 / 4 - 1 / 4
+    assert values["zeros_mae"] == (0 + 0.5) / 2
+    assert values["mean_mae"] == (abs(2 - 0.5) + abs(2 - 1)) / 2
+    assert values["variance_mae"] == (abs(4 - 0.25) + abs(0 - 1)) / 2
+    assert values["cv_mae"] == (abs(1 - 1) + abs(0 - 1)) / 2
+    assert values["variance_correlation"] == pytest.approx(-1)  # (4, 0) against (0.25, 1)
+    assert values["cv_correlation"] == 0  # constant on one side
+
+
+def test_marginals_against_numpy_and_scipy() -> None:
+    a, b = zero_inflated(50, 40, 0), zero_inflated(60, 40, 1)
+    pairs = {
+        "mean": (a.mean(0), b.mean(0)),
+        "variance": (a.var(0), b.var(0)),
+        "cv": (stats.variation(a), stats.variation(b)),
+    }
+    for name, (x, y) in pairs.items():
+        assert METRICS[f"{name}_mae"](as_csr(a), as_csr(b)) == pytest.approx(np.abs(x - y).mean())
+        assert METRICS[f"{name}_correlation"](as_csr(a), as_csr(b)) == pytest.approx(stats.pearsonr(x, y)[0])
+
+
+def test_genes_never_seen_have_cv_zero() -> None:
+    assert METRICS["cv_mae"](as_csr([[0, 1.0], [0, 3]]), as_csr([[2.0, 1], [2, 3]])) == 0
+
+
+# papers
+
+
+def test_kl_of_equal_cells_is_zero() -> None:
+    cells = as_csr(np.tile([0.0, 1, 3], (5, 1)))
+    assert METRICS["kl_paper"](cells, cells) == pytest.approx(0, abs=1e-12)
+
+
+def test_kl_of_two_genes_by_hand() -> None:
+    real, synthetic = as_csr([[np.log(3), 0]]), as_csr([[0.0, 0]])  # softmax: (3/4, 1/4) and (1/2, 1/2)
+    assert METRICS["kl_paper"](real, synthetic) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+
+
+def test_kl_is_what_an_arbitrary_pairing_gives_on_average() -> None:
+    a, b = zero_inflated(600, 5, 2), zero_inflated(550, 5, 3)  # more cells than a block
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (a, b))
+    every_pair = stats.entropy(p[:, None, :], q[None, :, :], axis=-1)
+    assert METRICS["kl_paper"](as_csr(a), as_csr(b)) == pytest.approx(every_pair.mean())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.1, 5), st.integers(0, 100))
+def test_wasserstein_of_shifted_values_is_the_shift(shift: float, seed: int) -> None:
+    cells = 1 + zero_inflated(20, 6, seed)
+    for name in ("wasserstein_paper_means", "wasserstein_paper_entries"):
+        assert METRICS[name](as_csr(cells), as_csr(cells + shift)) == pytest.approx(shift)
+
+
+def test_wasserstein_of_entries_counts_the_zeros() -> None:
+    a, b = zero_inflated(30, 10, 4), zero_inflated(40, 10, 5) * 2
+    expected = stats.wasserstein_distance(a.ravel(), b.ravel())
+    assert METRICS["wasserstein_paper_entries"](as_csr(a), as_csr(b)) == pytest.approx(expected)
+
+
+def naive_paper_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.vstack([a, b])
+    n = len(both)
+    d2 = [[float(((x - y) ** 2).sum()) for y in both] for x in both]
+    bandwidths = [np.sum(d2) / (n * n - n) / 4 * factor for factor in (1, 2, 4, 8, 16)]
+    k = np.array([[naive_kernels(d, bandwidths) for d in row] for row in d2])
+    m = len(a)
+    return float(k[:m, :m].mean() + k[m:, m:].mean() - 2 * k[:m, m:].mean())
+
+
+def test_paper_mmd_against_a_double_loop() -> None:
+    a, b = zero_inflated(15, 30, 6), zero_inflated(12, 30, 7) + 0.3
+    assert METRICS["mmd_paper"](as_csr(a), as_csr(b)) == pytest.approx(naive_paper_mmd(a, b), rel=1e-6)
+    blocks = np.mean([naive_paper_mmd(a[:, :20], b[:, :20]), naive_paper_mmd(a[:, 20:], b[:, 20:])])
+    assert METRICS["mmd_paper_blocks"](as_csr(a), as_csr(b)) == pytest.approx(blocks, rel=1e-4)  # float32
+
+
+# joint
+
+
+def test_unbiased_mmd_against_a_double_loop() -> None:
+    a, b = RNG.normal(size=(14, 3)), RNG.normal(0.5, 1, size=(11, 3))
+    d2 = [((x - y) ** 2).sum() for i, x in enumerate(a) for y in a[:i]]
+    bandwidths = [np.median(d2) * s for s in (0.25, 0.5, 1, 2, 4)]
+
+    def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
+        return float(np.mean([naive_kernels(((x[i] - y[j]) ** 2).sum(), bandwidths) / 5 for i, j in pairs]))
+
+    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+    assert METRICS["mmd_pca"](a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_unbiased_mmd_is_zero_on_average_for_equal_distributions() -> None:
+    rng = np.random.default_rng(1)
+    values = [METRICS["mmd_pca"](rng.normal(size=(40, 4)), rng.normal(size=(40, 4))) for _ in range(60)]
+    standard_error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values)) < 3 * standard_error
+    assert min(values) < 0
+    shifted = METRICS["mmd_pca"](rng.normal(size=(40, 4)), rng.normal(1.0, 1, size=(40, 4)))
+    assert shifted > 5 * np.std(values)
+
+
+def test_squared_distances_against_scipy() -> None:
+    from scipy.spatial.distance import cdist
+
+    a, b = zero_inflated(9, 7, 8), zero_inflated(5, 7, 9)
+    np.testing.assert_allclose(squared_distances(a, b), cdist(a, b, "sqeuclidean"), atol=1e-12)
+    np.testing.assert_allclose(squared_distances(as_csr(a), as_csr(b)), cdist(a, b, "sqeuclidean"), atol=1e-12)
+
+
+# classifier
+
+
+def test_auc_of_one_distribution_is_a_half_and_of_two_far_ones_is_one() -> None:
+    rng = np.random.default_rng(2)
+    real = rng.normal(size=(300, 5))
+    assert METRICS["rf_auc"](real, rng.normal(size=(300, 5))) == pytest.approx(0.5, abs=0.07)
+    assert METRICS["rf_auc"](real, rng.normal(6, 1, size=(300, 5))) > 0.999
+
+
+def test_auc_agrees_with_cross_validation() -> None:
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import cross_val_score
+
+    rng = np.random.default_rng(3)
+    real, synthetic = rng.normal(size=(300, 5)), rng.normal(0.5, 1, size=(300, 5))
+    forest = RandomForestClassifier(100, random_state=1)
+    y = np.repeat([0, 1], 300)
+    expected = cross_val_score(forest, np.vstack([real, synthetic]), y, cv=5, scoring="roc_auc").mean()
+    assert METRICS["rf_auc"](real, synthetic) == pytest.approx(expected, abs=0.03)
+
+
+def test_auc_of_copies_is_far_below_a_half() -> None:
+    cells = np.random.default_rng(4).normal(size=(200, 5))
+    assert METRICS["rf_auc"](cells, cells) < 0.2
+
+
+# spaces
+
+
+def test_principal_components_against_a_full_svd() -> None:
+    cells = zero_inflated(60, 30, 10)
+    u, s, _ = np.linalg.svd(cells - cells.mean(0), full_matrices=False)
+    components = principal_components(as_csr(cells))
+    assert components.shape == (60, 20)
+    np.testing.assert_allclose(np.abs(components), np.abs(u * s)[:, :20], atol=1e-6)
+
+
+def test_two_halves_of_one_distribution_are_alike_in_components() -> None:
+    """Components fitted on one side alone would tell the halves apart: noise has directions of its own."""
+    rng = np.random.default_rng(5)
+    real, other = rng.poisson(0.3, (200, 400)), rng.poisson(0.3, (200, 400))
+    a, b = in_space("pca", sparse.csr_matrix(real, dtype=float), sparse.csr_matrix(other, dtype=float))
+    assert METRICS["rf_auc"](a, b) == pytest.approx(0.5, abs=0.08)
+    assert np.var(a) == pytest.approx(np.var(b), rel=0.1)
+
+
+def test_as_csr_copies_and_drops_stored_zeros() -> None:
+    stored = sparse.csr_matrix((np.array([0.0, 2]), np.array([0, 1]), np.array([0, 2])), shape=(1, 2))
+    csr = as_csr(stored)
+    assert csr.nnz == 1
+    assert stored.nnz == 2
+    assert csr.dtype == np.float64

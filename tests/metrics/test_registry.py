@@ -1,0 +1,128 @@
+"""What must hold for every metric, those to come included."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scdiffkit.metrics import METRICS, Direction, Metric, Space, in_space, metric
+from scdiffkit.preprocess import lognormalise
+
+every_metric = pytest.mark.parametrize("m", METRICS.values(), ids=METRICS.keys())
+RNG = np.random.default_rng(0)
+RATES = RNG.gamma(0.5, 1.0, size=(1, 30)) * RNG.lognormal(0, 1.0, size=(300, 1))
+CELLS = RNG.poisson(RATES).astype(np.float32)
+
+
+def score(m: Metric, real: object, synthetic: object, seed: int = 0) -> float:
+    return m(*in_space(m.space, real, synthetic), seed=seed)
+
+
+def logs(counts: np.ndarray) -> sparse.csr_matrix:
+    return lognormalise(sparse.csr_matrix(counts), 1e4)
+
+
+EDGES = {
+    "20 cells": (CELLS[:20], CELLS[20:40]),
+    "5 cells": (CELLS[:5], CELLS[5:10]),
+    "more synthetic than real": (CELLS[:30], CELLS[30:]),
+    "all zero on one side": (CELLS[:50], 0 * CELLS[:50]),
+    "all zero": (0 * CELLS[:20], 0 * CELLS[:20]),
+    "equal cells": (np.tile(CELLS[:1], (20, 1)), np.tile(CELLS[:1], (20, 1))),
+    "each side has one kind of cell": (np.tile(CELLS[:1], (20, 1)), np.tile(CELLS[1:2], (20, 1))),
+    "genes that only one side has": (CELLS[:50] * (np.arange(30) < 15), CELLS[:50] * (np.arange(30) >= 15)),
+    "one gene": (CELLS[:20, :1], CELLS[20:40, :1]),
+    "two genes": (CELLS[:20, :2], CELLS[20:40, :2]),
+    "no zeros": (CELLS[:40] + 1, CELLS[40:80] + 1),
+}
+
+
+@every_metric
+def test_says_what_it_is(m: Metric) -> None:
+    assert m.direction in get_args(Direction)
+    assert m.space in get_args(Space)
+    assert len(m.definition) > 40
+    assert m.definition.endswith(".")
+    assert len(m.source) > 10
+    best_of = {"lower is better": 0.0, "higher is better": 1.0, "closest to 0": 0.0, "closest to 0.5": 0.5}
+    assert m.best == best_of[m.direction]
+
+
+@every_metric
+@pytest.mark.parametrize("edge", EDGES)
+def test_is_finite_at_the_edges(m: Metric, edge: str) -> None:
+    real, synthetic = EDGES[edge]
+    assert math.isfinite(score(m, logs(real), logs(synthetic)))
+
+
+@every_metric
+def test_sparse_and_dense_agree(m: Metric) -> None:
+    real, synthetic = logs(CELLS[:150]), logs(CELLS[150:])
+    assert score(m, real, synthetic) == score(m, real.toarray(), synthetic.tocsc())
+
+
+@every_metric
+def test_order_of_cells_does_not_matter(m: Metric) -> None:
+    real, synthetic = logs(CELLS[:150]), logs(CELLS[150:])
+    rng = np.random.default_rng(1)
+    again = score(m, real[rng.permutation(150)], synthetic[rng.permutation(150)])
+    tolerance = 0.06 if m.name == "rf_auc" else 1e-9  # a forest draws rows by their number
+    assert again == pytest.approx(score(m, real, synthetic), abs=tolerance)
+
+
+@every_metric
+def test_far_cells_score_worse_than_near_ones(m: Metric) -> None:
+    near, far = CELLS[150:], np.roll(CELLS[150:], 7, axis=1) * (RNG.random((150, 30)) < 0.5)
+    if m.name in ("wasserstein_paper_means",):  # it does not know which gene is which
+        far = CELLS[150:] * (np.arange(30) < 5)
+    distances = [m.distance_from_best(score(m, logs(CELLS[:150]), logs(cells))) for cells in (near, far)]
+    assert distances[1] > 1.1 * distances[0]
+
+
+@every_metric
+def test_inputs_are_left_alone(m: Metric) -> None:
+    real, synthetic = in_space(m.space, logs(CELLS[:60]), logs(CELLS[60:120]))
+    before = [side.copy() for side in (real, synthetic)]
+    m(real, synthetic)
+    for side, was in zip((real, synthetic), before):
+        assert abs(side - was).max() == 0
+
+
+def test_a_metric_is_registered_once_and_must_be_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scdiffkit.metrics.registry.METRICS", registered := {})
+    register = metric("new", direction="lower is better", best=0.0, definition="A figure.", source="nobody")
+    register(lambda real, synthetic: math.nan)
+    with pytest.raises(ArithmeticError, match="edge cases"):
+        registered["new"](np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(ValueError, match="two metrics called 'new'"):
+        register(lambda real, synthetic: 0.0)
+
+
+def test_at_most_max_cells_are_drawn_and_the_seed_decides_which() -> None:
+    def mean_of_first(real: np.ndarray, synthetic: np.ndarray) -> float:
+        assert len(real) == 10
+        assert len(synthetic) == 7
+        return float(real.mean())
+
+    m = Metric("m", "lower is better", 0.0, "", "", "genes", 10, mean_of_first)
+    real, synthetic = np.arange(100.0)[:, None], np.zeros((7, 1))
+    assert m(real, synthetic, seed=1) == m(real, synthetic, seed=1)
+    assert m(real, synthetic, seed=1) != m(real, synthetic, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("direction", "best", "value", "distance"),
+    [
+        ("lower is better", 0.0, 0.3, 0.3),
+        ("lower is better", 0.0, -0.01, 0.0),
+        ("higher is better", 1.0, 0.9, 0.1),
+        ("closest to 0.5", 0.5, 0.2, 0.3),
+    ],
+)
+def test_distance_from_best(direction: Direction, best: float, value: float, distance: float) -> None:
+    m = Metric("m", direction, best, "", "", "genes", None, lambda real, synthetic: 0.0)
+    assert m.distance_from_best(value) == pytest.approx(distance)
