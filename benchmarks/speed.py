@@ -45,7 +45,9 @@ def main() -> None:
     options = parser.parse_args()
     fabric = make_fabric(options.device, options.precision)
     peak = matrix_peak(fabric)
-    cases = [("papers", arch, build_run_config(p, arch)) for p, arch in (("scrdit", "dit"), ("whitebox-dit", "whitebox"))]
+    cases = [
+        ("papers", arch, build_run_config(p, arch)) for p, arch in (("scrdit", "dit"), ("whitebox-dit", "whitebox"))
+    ]
     cases += [("papers", "unet", build_run_config("scrdit", "unet"))]
     cases += [("small", arch, build_run_config("small", arch)) for arch in ("dit", "whitebox", "unet")]
     rows = [measure(fabric, name, arch, config, peak, options.seconds) for name, arch, config in cases]
@@ -79,9 +81,7 @@ def matrix_peak(fabric: Fabric) -> float:
     return best
 
 
-def measure(
-    fabric: Fabric, name: str, arch: str, config: RunConfig, peak: float, seconds: float
-) -> dict[str, Any]:
+def measure(fabric: Fabric, name: str, arch: str, config: RunConfig, peak: float, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
     batch = config.train.batch_size
     head = None

@@ -1,19 +1,23 @@
 """The command line as a user meets it: `scdiff` in a process of its own, in an empty folder."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import scdiffkit
+from scdiffkit.cli import app
 from scdiffkit.cli.console import parse_duration, seconds
 from scdiffkit.errors import ConfigError
 
@@ -173,12 +177,34 @@ def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs a command in this process, which saves the imports; the settings it makes for a process are undone."""
+    log = logging.getLogger("scdiffkit")
+    before = log.handlers[:], log.propagate, log.level, warnings.showwarning
+
+    def run(args, cwd):
+        monkeypatch.chdir(cwd)
+        with warnings.catch_warnings():
+            return CliRunner().invoke(app, args, env={"COLUMNS": "200"})
+
+    yield run
+    log.handlers[:], log.propagate, _, warnings.showwarning = before
+    log.setLevel(before[2])
+
+
 @pytest.mark.parametrize(("args", "code", "message"), BAD, ids=[" ".join(args) for args, *_ in BAD])
-def test_bad_input_is_named_and_nothing_is_written_or_lost(bad, args, code, message):
+def test_bad_input_is_named_and_nothing_is_written_or_lost(bad, in_process, args, code, message):
     before = contents(bad)
-    done = scdiff(*args, cwd=bad, code=code)
+    done = in_process(args, bad)
+    assert done.exit_code == code, done.output
     assert message in done.stderr
     assert contents(bad) == before
+
+
+def test_a_process_of_its_own_gives_the_same_message_and_exit_code(bad):
+    for args, code, message in BAD[:1] + BAD[-1:]:
+        assert message in scdiff(*args, cwd=bad, code=code).stderr
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):

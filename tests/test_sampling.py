@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.denoiser import Denoiser, SpikeSlab, drop_conditions
 from scdiffkit.sampling import ddim, ddpm
 from scdiffkit.schedule import Schedule
 
@@ -164,3 +164,69 @@ def test_dropout_hides_each_column_on_its_own():
     assert hidden.all(dim=1).float().mean().item() == pytest.approx(0.0625, abs=0.01)
     assert ((dropped == codes) | hidden).all()
     assert drop_conditions(codes, 0.0, torch.Generator()) is codes
+
+
+def test_spike_and_slab_is_bayes_rule():
+    """The posterior mean of x0 against a numerical integral over the mixture prior."""
+    log_odds, mean, std = torch.tensor([0.4]), torch.tensor([2.0]), torch.tensor([0.5])
+    head = SpikeSlab(-1.0, log_odds, mean, std).double()
+    schedule = Schedule.cosine(1000)
+    x_t = torch.linspace(-3, 4, 15, dtype=torch.float64)[:, None]
+    grid = torch.linspace(-4, 8, 200_001, dtype=torch.float64)
+    prior = torch.sigmoid(torch.tensor(0.4, dtype=torch.float64))
+    for step in (50, 400, 900):
+        t = torch.full((15,), step)
+        signal, noise = schedule.signal_and_noise(t, x_t)
+        got = head(torch.zeros(15, 2, 1, dtype=torch.float64), x_t, signal, noise)
+        a, b = signal[0, 0], noise[0, 0]
+        slab = torch.exp(-0.5 * ((grid - 2) / 0.5) ** 2) / (0.5 * (2 * torch.pi) ** 0.5) * (grid[1] - grid[0])
+        at_grid = torch.exp(-0.5 * ((x_t - a * grid) / b) ** 2) * slab * prior
+        at_spike = torch.exp(-0.5 * ((x_t + a) / b) ** 2) * (1 - prior)
+        expected = ((at_grid * grid).sum(1, keepdim=True) - at_spike) / (at_grid.sum(1, keepdim=True) + at_spike)
+        np.testing.assert_allclose(got.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_untrained_spike_and_slab_samples_independent_genes():
+    """Detection rates and levels come out as they went in, before the network has learnt anything."""
+    rates, levels = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([1.0, 2.0, 3.0])
+    head = SpikeSlab(-2.0, (rates / (1 - rates)).log(), levels, torch.full((3,), 0.2))
+    network = FromNothing(outputs=2)
+    denoiser = Denoiser(network, Schedule.cosine(1000), "v", head=head, bounds=(-2.0, 5.0))
+    x = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = last(ddim(denoiser, x, denoiser.schedule.timesteps(200)))
+    detected = x > -0.5
+    np.testing.assert_allclose(detected.float().mean(0), rates, atol=0.02)
+    means = [x[detected[:, i], i].mean().item() for i in range(3)]
+    np.testing.assert_allclose(means, levels, atol=0.05)
+
+
+class FromNothing(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x, t, conditions=None):
+        return x.new_zeros(len(x), self.outputs, x.shape[1])
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+def test_the_loss_of_a_head_is_in_the_unit_of_the_prediction(prediction_type):
+    """The same x0 costs the same whether a head gave it or the network predicted it directly."""
+    schedule = Schedule.cosine(1000)
+    head = SpikeSlab(-1.0, torch.zeros(4), torch.ones(4), torch.full((4,), 0.3)).double()
+    x0, eps = torch.randn(2, 6, 4, dtype=torch.float64)
+    t = torch.tensor([5, 100, 300, 500, 700, 900])
+    with_head = Denoiser(FromNothing(2), schedule, prediction_type, head=head)
+    x_t = schedule.add_noise(x0, eps, t)
+    predicted = with_head.to_x0_and_eps(FromNothing(2)(x_t, t), x_t, t)
+    direct = with_head.target(*predicted, t)
+
+    class Fixed(nn.Module):
+        def forward(self, *_):
+            return direct
+
+    plain = Denoiser(Fixed(), schedule, prediction_type)
+    torch.testing.assert_close(
+        with_head(x0, None, t, eps).detach(), plain(x0, None, t, eps).detach(), rtol=1e-4, atol=1e-6
+    )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Shuffle halves the size, higher levels save 1% more; lzf is quicker, but R's HDF5 libraries cannot read it.
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+# For uns too, whose scalars h5py refuses to filter: anndata takes compression off for them, but not shuffle.
+COMPRESSION_OF_ALL: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
 CHUNK = 1 << 16
 
 
@@ -51,7 +53,7 @@ def write(adata: AnnData, path: Path) -> None:
             for column in columns:
                 frame[column] = frame[column].astype("category")
     with _saying_which_key():
-        write_h5ad(path, adata, convert_strings_to_categoricals=False, dataset_kwargs=COMPRESSION)
+        write_h5ad(path, adata, convert_strings_to_categoricals=False, dataset_kwargs=COMPRESSION_OF_ALL)
 
 
 class H5adFile:

@@ -32,6 +32,8 @@ def layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray, np.
     components = principal_components(sparse.vstack([as_csr(real), as_csr(synthetic)], format="csr"))
     if components.shape[1] < 2:
         components = np.pad(components, ((0, 0), (0, 1)))
+    start = components[:, :2] / (components[:, 0].std() or 1.0)
+    start += np.random.default_rng(seed).normal(0, 1e-4, start.shape)  # no two cells start at one place
     n_neighbors = min(N_NEIGHBORS, len(components) - 1)
     # exact neighbours, which spares compiling UMAP's approximate search: a third of the time on first use
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
@@ -41,7 +43,7 @@ def layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray, np.
             n_neighbors=n_neighbors,
             min_dist=0.3,
             n_epochs=300,
-            init=components[:, :2] / (components[:, 0].std() or 1.0),
+            init=start,
             precomputed_knn=(neighbours, distances),
             force_approximation_algorithm=True,
             random_state=seed,

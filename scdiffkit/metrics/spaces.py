@@ -45,8 +45,7 @@ def principal_components(cells: sparse.csr_matrix, n_components: int = N_COMPONE
     from sklearn.decomposition import PCA
 
     n_components = min(n_components, min(cells.shape) - 1)
-    mean = np.asarray(cells.mean(axis=0))
-    varies = np.asarray(cells.multiply(cells).mean(axis=0)) - np.square(mean) > 0
-    if n_components < 1 or not varies.any():  # one gene, or equal cells: there are no directions to be found
-        return np.asarray(cells.sum(axis=1) - mean.sum())
+    all_equal = (cells.max(axis=0) - cells.min(axis=0)).count_nonzero() == 0
+    if n_components < 1 or all_equal:  # one gene, or no directions to be found
+        return np.asarray(cells[:, 0].toarray() - cells[:, 0].mean())
     return PCA(n_components, svd_solver="arpack", random_state=0).fit_transform(cells)

@@ -119,3 +119,18 @@ def test_the_state_is_all_there_is(options):
     x0 = torch.randn(50, 400)
     for a, b in zip(again.decode(x0), codec.decode(x0), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_spike_and_slab_are_the_genes_detection_and_level():
+    counts, library = cells(n=3000)
+    codec = fitted(counts, library, gene_order="correlation")
+    spike, log_odds, mean, std = codec.spike_slab()
+    x0 = codec.encode(counts, library)
+    detected = x0 > spike + 1e-3
+    assert spike == pytest.approx(x0.min().item(), abs=1e-5)
+    np.testing.assert_allclose(torch.sigmoid(log_odds), detected.float().mean(0), atol=1e-3)
+    often = detected.float().mean(0) > 0.1
+    means = (x0 * detected).sum(0) / detected.sum(0)
+    np.testing.assert_allclose(mean[often], means[often], atol=0.01)
+    spread = torch.stack([x0[detected[:, i], i].std() for i in torch.nonzero(often).flatten().tolist()])
+    np.testing.assert_allclose(std[often], spread, rtol=0.1)

@@ -188,3 +188,11 @@ def test_conditions_add_up():
 def test_the_registry_holds_the_three_architectures():
     assert set(ARCHITECTURES) == {"dit", "whitebox", "unet"}
     assert ARCHITECTURES["dit"] is DiT
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_several_outputs_a_coordinate(name):
+    network = wake(build(33, CONFIGS[name], [3], outputs=2))
+    out = network(torch.randn(5, 33), torch.arange(5), torch.ones(5, 1, dtype=torch.long))
+    assert out.shape == (5, 2, 33)
+    assert not torch.allclose(out[:, 0], out[:, 1])

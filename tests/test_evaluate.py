@@ -1,0 +1,434 @@
+"""evaluate: what it says of real, of shuffled and of wrong cells, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
+from scdiffkit.evaluate import Evaluation, draw_order, evaluate, shuffle_within, verdict
+from scdiffkit.metrics import METRICS, picture
+from scdiffkit.preprocess import lognormalise, preprocess
+
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here does not hang on the forest's size."""
+    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 60)
+
+
+def halves(cells: AnnData, seed: int = 0) -> tuple[AnnData, AnnData]:
+    order = np.random.default_rng(seed).permutation(cells.n_obs)
+    half = cells.n_obs // 2
+    return cells[order[:half]].copy(), cells[order[half : 2 * half]].copy()
+
+
+def as_made_here(cells: AnnData, genes: int | None = None) -> AnnData:
+    """Cells as `sample` leaves them: the first genes only, but X normalised over all of them."""
+    made = cells[:, :genes].copy()
+    made.X = lognormalise(cells.X, 1e4)[:, :genes]
+    made.layers["counts"] = cells.X[:, :genes].copy()
+    made.uns["scdiffkit"] = {"synthetic": True, "target_sum": 1e4}
+    return made
+
+
+def values(evaluation: Evaluation) -> list[float]:
+    return [x for score in evaluation.scores for x in (score.value, score.floor, score.shuffled)]
+
+
+@pytest.fixture(scope="module")
+def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """One half of real cells as "synthetic" cells, with all that can be asked for."""
+    real, synthetic = halves(demo)
+    out = tmp_path_factory.mktemp("evaluate") / "new" / "report"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScdiffWarning)  # there is no cause for any
+        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out), out
+
+
+# scores
+
+
+def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = report
+    assert [score.metric for score in evaluation.scores] == list(METRICS)
+    assert evaluation.n_cells == 175
+    assert evaluation.n_genes == 765
+    for score in evaluation.scores:
+        at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
+        assert at_value < 1.5 * at_floor + 0.05, score
+    assert "as close to real cells as other real cells" in verdict(evaluation)
+
+
+def test_shuffled_genes_score_worse_than_the_floor(report: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = report
+    assert evaluation["rf_auc"].shuffled > evaluation["rf_auc"].floor + 0.1
+    assert evaluation["mmd_pca"].shuffled > evaluation["mmd_pca"].floor
+    assert evaluation["mean_mae"].shuffled == pytest.approx(evaluation["mean_mae"].floor)  # the genes are the same
+
+
+def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
+    real, other = halves(demo)
+    synthetic = as_made_here(other)
+    synthetic.X = shuffle_within(synthetic.X, other.obs["cell_type"].to_numpy(), np.random.default_rng(0))
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    assert evaluation["rf_auc"].value == pytest.approx(evaluation["rf_auc"].shuffled, abs=0.08)
+    assert "no better than shuffled" in verdict(evaluation)
+
+
+def test_copies_are_found_out(tiny: AnnData) -> None:
+    evaluation = evaluate(tiny, tiny.copy(), label="cell_type")
+    assert evaluation["rf_auc"].value < 0.4
+    assert "may be copies" in verdict(evaluation)
+
+
+def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
+    wrong = tiny.copy()
+    wrong.X = sparse.csr_matrix(wrong.X.toarray()[:, ::-1])
+    evaluation = evaluate(tiny, wrong)
+    assert evaluation["rf_auc"].value > 0.95
+    assert "recognised" in verdict(evaluation)
+
+
+def test_held_out_cells_are_compared_with_training_cells(tiny: AnnData) -> None:
+    held_out, rest = halves(tiny)
+    train, synthetic = halves(rest)
+    evaluation = evaluate(held_out, synthetic, train=train, label="cell_type")
+    assert evaluation.n_cells == 60  # all of the smallest set, not half of it
+    assert "trained on" in evaluation.floor_definition
+    assert set(evaluation.inputs) == {"real", "synthetic", "train"}
+    assert abs(evaluation["rf_auc"].floor - 0.5) < 0.2
+
+
+def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
+    train, rest = halves(tiny)
+    held_out, synthetic = halves(rest)
+    with pytest.warns(ScdiffWarning, match="180 of the 240 real cells are also in --train"):
+        mixed = evaluate(tiny, synthetic, train=tiny[:180].copy())
+    assert mixed.n_cells == 60
+    with pytest.raises(DataError, match="leave --train out"):
+        evaluate(train, held_out, train=train)
+
+
+# the border: scales, genes, labels
+
+
+def test_synthetic_cells_with_fewer_genes_keep_their_normalisation(tiny: AnnData) -> None:
+    real, other = halves(tiny)
+    evaluation = evaluate(real, as_made_here(other, genes=25))
+    assert evaluation.n_genes == 25
+    assert abs(evaluation["mean_mae"].value - evaluation["mean_mae"].floor) < 0.15
+    notes = " ".join(evaluation.notes)
+    assert "taken as it is" in notes
+    assert "normalised over 60 genes" in notes
+    assert "25 in both real and synthetic cells; 35 only in real, 0 only in synthetic" in notes
+
+
+def test_library_size_stands_in_for_the_missing_genes(tiny: AnnData) -> None:
+    real, other = halves(tiny)
+    made = as_made_here(other, genes=25)
+    counts = AnnData(X=made.layers["counts"], obs=made.obs, var=made.var)
+    counts.obs["total_counts"] = np.asarray(other.X.sum(axis=1)).ravel()
+    assert values(evaluate(real, counts)) == pytest.approx(values(evaluate(real, made)), abs=1e-4)
+
+
+def test_prepared_and_raw_cells_score_the_same(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    prepared = [preprocess(cells, min_cells=0, n_top_genes=60) for cells in (real, synthetic)]
+    assert values(evaluate(*prepared)) == pytest.approx(values(evaluate(real, synthetic)))
+
+
+def test_dense_cells_score_the_same(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    dense = [AnnData(X=c.X.toarray(), obs=c.obs, var=c.var) for c in (real, synthetic)]
+    assert values(evaluate(*dense)) == values(evaluate(real, synthetic))
+
+
+def test_order_of_genes_does_not_matter(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    rng = np.random.default_rng(3)
+    mixed = [cells[:, rng.permutation(60)].copy() for cells in (real, synthetic)]
+    assert values(evaluate(*mixed)) == pytest.approx(values(evaluate(real, synthetic)))
+
+
+def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp_path: Path) -> None:
+    real, synthetic = halves(tiny)
+    for name, cells in (("real", real), ("synthetic", synthetic)):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    first = evaluate(real, synthetic, label="cell_type", seed=3)
+    again = evaluate(tmp_path / "real.h5ad", str(tmp_path / "synthetic.h5ad"), label="cell_type", seed=3)
+    other = evaluate(real, synthetic, label="cell_type", seed=4)
+    assert values(first) == values(again)
+    assert values(first) != values(other)
+    assert again.inputs["real"]["source"] == str(tmp_path / "real.h5ad")
+    assert first.inputs["real"]["source"] == "memory"
+
+
+def test_inputs_are_left_alone(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    before = real.copy()
+    evaluate(real, synthetic, label="cell_type")
+    assert abs(real.X - before.X).max() == 0
+    assert list(real.obs.columns) == list(before.obs.columns)
+
+
+def test_cells_normalised_to_different_totals_are_warned_of(tiny: AnnData) -> None:
+    real, other = halves(tiny)
+    synthetic = as_made_here(other)
+    synthetic.X = lognormalise(other.X, 1e3)
+    with pytest.warns(ScdiffWarning, match="normalised differently") as caught:
+        evaluation = evaluate(real, synthetic)
+    assert str(next(w.message for w in caught if "normalised diff" in str(w.message))) in evaluation.warnings
+
+
+def test_few_genes_and_few_cells_are_warned_of(tiny: AnnData) -> None:
+    with pytest.warns(ScdiffWarning) as caught:
+        evaluation = evaluate(tiny[:20].copy(), tiny[20:40].copy(), label="cell_type")
+    said = " ".join(str(w.message) for w in caught)
+    assert "Only 60 genes" in said
+    assert "Only 10 cells a side" in said
+    assert all(math.isfinite(x) for x in values(evaluation))
+    assert "rough" in verdict(evaluation)
+
+
+def test_types_missing_on_a_side_are_named(tiny: AnnData) -> None:
+    real = tiny[tiny.obs["cell_type"] != "T"].copy()
+    synthetic = tiny[tiny.obs["cell_type"] != "B"].copy()
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    assert evaluation.types == {
+        "B": {"real": 120, "synthetic": 0},
+        "Mono": {"real": 80, "synthetic": 80},
+        "T": {"real": 0, "synthetic": 40},
+    }
+    assert "Types of the real cells that no synthetic cell has: B." in evaluation.notes
+    assert "Types of the synthetic cells that no real cell has: T." in evaluation.notes
+
+
+def test_synthetic_cells_may_lack_the_label_and_real_ones_some_values(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    real.obs.loc[real.obs_names[:3], "cell_type"] = np.nan
+    del synthetic.obs["cell_type"]
+    with pytest.warns(ScdiffWarning, match="have no obs column 'cell_type'"):
+        evaluation = evaluate(real, synthetic, label="cell_type")
+    assert evaluation.types is not None
+    assert evaluation.types["(none)"] == {"real": 3, "synthetic": 0}
+
+
+def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
+    assert evaluate(*halves(tiny), max_cells=20).n_cells == 20
+
+
+def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
+    calls: list[tuple[str, int, int]] = []
+    evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
+    assert calls == [(name, i, len(METRICS)) for i, name in enumerate(METRICS)]
+
+
+# refusals, each with its remedy
+
+
+def broken(cells: AnnData, value: float) -> AnnData:
+    X = cells.X.toarray()
+    X[3, 4] = value
+    return AnnData(X=X, obs=cells.obs, var=cells.var)
+
+
+def test_bad_cells_are_refused(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    renamed = synthetic.copy()
+    renamed.var_names = [f"ENSG{i:05d}" for i in range(60)]
+    twice = synthetic.copy()
+    twice.var_names = ["gene00", *twice.var_names[:-1]]
+    refusals = [
+        ((real, renamed), r"no gene in common \(real: gene00.*synthetic: ENSG00000.*symbols or Ensembl"),
+        ((real, broken(synthetic, np.nan)), "The synthetic cells have 1 values .* NaN.*Remove"),
+        ((broken(real, np.inf), synthetic), "The real cells have 1 values .* infinite"),
+        ((real, broken(synthetic, -2)), r"The synthetic cells are neither.*negative.*layers\['counts'\]"),
+        ((broken(real, 99.5), synthetic), r"The real cells are neither.*normalised.*layers\['counts'\]"),
+        ((real, twice), "var_names_make_unique"),
+        ((real, synthetic[:0].copy()), "The synthetic cells"),
+        ((real[:9].copy(), synthetic), "9 real cells are too few.*at least 10"),
+        ((real, synthetic[:4].copy()), "4 synthetic cells are too few.*at least 5"),
+    ]
+    for cells, message in refusals:
+        with pytest.raises(DataError, match=message):
+            evaluate(*cells)
+
+
+def test_scaled_cells_made_here_are_refused(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    made = as_made_here(synthetic)
+    made.X = made.X - 0.5 * (made.X > 0).astype(np.float32) * 20
+    with pytest.raises(DataError, match=r"negative values .* sample them again"):
+        evaluate(real, made)
+
+
+def test_bad_labels_are_refused(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    with pytest.raises(DataError, match=r"no obs column 'celltype' \(--label\); did you mean 'cell_type'"):
+        evaluate(real, synthetic, label="celltype")
+    real.obs["barcode"] = real.obs_names
+    with pytest.raises(DataError, match=r"120 different values of 'barcode'.*such as the cell type"):
+        evaluate(real, synthetic, label="barcode")
+
+
+def test_max_cells_too_small_is_refused(tiny: AnnData) -> None:
+    with pytest.raises(ConfigError, match="--max-cells"):
+        evaluate(tiny, tiny, max_cells=2)
+
+
+def test_an_earlier_report_is_kept_without_force(tiny: AnnData, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("old")
+    with pytest.raises(FileError, match=r"metrics\.json already.*--force"):
+        evaluate(*halves(tiny), out=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "old"
+    with pytest.raises(FileError, match="is a file"):
+        evaluate(*halves(tiny), out=tmp_path / "metrics.json", force=True)
+
+
+def test_an_interrupted_report_leaves_the_old_one(
+    tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.json").write_text("old")
+    (tmp_path / "cells.png").write_text("old")
+
+    def interrupted(path: Path, *args: object, **kwargs: object) -> None:
+        path.write_text("half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(picture, "layout", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr(picture, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*halves(tiny), out=tmp_path, force=True)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"metrics.json": "old", "cells.png": "old"}
+
+
+# what is written
+
+
+def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, Path]) -> None:
+    evaluation, out = report
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in metrics.json")
+
+    read = json.loads((out / "metrics.json").read_text(), parse_constant=refuse)
+    assert read == evaluation.to_dict()
+    assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "notes", "versions"} <= set(read)
+    assert read["scores"][0].keys() >= {"metric", "value", "floor", "shuffled", "direction", "best", "definition"}
+    assert read["inputs"]["synthetic"] == {
+        "source": "memory", "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
+    }  # fmt: skip
+
+
+def test_frame_has_a_row_per_metric(report: tuple[Evaluation, Path]) -> None:
+    frame = report[0].to_frame()
+    assert list(frame["metric"]) == list(METRICS)
+    assert list(frame.columns[:5]) == ["metric", "value", "floor", "shuffled", "direction"]
+
+
+def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
+    with pytest.raises(KeyError, match="rf_auc"):
+        report[0]["rf_acu"]
+
+
+def test_picture_is_a_small_png(report: tuple[Evaluation, Path]) -> None:
+    from matplotlib.image import imread
+
+    evaluation, out = report
+    assert evaluation.picture == out / "cells.png"
+    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.json"]
+    pixels = imread(out / "cells.png")
+    assert pixels.shape[:2] == (645, 2025)
+    assert (out / "cells.png").stat().st_size < 400_000
+    blue, orange = np.array([0, 0x72, 0xB2]) / 255, np.array([0xE6, 0x9F, 0]) / 255
+    for colour in (blue, orange):
+        assert (np.abs(pixels[..., :3] - colour).max(axis=-1) < 0.02).sum() > 50
+
+
+def test_layout_repeats_and_puts_like_cells_together(tiny: AnnData) -> None:
+    from scipy.spatial.distance import cdist
+
+    X, types = lognormalise(tiny.X, 1e4), tiny.obs["cell_type"].to_numpy()
+    real, synthetic = picture.layout(X[:120], X[120:])
+    again, _ = picture.layout(X[:120], X[120:])
+    np.testing.assert_array_equal(real, again)
+    nearest = types[:120][cdist(synthetic, real).argmin(axis=1)]
+    assert (nearest == types[120:]).mean() > 0.9
+
+
+@pytest.mark.parametrize("genes", [1, 2, 3])
+def test_picture_of_almost_nothing(tiny: AnnData, tmp_path: Path, genes: int) -> None:
+    X = lognormalise(tiny.X[:12, :genes], 1e4)
+    positions = picture.layout(X[:6], X[6:])
+    picture.draw(tmp_path / "p.png", *positions)
+    assert np.isfinite(np.vstack(positions)).all()
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_rare_types_share_a_grey(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    types = np.array([f"type {min(i // 4, 14)}" for i in range(100)], dtype=object)
+    colours, n_other = picture._colours(types)
+    assert (len(colours), n_other) == (10, 5)
+    assert "type 14" in colours  # the most frequent
+    positions = rng.normal(size=(2, 100, 2))
+    picture.draw(tmp_path / "p.png", *positions, types, None, label="cell_type")
+    assert (tmp_path / "p.png").exists()
+
+
+# parts
+
+
+def test_draw_order_keeps_the_composition_in_every_run() -> None:
+    types = np.repeat(["a", "b", "c"], [100, 40, 10])
+    order = draw_order(types, np.random.default_rng(0))
+    assert sorted(order) == list(range(150))
+    for start in (0, 37, 75):
+        run = types[order[start : start + 75]]
+        assert [abs((run == name).sum() - n) <= 1 for name, n in (("a", 50), ("b", 20), ("c", 5))] == [True] * 3
+
+
+def test_shuffle_keeps_each_gene_within_its_type_and_nothing_else(tiny: AnnData) -> None:
+    X, types = lognormalise(tiny.X, 1e4), tiny.obs["cell_type"].astype(str).to_numpy()
+    X = sparse.hstack([X] * 10, format="csr")  # more genes than a block
+    shuffled = shuffle_within(X, types, np.random.default_rng(0))
+    for name in np.unique(types):
+        before, after = X[types == name].toarray(), shuffled[types == name].toarray()
+        np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
+    cells = shuffled[types == "B"].toarray()
+    with_copy = [np.corrcoef(cells[:, [i, i + 60]].T)[0, 1] for i in range(540)]
+    assert abs(np.mean(with_copy)) < 0.02  # of 1.0 before
+    assert np.std(with_copy) == pytest.approx(1 / np.sqrt(120), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "floor", "shuffled", "said"),
+    [
+        (0.30, 0.50, 0.70, "may be copies"),
+        (0.52, 0.50, 0.70, "as close to real cells as other real cells"),
+        (0.60, 0.50, 0.75, "close to real cells, and keep relations"),
+        (0.69, 0.50, 0.70, "no better than shuffled"),
+        (0.80, 0.50, 0.90, "with care"),
+        (0.97, 0.50, 0.99, "Nearly every"),
+        (0.51, 0.50, 0.52, "tell a good model from a bad one"),
+    ],
+)
+def test_verdict(report: tuple[Evaluation, Path], value: float, floor: float, shuffled: float, said: str) -> None:
+    auc = replace(report[0]["rf_auc"], value=value, floor=floor, shuffled=shuffled)
+    text = verdict(replace(report[0], scores=[auc]))
+    assert said in text
+    assert all(f"{x:.2f}" in text for x in (value, floor, shuffled))
+    assert "shuffled within cell_type" in text
+    assert "between cells" in verdict(replace(report[0], scores=[auc], label=None))
