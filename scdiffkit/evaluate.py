@@ -5,6 +5,7 @@ value     one half of the real cells against synthetic cells
 floor     the same half against the other half: what perfect synthetic cells would score
 shuffled  the same half against the other half with every gene shuffled between cells of one type: what cells
           score that have the right genes but no relations between them (a bad model)
+Given the training cells, the real cells are all in the first set, and training cells in the second.
 """
 
 from __future__ import annotations
@@ -132,9 +133,7 @@ class Evaluation:
             "notes": self.notes,
             "warnings": self.warnings,
             "picture": self.picture.name if self.picture else None,
-            "versions": {
-                name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "umap-learn", "anndata")
-            },
+            "versions": _versions(),
         }
 
 
@@ -525,6 +524,17 @@ def _score(metric: Metric, pairs: list[tuple[Any, Any]], seed: int) -> Score:
         source=metric.source,
         space=metric.space,
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that the scores depend on."""
+    found = {}
+    for name in ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "anndata"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
+            found[name] = "unknown"
+    return found
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.metrics.joint import squared_distances
+from scdiffkit.metrics.joint import kernel_sum, squared_distances
 from scdiffkit.metrics.marginals import mean_per_gene
 from scdiffkit.metrics.registry import metric
 
@@ -101,7 +101,7 @@ def mmd_paper_blocks(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
     values = []
     for start in range(0, real.shape[1], BLOCK_OF_GENES):
         genes = slice(start, start + BLOCK_OF_GENES)
-        x, y = (side[:, genes].toarray().astype(np.float32) for side in (real_genes, synthetic_genes))
+        x, y = (side[:, genes].toarray() for side in (real_genes, synthetic_genes))
         values.append(biased_mmd(squared_distances(x, x), squared_distances(y, y), squared_distances(x, y)))
     return float(np.mean(values))
 
@@ -116,16 +116,8 @@ def biased_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
     if total == 0:
         return 0.0
     bandwidth = total / ((n + m) * (n + m - 1)) / 4
-
-    def kernels(d2: np.ndarray) -> float:
-        k = np.exp(d2 * (-1 / (bandwidth * 2 ** (N_KERNELS - 1))))
-        means = [k.mean(dtype=np.float64)]
-        for _ in range(N_KERNELS - 1):  # squaring a Gaussian kernel halves its b: one exp for all five
-            k *= k
-            means.append(k.mean(dtype=np.float64))
-        return float(sum(means))
-
-    return kernels(xx) + kernels(yy) - 2 * kernels(xy)
+    means = [kernel_sum(d2, bandwidth * 2 ** (N_KERNELS - 1), N_KERNELS) / d2.size for d2 in (xx, yy, xy)]
+    return means[0] + means[1] - 2 * means[2]
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
