@@ -194,7 +194,8 @@ class Run:
         steps = self.steps()
         if not steps:
             raise RunError(
-                f"The run {self.path} holds no checkpoint yet. Go on with `scdiff train DATA --resume --out {self.path}`."
+                f"The run {self.path} holds no checkpoint yet. "
+                f"Go on with `scdiff train DATA --resume --out {self.path}`."
             )
         if step is not None and step not in steps:
             raise RunError(f"There is no checkpoint of step {step}; there are: {', '.join(map(str, steps))}.")

@@ -86,12 +86,12 @@ def test_a_ddpm_step_equals_diffusers():
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     network, expected, noise = Wiggly(), x, torch.Generator().manual_seed(2)
     path = ddpm(Denoiser(network, Schedule.linear(1000), "eps"), x, generator=torch.Generator().manual_seed(2))
-    for t, x in path:
+    for t, sample in path:
         output = network(expected, torch.full((5,), t))
         expected = scheduler.step(output, t, expected, generator=noise).prev_sample
         if t < 700:
             break
-    np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(sample, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)

@@ -32,11 +32,11 @@ def setup_logging(*, verbose: bool = False, quiet: bool = False) -> None:
             prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
             return prefix + record.getMessage()
 
-    handler = _Stderr()
+    handler = _Stderr(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     handler.setFormatter(Formatter())
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)  # a run's train.log is as full when the console is quiet
     if not verbose:
         warnings.simplefilter("ignore")  # of the libraries below; ours are shown
         warnings.simplefilter("always", ScdiffWarning)
@@ -69,7 +69,7 @@ class Update(Protocol):
 @contextlib.contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Update]:
     """A bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
-    if not log.isEnabledFor(logging.INFO):
+    if all(handler.level > logging.INFO for handler in log.handlers):
         yield lambda done, note="", total=None: None
         return
     if not sys.stderr.isatty():

@@ -60,6 +60,5 @@ def preprocess(
         check_label(adata, column)
     prepared = prepare(adata, config, label=label)
     write(prepared, output, force=force)
-    result(
-        f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {prepared.var['highly_variable'].sum()} to train on"
-    )
+    chosen = int(prepared.var["highly_variable"].sum())
+    result(f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {chosen} to train on")

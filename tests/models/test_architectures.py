@@ -173,7 +173,7 @@ def test_attention_equals_torchs():
             "in_proj_bias": ours.qkv.bias,
             "out_proj.weight": ours.proj.weight,
             "out_proj.bias": ours.proj.bias,
-        }  # fmt: skip
+        }
     )
     x = torch.randn(2, 7, 12)
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0], rtol=1e-4, atol=1e-5)

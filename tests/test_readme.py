@@ -1,0 +1,75 @@
+"""What the README says is run as it stands, on the bundled cells, with short training."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scdiffkit
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(demo, tmp_path):
+    """data.h5ad as the README assumes it; the training is made short by a file of settings."""
+    scdiffkit.write(demo, tmp_path / "data.h5ad")
+    return tmp_path
+
+
+def test_the_quick_start_in_the_shell(folder):
+    for line in blocks("bash")[0].splitlines():
+        words = shlex.split(line)
+        if words[1] == "train":
+            words += ["--max-steps", "5"]
+        done = subprocess.run(
+            [Path(sys.executable).parent / words[0], *words[1:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, line + done.stderr
+    assert (folder / "report" / "cells.png").exists()
+
+
+def test_the_quick_start_in_python(folder):
+    code = blocks("python")[0].replace('label="cell_type")', 'label="cell_type", overrides={"train.max_steps": 5})', 1)
+    code = code.replace('"B"', '"CD19+ B"')  # the bundled cells' name for them
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "rf_auc" in done.stdout
+
+
+def test_the_two_commands_are_those_of_the_script():
+    script = (README.parent / "dev").read_text()
+    for command in re.findall(r"^\./dev (\w+)", blocks("console")[0], flags=re.MULTILINE):
+        assert re.search(rf"^{command}\)", script, flags=re.MULTILINE)
+
+
+def test_every_option_named_exists():
+    help_of = {}
+    for command in ("train", "sample", "evaluate", "preprocess", "info"):
+        done = subprocess.run(
+            [Path(sys.executable).parent / "scdiff", command, "--help"],
+            capture_output=True, text=True, check=True, env={"COLUMNS": "250", "TERM": "dumb"},
+        )  # fmt: skip
+        help_of[command] = done.stdout
+    table = TEXT.split("## The options that matter")[1].split("## ")[0]
+    options = set(re.findall(r"--[a-z][a-z-]+", table)) - {"--help"}
+    assert len(options) > 10
+    missing = [o for o in options if not any(o in text for text in help_of.values())]
+    assert missing == []
+
+
+def test_the_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#][^)]*)\)", TEXT):
+        assert (README.parent / target).exists(), target
