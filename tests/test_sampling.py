@@ -86,7 +86,7 @@ def test_a_ddpm_step_equals_diffusers():
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     network, expected, noise = Wiggly(), x, torch.Generator().manual_seed(2)
     path = ddpm(Denoiser(network, Schedule.linear(1000), "eps"), x, generator=torch.Generator().manual_seed(2))
-    for t, sample in path:
+    for t, sample in path:  # noqa: B007 the last one is looked at
         output = network(expected, torch.full((5,), t))
         expected = scheduler.step(output, t, expected, generator=noise).prev_sample
         if t < 700:
