@@ -183,9 +183,12 @@ class TrainConfig(_Config):
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a condition is hidden")
     val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells held out; 0: none")
     val_every_steps: int = Field(250, ge=1)
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a lower held-out loss; None: never"
+    )
     checkpoint_every_steps: int | None = Field(1000, ge=1)
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
-    keep_checkpoints: int = Field(2, ge=1, description="older ones are removed")
+    keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, save the best")
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
 
@@ -193,6 +196,8 @@ class TrainConfig(_Config):
     def _one_length(self) -> TrainConfig:
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError("exactly one of max_steps and max_epochs must be set")
+        if self.patience and not self.val_fraction:
+            raise ValueError("patience needs held-out cells: set val_fraction, or patience to null")
         return self
 
 

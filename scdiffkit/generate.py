@@ -202,7 +202,7 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "run_id": provenance["run_id"],
         "arch": run_config.model.arch,
         "codec": run_config.codec.name,
-        "checkpoint_step": run.steps()[-1] if run.steps() else 0,
+        "checkpoint_step": run.best_step() or 0,
         "cells": n,
         "seed": config.seed,
         "sampler": config.sampler,

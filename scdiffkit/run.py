@@ -175,9 +175,10 @@ class Run:
     def denoiser(self, step: int | None = None) -> Denoiser:
         """The trained denoiser (the moving average of the weights where there is one) of a checkpoint.
 
-        step None: the newest. Raises RunError when there is no checkpoint.
+        step None: that of the lowest held-out loss, or the newest where no cells were held out. Raises RunError
+        when there is no checkpoint.
         """
-        folder = self._checkpoint(step)
+        folder = self._checkpoint(step or self.best_step())
         ema = folder / "ema.safetensors"
         denoiser = self.new_denoiser()
         denoiser.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
@@ -189,6 +190,16 @@ class Run:
         """Steps of the complete checkpoints, ascending."""
         folders = (self.path / "checkpoints").glob("step-*")
         return sorted(int(f.name.removeprefix("step-")) for f in folders if (f / "state.json").exists())
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the lowest held-out loss; the newest where there is none; None without any."""
+        steps = self.steps()
+        losses = {step: self._state(step).get("val_loss") for step in steps}
+        scored = [(loss, step) for step, loss in losses.items() if loss is not None]
+        return min(scored)[1] if scored else (steps[-1] if steps else None)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return json.loads((self._checkpoint(step) / "state.json").read_text())
 
     def _checkpoint(self, step: int | None) -> Path:
         steps = self.steps()
@@ -207,9 +218,13 @@ class Run:
         weights: dict[str, Tensor],
         ema: dict[str, Tensor] | None,
         optimizer: dict[str, Tensor],
+        val_loss: float | None,
         keep: int,
     ) -> None:
-        """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
+        """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep` and the best.
+
+        val_loss: the held-out loss of these very weights, or None when it was not computed at this step.
+        """
         final = self.path / "checkpoints" / f"step-{step:07d}"
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -218,11 +233,12 @@ class Run:
         if ema is not None:
             atomic_write_bytes(temporary / "ema.safetensors", save_tensors(ema))
         atomic_write_bytes(temporary / "optimizer.safetensors", save_tensors(optimizer))
-        atomic_write_text(temporary / "state.json", json.dumps({"step": step}))
+        atomic_write_text(temporary / "state.json", json.dumps({"step": step, "val_loss": val_loss}))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         for old in self.steps()[:-keep]:
-            shutil.rmtree(self._checkpoint(old))
+            if old != self.best_step():
+                shutil.rmtree(self._checkpoint(old))
 
     def load_checkpoint(self, step: int | None = None) -> dict[str, Any]:
         """weights, ema (or None), optimizer and state of a checkpoint."""
@@ -283,6 +299,7 @@ class Run:
             "training_data": provenance["data"],
             "conditions": conditions["categories"],
             "checkpoints": steps,
+            "sampled_from": self.best_step(),
             "max_steps": last.get("max_steps"),
             "loss": last.get("loss"),
             "val_loss": next((m["val_loss"] for m in reversed(metrics) if m.get("val_loss") is not None), None),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -253,8 +253,8 @@ def _fit(
     val_loss: float | None = None
     step = first
 
-    def save() -> None:
-        _save(run, step, denoiser, ema, optimizer, c.keep_checkpoints)
+    best_step = run.best_step() or first
+    best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
 
     with _interruption() as interrupted:
         for step in range(first + 1, max_steps + 1):
@@ -283,8 +283,14 @@ def _fit(
             now = time.monotonic()
             out_of_time = max_time is not None and now - started >= max_time
             stop = interrupted.is_set() or out_of_time or step == max_steps
-            if validation and (step % c.val_every_steps == 0 or stop):
-                val_loss = validation(ema or denoiser)
+            validated = bool(validation) and (step % c.val_every_steps == 0 or stop)
+            if validated:
+                val_loss = round(validation(ema or denoiser), 6)  # as metrics.jsonl holds it
+            improved = validated and (best is None or cast(float, val_loss) < best)
+            if improved:
+                best, best_step = val_loss, step
+            out_of_patience = bool(c.patience) and step - best_step >= cast(int, c.patience) * c.val_every_steps
+            stop = stop or (validated and out_of_patience)
             if step % c.val_every_steps == 0 or stop or now - last_report > 1:
                 status = TrainStatus(
                     step,
@@ -307,15 +313,18 @@ def _fit(
                 steps_since, last_report = 0, now
             minutes = (now - last_save) / 60
             by_step = c.checkpoint_every_steps and step % c.checkpoint_every_steps == 0
-            if stop or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
-                save()
+            if stop or improved or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
+                _save(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
                 last_save = time.monotonic()
             if interrupted.is_set():
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
                 raise KeyboardInterrupt
-            if out_of_time and step < max_steps:
-                log.info("time is up at step %d of %d: saved; --resume goes on", step, max_steps)
-                return
+            if stop and step < max_steps:
+                why = "time is up" if out_of_time else f"no lower held-out loss since step {best_step}"
+                log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
+                break
+    if best is not None:
+        log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
 
 
 class _Validation:
@@ -369,7 +378,15 @@ def _seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _save(run: Run, step: int, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any, keep: int) -> None:
+def _save(
+    run: Run,
+    step: int,
+    denoiser: Denoiser,
+    ema: Denoiser | None,
+    optimizer: Any,
+    val_loss: float | None,
+    keep: int,
+) -> None:
     weights = {k: v.contiguous() for k, v in denoiser.state_dict().items()}
     average = {k: v.contiguous() for k, v in ema.state_dict().items()} if ema else None
     moments = {
@@ -377,7 +394,7 @@ def _save(run: Run, step: int, denoiser: Denoiser, ema: Denoiser | None, optimiz
         for i, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    run.save_checkpoint(step, weights, average, moments, keep)
+    run.save_checkpoint(step, weights, average, moments, val_loss, keep)
 
 
 def _restore(run: Run, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any) -> int:

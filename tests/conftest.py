@@ -8,6 +8,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+import scdiffkit  # noqa: F401  before any torch: it sets how torch's threads wait
+
 
 @pytest.fixture(scope="session")
 def demo() -> AnnData:

@@ -65,7 +65,8 @@ def test_the_run_directory_holds_what_the_contract_says(tiny, tmp_path, arch):
 
 
 def test_it_learns(tiny, tmp_path):
-    run = fit(tiny, tmp_path / "run", steps=150, overrides={"train.lr": 3e-3, "train.warmup_steps": 5})
+    learn = {"train.lr": 3e-3, "train.warmup_steps": 5, "diffusion.output": "direct"}
+    run = fit(tiny, tmp_path / "run", steps=150, overrides=learn)
     metrics = run.metrics()
     assert metrics[-1]["loss"] < 0.95 * metrics[0]["loss"]
     assert metrics[-1]["val_loss"] < 0.95 * metrics[0]["val_loss"]
@@ -140,7 +141,21 @@ def test_killed_before_the_first_checkpoint_resumes_from_the_start(tiny, tmp_pat
 
 
 def test_old_checkpoints_go(tiny, tmp_path):
-    assert fit(tiny, tmp_path / "run", steps=45, overrides={"train.keep_checkpoints": 2}).steps() == [40, 45]
+    run = fit(tiny, tmp_path / "run", steps=45, overrides={"train.keep_checkpoints": 2})
+    assert run.steps() == sorted({40, 45, run.best_step()})
+
+
+def test_training_stops_when_it_only_memorises_and_samples_come_from_the_best(tiny, tmp_path):
+    few = tiny[:40].copy()
+    learn = {"train.lr": 1e-2, "train.warmup_steps": 1, "train.patience": 3, "model.hidden_size": 64}
+    run = fit(few, tmp_path / "run", steps=2000, overrides=learn)
+    losses = {m["step"]: m["val_loss"] for m in run.metrics()}
+    best = min(losses, key=losses.get)
+    assert max(losses) == best + 30 < 2000  # three validations, ten steps apart
+    assert run.best_step() == best
+    assert best in run.steps()
+    newest = run.denoiser(max(losses)).state_dict()
+    assert any(not torch.equal(p, newest[name]) for name, p in run.denoiser().state_dict().items())
 
 
 def test_a_longer_run_may_be_asked_for(tiny, tmp_path):
