@@ -184,7 +184,9 @@ class TrainConfig(_Config):
     val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells held out; 0: none")
     val_every_steps: int = Field(250, ge=1)
     patience: int | None = Field(
-        None, ge=1, description="stop after so many validations without a lower held-out loss; None: never"
+        None,
+        ge=1,
+        description="stop after so many validations without a lower held-out loss; None, or no cells held out: never",
     )
     checkpoint_every_steps: int | None = Field(1000, ge=1)
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
@@ -196,8 +198,6 @@ class TrainConfig(_Config):
     def _one_length(self) -> TrainConfig:
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError("exactly one of max_steps and max_epochs must be set")
-        if self.patience and not self.val_fraction:
-            raise ValueError("patience needs held-out cells: set val_fraction, or patience to null")
         return self
 
 

@@ -289,7 +289,9 @@ def _fit(
             improved = validated and (best is None or cast(float, val_loss) < best)
             if improved:
                 best, best_step = val_loss, step
-            out_of_patience = bool(c.patience) and step - best_step >= cast(int, c.patience) * c.val_every_steps
+            out_of_patience = (
+                bool(c.patience and validation) and step - best_step >= cast(int, c.patience) * c.val_every_steps
+            )
             stop = stop or (validated and out_of_patience)
             if step % c.val_every_steps == 0 or stop or now - last_report > 1:
                 status = TrainStatus(
