@@ -341,10 +341,7 @@ def _log_values(
         raise DataError(f"{who} are neither raw counts nor log1p-normalised. {e}") from e
     genes = adata.raw.var_names if place == "raw" else adata.var_names
     if made_here and "total_counts" in adata.obs:
-        size = adata.obs["total_counts"].to_numpy(dtype=np.float64)
-        factors = np.divide(target_sum, size, out=np.zeros_like(size), where=size > 0)
-        values = np.log1p(counts.data * np.repeat(factors, np.diff(counts.indptr)))
-        X = sparse.csr_matrix((values.astype(np.float32), counts.indices, counts.indptr), counts.shape)
+        X = lognormalise(counts, target_sum, adata.obs["total_counts"].to_numpy())
         scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}"
     else:
         X = lognormalise(counts, target_sum)

@@ -24,6 +24,7 @@ from scdiffkit.denoiser import Denoiser
 from scdiffkit.device import make_fabric
 from scdiffkit.errors import ConfigError, DataError
 from scdiffkit.io import CellWriter, check_output, read
+from scdiffkit.preprocess import lognormalise
 from scdiffkit.run import Run
 from scdiffkit.sampling import ddim, ddpm
 
@@ -154,8 +155,7 @@ def _batches(run: Run, codes: np.ndarray, config: SampleConfig) -> Iterator[Batc
             counts, library_size = codec.decode(x0, generator)
         raw = sparse.csr_matrix(counts.cpu().numpy())
         size = library_size.cpu().numpy()
-        X = raw.copy()
-        X.data = np.log1p(X.data * np.repeat(codec.target_sum / size, np.diff(X.indptr))).astype(np.float32)
+        X = lognormalise(raw, codec.target_sum, size)
         obs = conditions.decode(part)
         obs["total_counts"] = size
         obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])

@@ -150,10 +150,16 @@ def check_label(adata: AnnData, key: str) -> None:
         )
 
 
-def lognormalise(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_matrix:
-    """log1p of counts scaled so that a cell sums to `target_sum` (CSR float32); an empty cell stays zero."""
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
+def lognormalise(
+    counts: sparse.csr_matrix, target_sum: float, library_size: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """log1p of counts (n, genes) scaled from each cell's library size to `target_sum` (CSR float32).
+
+    library_size: (n,), where the matrix does not hold all genes; default the sum of each cell's counts. An empty
+    cell stays all zero.
+    """
+    size = np.asarray(counts.sum(axis=1) if library_size is None else library_size, dtype=np.float64).ravel()
+    factors = np.divide(target_sum, size, out=np.zeros_like(size), where=size > 0)
     values = np.log1p(counts.data * np.repeat(factors, np.diff(counts.indptr))).astype(np.float32)
     return sparse.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
 

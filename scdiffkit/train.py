@@ -322,7 +322,9 @@ def _fit(
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
                 raise KeyboardInterrupt
             if stop and step < max_steps:
-                why = "time is up" if out_of_time else f"no lower held-out loss since step {best_step}"
+                why = (
+                    "time is up (--resume goes on)" if out_of_time else f"no lower held-out loss since step {best_step}"
+                )
                 log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
                 break
     if best is not None:

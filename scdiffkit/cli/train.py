@@ -125,13 +125,5 @@ def train(
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"
         log.info("%d steps in %s, loss %.4f%s", last.step, seconds(last.seconds), last.loss, held_out)
-        if last.step < last.max_steps:
-            log.info(
-                "stopped at step %d of %d; go on with: scdiff train %s --resume --out %s",
-                last.step,
-                last.max_steps,
-                data,
-                run.path,
-            )
     log.info("next: scdiff sample %s -n 1000 -o cells.h5ad", run.path)
     result(str(run.path))
