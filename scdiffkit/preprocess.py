@@ -158,8 +158,8 @@ def lognormalise(
     library_size: (n,), where the matrix does not hold all genes; default the sum of each cell's counts. An empty
     cell stays all zero.
     """
-    size = np.asarray(counts.sum(axis=1) if library_size is None else library_size, dtype=np.float64).ravel()
-    factors = np.divide(target_sum, size, out=np.zeros_like(size), where=size > 0)
+    size = np.asarray(counts.sum(axis=1, dtype=np.float64) if library_size is None else library_size).ravel()
+    factors = np.divide(target_sum, size, out=np.zeros(len(size)), where=size > 0)
     values = np.log1p(counts.data * np.repeat(factors, np.diff(counts.indptr))).astype(np.float32)
     return sparse.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
 
