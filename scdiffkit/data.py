@@ -16,6 +16,8 @@ from torch import Tensor
 
 from scdiffkit.errors import DataError, nearest
 
+LIBRARY_SIZE = "total_counts"  # the obs column of prepared and of synthetic cells
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -143,7 +145,18 @@ class Cells:
         """From prepared cells (`layers["counts"]`, `obs["total_counts"]`), the genes in the order given."""
         chosen = prepared.var_names.get_indexer(list(genes))
         counts = sparse.csr_matrix(prepared.layers["counts"])[:, chosen].astype(np.float32)
-        library_size = prepared.obs["total_counts"].to_numpy(dtype=np.float32)
+        totals = np.asarray(prepared.layers["counts"].sum(axis=1), dtype=np.float64).ravel()
+        stored = prepared.obs.get(LIBRARY_SIZE, pd.Series(np.nan, index=prepared.obs_names))
+        library_size = pd.to_numeric(stored, errors="coerce").to_numpy(dtype=np.float32)
+        if not (library_size >= totals * (1 - 1e-6)).all():  # NaN included
+            raise DataError(
+                f"obs[{LIBRARY_SIZE!r}] does not hold each cell's total counts, as preparing the data left it. Run "
+                "`scdiff preprocess` again, and do not change that column."
+            )
+        if (library_size == 0).any():
+            raise DataError(
+                f"{int((library_size == 0).sum())} cells have no counts at all: drop them (--min-counts 1 does)."
+            )
         return cls(counts, library_size, conditions.encode(prepared.obs))
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from scipy import sparse
 
 import scdiffkit
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
-from scdiffkit.data import Conditions
+from scdiffkit.data import LIBRARY_SIZE, Conditions
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.device import make_fabric
 from scdiffkit.errors import ConfigError, DataError
@@ -68,6 +68,11 @@ def sample(
     steps_of(config, run.config().diffusion.num_train_timesteps)  # refused before anything is written
     if out is not None:
         check_output(Path(out), force=force)
+    if config.cfg_scale != 1 and not (run.config().conditions and run.config().train.condition_dropout):
+        raise ConfigError(
+            "--cfg-scale needs a run with conditions (--label) that training hid at times "
+            "(train.condition_dropout > 0): guidance goes from the unknown condition to the given one. Leave it out."
+        )
     codes = _composition(Conditions.from_dict(run.conditions()), n, where, like)
     np.random.default_rng([config.seed, 0]).shuffle(codes)  # any first cells of the file are a fair sample
     batches = _batches(run, codes, config)
@@ -157,7 +162,7 @@ def _batches(run: Run, codes: np.ndarray, config: SampleConfig) -> Iterator[Batc
         size = library_size.cpu().numpy()
         X = lognormalise(raw, codec.target_sum, size)
         obs = conditions.decode(part)
-        obs["total_counts"] = size
+        obs[LIBRARY_SIZE] = size
         obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])
         yield Batch(X, raw.astype(np.int32), obs)
 
@@ -194,7 +199,7 @@ def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, device
 
 
 def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
-    """`uns["scdiffkit"]` of the output: all that is needed to draw the same cells again."""
+    """`uns["scdiffkit"]` of the output: how the cells were drawn; their labels are in obs."""
     run_config, provenance = run.config(), run.provenance()
     T = run_config.diffusion.num_train_timesteps
     return {
@@ -209,6 +214,9 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "steps": steps_of(config, T),
         "eta": config.eta,
         "cfg_scale": config.cfg_scale,
+        "batch_size": config.batch_size or "auto",
+        "precision": config.precision,
+        "device": config.device,
         "conditions": list(run_config.conditions),
         "target_sum": run_config.preprocess.target_sum,
         "versions": {

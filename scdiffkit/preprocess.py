@@ -60,6 +60,8 @@ def preprocess(
     totals = np.asarray(cells.X.sum(axis=1, dtype=np.float64)).ravel()
     cells.layers["counts"] = cells.X.copy()
     cells.X = lognormalise(cells.layers["counts"], config.target_sum)
+    if "total_counts" in cells.obs:
+        log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
     cells.obs["total_counts"] = totals.astype(np.float32)
     cells.var["highly_variable"] = _choose_genes(cells, config)
     log.info("Normalised to %g counts per cell, log1p", config.target_sum)

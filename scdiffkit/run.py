@@ -93,10 +93,14 @@ class Run:
         if path is None:
             path = RUNS / LATEST
             if not path.exists():
+                there = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
+                others = f" There are: {', '.join(there)}." if there else ""
                 raise RunError(
-                    f"There is no run in {RUNS}/ yet: train one with `scdiff train DATA`, or name its folder."
+                    f"There is no latest run in {RUNS}/: train one with `scdiff train DATA`, or name its "
+                    f"folder.{others}"
                 )
-            path = path.parent / os.readlink(path)
+            if path.is_symlink():  # a copy may hold the folder itself
+                path = path.parent / os.readlink(path)
         run = cls(path)
         if not run.path.is_dir() and (RUNS / run.path / "config.yaml").is_file():
             run = cls(RUNS / run.path)  # a bare name, as `scdiff train` prints it
@@ -335,6 +339,8 @@ def check_new_run(path: Path, *, force: bool = False) -> None:
             raise FileError(f"{path} exists. Choose another --out, go on with --resume, or replace it with --force.")
         if not is_run(path):
             raise FileError(f"{path} exists and is not a run, so --force does not replace it. Choose another --out.")
+    if path.resolve() == Path.cwd():
+        raise FileError("The current folder cannot become a run: give --out the name of a new folder.")
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shlex
 import signal
 import threading
 import time
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 import scdiffkit
 from scdiffkit import codecs
 from scdiffkit.config import RunConfig, TrainConfig, build_run_config
-from scdiffkit.data import Cells, Conditions, rows_of_step, split
+from scdiffkit.data import LIBRARY_SIZE, Cells, Conditions, rows_of_step, split
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.device import make_fabric
-from scdiffkit.errors import RunError
+from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import read
 from scdiffkit.preprocess import check_label, is_prepared, prepared_config, preprocess
 from scdiffkit.run import RUNS, Run, check_new_run, fingerprint
@@ -74,6 +75,8 @@ def train(
     ConfigError for unusable options, RunError when `resume` does not fit the run, FileError when `out` exists.
     """
     started = time.monotonic()
+    if resume and force:
+        raise ConfigError("--resume goes on with a run and --force replaces it: give one of them.")
     existing = Run.open(out) if resume else None
     if existing:
         run_config = _resumed_config(existing, arch, preset, label, conditions, config, overrides)
@@ -86,12 +89,19 @@ def train(
     source = None if isinstance(data, AnnData) else Path(data)
     adata = data if isinstance(data, AnnData) else read(data)
     for column in run_config.conditions:
+        if column == LIBRARY_SIZE:
+            raise ConfigError(
+                f"obs column {column!r} is where library sizes go, so it cannot be a condition: rename it in the data."
+            )
         check_label(adata, column)
-    prepared, run_config = _prepare(adata, run_config)
+    explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
+    explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
+    prepared, run_config = _prepare(adata, run_config, explicit)
     genes = [str(g) for g in prepared.var_names[prepared.var["highly_variable"].to_numpy(dtype=bool)]]
     known_conditions = Conditions.of(prepared.obs, run_config.conditions)
     cells = Cells.of(prepared, genes, known_conditions)
-    data_id = fingerprint("\n".join(genes), *_arrays(cells))
+    settings = f"{run_config.preprocess} {known_conditions.categories}"
+    data_id = fingerprint("\n".join(genes), settings, *_arrays(cells))
     train_rows, val_rows = split(len(cells), run_config.train.val_fraction, run_config.seed)
     if existing:
         run = existing
@@ -146,7 +156,7 @@ def _resumed_config(
     if config:
         raise RunError("--resume goes on with the run's own configuration; leave --config out.")
     asked: dict[str, Any] = {"model.arch": arch, "preset": preset}
-    columns = tuple(c for c in (label, *conditions) if c)
+    columns = tuple(dict.fromkeys(c for c in (label, *conditions) if c))
     if columns:
         asked["conditions"] = columns
     asked |= dict(overrides or {})
@@ -173,13 +183,21 @@ def _resumed_config(
     return RunConfig.from_dict(values)
 
 
-def _prepare(adata: AnnData, run_config: RunConfig) -> tuple[AnnData, RunConfig]:
-    """Prepared cells as they are; raw ones prepared with the configuration."""
+def _prepare(adata: AnnData, run_config: RunConfig, explicit: set[str]) -> tuple[AnnData, RunConfig]:
+    """Prepared cells as they are; raw ones prepared with the configuration.
+
+    explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
+    """
     if is_prepared(adata):
         stored = prepared_config(adata)
-        asked, default = run_config.preprocess, type(run_config.preprocess)()
-        if asked not in (default, stored):
-            log.warning("the data are prepared already: the preprocessing options of this run are not used")
+        for key in sorted(explicit):
+            name = key.removeprefix("preprocess.")
+            was, asked = getattr(stored, name), getattr(run_config.preprocess, name)
+            if asked != was:
+                raise ConfigError(
+                    f"The data were prepared with {name} = {was!r}, not {asked!r}: leave the option out, or train on "
+                    "the raw counts."
+                )
         return adata, run_config.model_copy(update={"preprocess": stored})
     log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
     return preprocess(adata, run_config.preprocess, label=run_config.conditions), run_config
@@ -283,7 +301,8 @@ def _fit(
             now = time.monotonic()
             out_of_time = max_time is not None and now - started >= max_time
             stop = interrupted.is_set() or out_of_time or step == max_steps
-            validated = bool(validation) and (step % c.val_every_steps == 0 or stop)
+            # At set steps only: where an interrupt falls must not decide which weights are the best.
+            validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
             if validated:
                 val_loss = round(validation(ema or denoiser), 6)  # as metrics.jsonl holds it
             improved = validated and (best is None or cast(float, val_loss) < best)
@@ -302,11 +321,6 @@ def _fit(
                     steps_since * c.batch_size / max(now - last_report, 1e-9),
                     now - started,
                 )
-                if not math.isfinite(status.loss):
-                    raise RunError(
-                        f"The loss is no longer finite at step {step}. Go on from the last checkpoint with a smaller "
-                        "learning rate: start anew with --lr, or use --precision 32."
-                    )
                 if on_status:
                     on_status(status)
                 if step % c.val_every_steps == 0 or stop:
@@ -316,10 +330,16 @@ def _fit(
             minutes = (now - last_save) / 60
             by_step = c.checkpoint_every_steps and step % c.checkpoint_every_steps == 0
             if stop or improved or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
+                if not torch.stack([p.isfinite().all() for p in weights]).all():
+                    raise RunError(
+                        f"The weights are no longer finite at step {step}; they were not saved. Start a new run with a "
+                        "smaller --lr, or with --precision 32."
+                    )
                 _save(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
                 last_save = time.monotonic()
             if interrupted.is_set():
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
+                log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
                 raise KeyboardInterrupt
             if stop and step < max_steps:
                 why = (

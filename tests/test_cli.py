@@ -137,6 +137,8 @@ BAD = [
     (["evaluate", "data.h5ad", "nothing.h5ad"], 1, "nothing.h5ad"),
     (["info", "nothing.h5ad"], 1, "nothing.h5ad"),
     (["info", "text.h5ad"], 1, "text.h5ad"),
+    (["preprocess", "data.h5ad", "-o", "folder"], 2, ".h5ad and .loom only"),
+    (["train", "data.h5ad", "--resume", "--force"], 2, "give one of them"),
     (["nonsense"], 2, "nonsense"),
     (["sample", "--nonsense"], 2, "nonsense"),
 ]
@@ -219,7 +221,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "scdiff train data.h5ad --resume --out run" in stderr
+    assert "scdiff train DATA --resume --out run" in stderr
     assert "Traceback" not in stderr
     assert scdiffkit.Run.open(tmp_path / "run").steps()
 

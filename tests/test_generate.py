@@ -126,6 +126,8 @@ def test_a_run_without_conditions(tiny, tmp_path):
         draw(run, where={"cell_type": "B"})
     with pytest.raises(DataError, match="no conditions"):
         draw(run, like=tiny)
+    with pytest.raises(ConfigError, match="--cfg-scale needs a run with conditions"):
+        draw(run, config={"cfg_scale": 2.0})
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,65 @@ def test_resume_with_other_settings_is_refused(tiny, tmp_path, kwargs, message):
     torch.testing.assert_close(weights(run), before)
 
 
+def test_resume_with_other_preparation_is_refused(tiny, tmp_path):
+    a, b = (scdiffkit.preprocess(tiny, target_sum=t, label="cell_type") for t in (1e3, 5e3))
+    run = fit(a, tmp_path / "run")
+    with pytest.raises(RunError, match="other cells"):
+        fit(b, run.path, resume=True)
+    renamed = tiny.copy()
+    renamed.obs["cell_type"] = renamed.obs["cell_type"].cat.rename_categories({"B": "Bee"})
+    raw = fit(tiny, tmp_path / "raw")
+    with pytest.raises(RunError, match="other cells"):
+        fit(renamed, raw.path, resume=True)
+    with pytest.raises(ConfigError, match="give one of them"):
+        fit(tiny, raw.path, resume=True, force=True)
+
+
+def test_library_sizes_are_checked_not_believed(tiny, tmp_path):
+    own = tiny.copy()
+    own.obs["total_counts"] = ["low", "high"] * 120
+    with pytest.raises(ConfigError, match="rename it"):
+        fit(own, tmp_path / "run", conditions=["total_counts"])
+    prepared = scdiffkit.preprocess(tiny, label="cell_type")
+    prepared.obs["total_counts"] /= 10
+    with pytest.raises(DataError, match="preprocess` again"):
+        fit(prepared, tmp_path / "run")
+    with pytest.raises(ConfigError, match="prepared with n_top_genes = 2000, not 20"):
+        fit(scdiffkit.preprocess(tiny), tmp_path / "run", overrides={"preprocess.n_top_genes": 20})
+    empty = tiny.copy()
+    empty.X[3, :] = 0
+    with pytest.raises(DataError, match="no counts at all"):
+        fit(empty, tmp_path / "run", overrides={"preprocess.min_counts": 0, "preprocess.min_genes": 0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_genes_that_never_vary_are_refused(tiny, tmp_path):
+    with pytest.raises(DataError, match="nothing to learn"):
+        fit(tiny[:, :1].copy(), tmp_path / "run")
+
+
+def test_where_an_interrupt_falls_does_not_decide_the_best(tiny, tmp_path):
+    part = fit(tiny, tmp_path / "part", steps=25, max_time=1e-3)
+    assert part.steps() == [1]
+    assert all(m["step"] % 10 == 0 for m in part.metrics() if m["val_loss"] is not None)
+
+
+def test_a_copy_without_links_and_the_current_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(tiny, None, steps=2)
+    shutil.copytree("scdiff-runs", "copy/scdiff-runs")  # follows links, as zip and cloud drives do
+    monkeypatch.chdir(tmp_path / "copy")
+    assert Run.open().steps() == [2]
+    monkeypatch.chdir(tmp_path)
+    os.replace(run.path, tmp_path / "scdiff-runs" / "renamed")
+    with pytest.raises(RunError, match="There are: renamed"):
+        Run.open()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(FileError, match="current folder"):
+        fit(tiny, ".")
+
+
 def test_resume_with_other_data_is_refused(tiny, tmp_path):
     run = fit(tiny, tmp_path / "run")
     other = tiny.copy()

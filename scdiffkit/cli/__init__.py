@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        def stop(number: int, frame: Any) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: what is half written is cleaned up
         try:
             command(*args, **kwargs)
         except ScdiffError as e:
@@ -61,6 +66,8 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as e:
             complain("Out of memory. Try fewer genes (--n-top-genes), a smaller --batch-size, or fewer cells.")
             raise typer.Exit(1) from e
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return run
 

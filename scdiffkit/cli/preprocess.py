@@ -16,22 +16,22 @@ def preprocess(
     label: Annotated[
         list[str] | None, typer.Option(help="obs column that must be usable as a label; repeatable.")
     ] = None,
-    n_top_genes: Annotated[int | None, typer.Option(help="Number of highly variable genes [2000].")] = None,
+    n_top_genes: Annotated[int | None, typer.Option(help="Number of highly variable genes (2000).")] = None,
     hvg_flavor: Annotated[
-        str | None, typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all [seurat_v3].")
+        str | None, typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all (seurat_v3).")
     ] = None,
     genes: Annotated[Path | None, typer.Option(help="File with the genes to use, one a line.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column within which genes are ranked.")] = None,
-    min_counts: Annotated[int | None, typer.Option(help="Drop cells with fewer counts [1].")] = None,
-    max_counts: Annotated[int | None, typer.Option(help="Drop cells with more counts [off].")] = None,
-    min_genes: Annotated[int | None, typer.Option(help="Drop cells with fewer detected genes [1].")] = None,
-    max_genes: Annotated[int | None, typer.Option(help="Drop cells with more detected genes [off].")] = None,
+    min_counts: Annotated[int | None, typer.Option(help="Drop cells with fewer counts (1).")] = None,
+    max_counts: Annotated[int | None, typer.Option(help="Drop cells with more counts (off).")] = None,
+    min_genes: Annotated[int | None, typer.Option(help="Drop cells with fewer detected genes (1).")] = None,
+    max_genes: Annotated[int | None, typer.Option(help="Drop cells with more detected genes (off).")] = None,
     max_mito: Annotated[
-        float | None, typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 [off].")
+        float | None, typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 (off).")
     ] = None,
-    mito_prefix: Annotated[str | None, typer.Option(help="How mitochondrial genes start [MT-].")] = None,
-    min_cells: Annotated[int | None, typer.Option(help="Drop genes detected in fewer cells [3].")] = None,
-    target_sum: Annotated[float | None, typer.Option(help="Counts per cell after normalisation [10000].")] = None,
+    mito_prefix: Annotated[str | None, typer.Option(help="How mitochondrial genes start (MT-).")] = None,
+    min_cells: Annotated[int | None, typer.Option(help="Drop genes detected in fewer cells (3).")] = None,
+    target_sum: Annotated[float | None, typer.Option(help="Counts per cell after normalisation (10000).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Filter cells and genes, normalise, choose genes; every figure is logged."""
@@ -54,6 +54,8 @@ def preprocess(
         mito_prefix=mito_prefix, min_cells=min_cells, hvg_flavor=hvg_flavor, n_top_genes=n_top_genes, genes=listed,
         batch_key=batch_key, target_sum=target_sum,
     )  # fmt: skip
+    if output.suffix not in (".h5ad", ".loom"):
+        raise ConfigError(f"{output}: prepared cells fit into .h5ad and .loom only; 10x formats hold counts alone.")
     check_output(output, force=force)
     adata = read(input)
     for column in label or []:

@@ -12,14 +12,14 @@ from scdiffkit.cli.console import log, parse_where, progress, result
 
 
 def sample(
-    run: Annotated[Path | None, typer.Argument(help="Folder of the run [the latest one].", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of the run (the latest one).", show_default=False)] = None,
     n: Annotated[
-        int | None, typer.Option("-n", "--n-cells", help="Number of cells [1000; with --like, as many].")
+        int | None, typer.Option("-n", "--n-cells", help="Number of cells (1000; with --like, as many).")
     ] = None,
-    ddim: Annotated[int | None, typer.Option(help="DDIM with this many steps [50].")] = None,
+    ddim: Annotated[int | None, typer.Option(help="DDIM with this many steps (50).")] = None,
     ddpm: Annotated[bool, typer.Option("--ddpm", help="DDPM: every step of training.")] = False,
     speedup: Annotated[int | None, typer.Option(help="DDIM with T/speedup steps (the scRDiT paper's rate).")] = None,
-    eta: Annotated[float | None, typer.Option(help="DDIM's noise: 0 none, 1 as DDPM [0].")] = None,
+    eta: Annotated[float | None, typer.Option(help="DDIM's noise: 0 none, 1 as DDPM (0).")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="COLUMN=VALUE, e.g. cell_type=B; repeatable.", show_default=False),
@@ -30,7 +30,7 @@ def sample(
     output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path(
         "cells.h5ad"
     ),
-    batch_size: Annotated[int | None, typer.Option(help="Cells at once [by the model's size].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells at once (by the model's size).")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,

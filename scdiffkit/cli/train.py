@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ def train(
         typer.Argument(help="Raw counts or prepared cells: h5ad, loom, 10x folder or 10x h5.", show_default=False),
     ],
     arch: Annotated[
-        str | None, typer.Option(help="dit, whitebox or unet [the preset's first].", rich_help_panel=MODEL)
+        str | None, typer.Option(help="dit, whitebox or unet (the preset's first).", rich_help_panel=MODEL)
     ] = None,
     label: Annotated[str | None, typer.Option(help="obs column with the cell types.", rich_help_panel=MODEL)] = None,
     condition: Annotated[
@@ -27,7 +28,7 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="small, base, large, scrdit, whitebox-dit [small].", rich_help_panel=MODEL),
+        typer.Option(help="small, base, large, scrdit, whitebox-dit (small).", rich_help_panel=MODEL),
     ] = None,
     config: Annotated[
         Path | None,
@@ -66,7 +67,7 @@ def train(
         typer.Option("--resume", help="Go on with the run in --out, default the latest.", rich_help_panel=LENGTH),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run [scdiff-runs/NAME].", rich_help_panel=MACHINE)
+        Path | None, typer.Option(help="Folder of the run (scdiff-runs/NAME).", rich_help_panel=MACHINE)
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", rich_help_panel=MACHINE)] = None,
@@ -120,10 +121,11 @@ def train(
                 force=force, max_time=limit, config=file_values, overrides=overrides, on_status=show,
             )  # fmt: skip
         except KeyboardInterrupt:
-            log.warning("go on with: scdiff train %s --resume%s", data, f" --out {out}" if out else "")
+            if last is None:
+                log.warning("interrupted before training began: nothing was saved")
             raise
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"
         log.info("%d steps in %s, loss %.4f%s", last.step, seconds(last.seconds), last.loss, held_out)
-    log.info("next: scdiff sample %s -n 1000 -o cells.h5ad", run.path)
+    log.info("next: scdiff sample %s -n 1000 -o cells.h5ad", shlex.quote(str(run.path)))
     result(str(run.path))

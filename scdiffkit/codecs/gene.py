@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from scdiffkit.config import GeneCodecConfig
-from scdiffkit.errors import ConfigError
+from scdiffkit.errors import ConfigError, DataError
 
 MAX_GENES_TO_ORDER = 10_000  # ordering by correlation holds a genes x genes matrix
 
@@ -78,8 +78,13 @@ class GeneCodec:
         self._fit_spike_slab(detected, slab, slab_squares, n / self.num_genes)
         if self.config.scale:
             mean = total / n
+            if squares / n - mean**2 < 1e-9:
+                raise DataError(
+                    "All values of the chosen genes are the same in all cells, so there is nothing to learn. Choose "
+                    "more genes (--n-top-genes) or other cells."
+                )
             self.mean = torch.tensor(mean, dtype=torch.float32)
-            self.std = torch.tensor(max(squares / n - mean**2, 1e-12) ** 0.5, dtype=torch.float32)
+            self.std = torch.tensor((squares / n - mean**2) ** 0.5, dtype=torch.float32)
         if self.config.zero_threshold is None:
             self.threshold = torch.tensor((smallest - self.config.zero_negation) / 2)
         log_values, library_size = torch.cat(kept), torch.cat(sizes)
