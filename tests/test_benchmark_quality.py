@@ -29,7 +29,7 @@ def quality() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def few_trees(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "N_TREES", 50)
+    monkeypatch.setattr(quality, "N_TREES", 20)
 
 
 def test_split_is_stratified_disjoint_and_seeded(quality: ModuleType, tiny: AnnData) -> None:
@@ -87,7 +87,7 @@ def test_precision_recall_of_known_sets(quality: ModuleType) -> None:
 def test_nearest_of_copies_is_zero(quality: ModuleType) -> None:
     cells = np.arange(6.0).reshape(3, 2)
     assert quality.nearest(cells, cells) == 0
-    assert quality.nearest(cells + [3, 4], cells[-1:]) == pytest.approx(np.hypot(1, 2))
+    assert quality.nearest(cells + np.array([3, 4]), cells[-1:]) == pytest.approx(np.hypot(1, 2))
 
 
 def test_scores_of_real_and_of_wrong_cells(quality: ModuleType, tiny: AnnData) -> None:
@@ -163,14 +163,14 @@ def test_results_are_cached_and_become_tables(
     quality: ModuleType, tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     tiny.write_h5ad(tmp_path / "tiny.h5ad")
-    command = ["quality.py", f"{tmp_path / 'tiny.h5ad'}:cell_type", "--seeds", "2", "--models", "gene-whitebox"]
+    command = ["quality.py", f"{tmp_path / 'tiny.h5ad'}:cell_type", "--seeds", "1", "--models", "gene-whitebox"]
     command += ["--set", "train.max_steps=2", "--set", "preprocess.n_top_genes=20", "--out", str(tmp_path / "quality")]
     for repeated in (False, True):
         monkeypatch.setattr(sys, "argv", [*command, "--check"])
         assert quality.main() == 0
-        assert ("seed 1: gene-whitebox" in capsys.readouterr().out) != repeated
+        assert ("seed 0: gene-whitebox" in capsys.readouterr().out) != repeated
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "quality").glob("*.json"))]
-    assert [r["model"] for r in results] == 2 * ["gene-whitebox", "reference", "shuffled"]
+    assert [r["model"] for r in results] == ["gene-whitebox", "reference", "shuffled"]
     assert results[0]["cells"]["generated"] == results[0]["cells"]["train"]
     tables = (tmp_path / "quality.md").read_text()
     rows = [line.split(" | ")[0] for line in tables.split("## tiny")[1].splitlines() if line.startswith("| ")]
