@@ -10,6 +10,7 @@ from anndata import AnnData
 import scdiffkit
 from scdiffkit.codecs import CODECS, GeneCodec
 from scdiffkit.config import SampleConfig, make
+from scdiffkit.denoiser import Denoiser
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
 from scdiffkit.generate import steps_of
 
@@ -202,6 +203,20 @@ def test_guidance_per_column_is_recorded_and_changes_the_cells(run, tmp_path, ca
     assert (cells != draw(run, config={"cfg_scale": 30.0}).layers["counts"]).nnz > 0
     assert (cells != draw(run, config={"cfg_scale": {"donor": 30.0}}).layers["counts"]).nnz > 0
     assert (draw(run, config={"cfg_scale": {"donor": 1}}).layers["counts"] != draw(run).layers["counts"]).nnz == 0
+
+
+def test_every_column_gets_its_own_scale(run, monkeypatch):
+    seen = []
+    predict = Denoiser.predict
+
+    def watched(self, x_t, t, conditions, cfg_scale):
+        seen.append(cfg_scale)
+        return predict(self, x_t, t, conditions, cfg_scale)
+
+    monkeypatch.setattr(Denoiser, "predict", watched)
+    for guided in ({"donor": 2}, {"donor": 3, "cell_type": 2}, 4):
+        draw(run, 2, config={"steps": 1, "cfg_scale": guided})
+    assert seen == [[1.0, 2.0], [2.0, 3.0], 4.0]  # cell_type, then donor
 
 
 def test_a_combination_never_seen_is_drawn(tiny, tmp_path):
