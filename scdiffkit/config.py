@@ -6,12 +6,13 @@ its `model` section may hold one entry per architecture, so that one preset serv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from scdiffkit.errors import ConfigError, nearest
 
@@ -19,6 +20,7 @@ Arch = Literal["dit", "whitebox", "unet"]
 ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
+MAX_LIBRARY_SIZE = 10**9  # a gene's count is stored in 32 bits
 
 
 class _Config(BaseModel):
@@ -201,6 +203,16 @@ class TrainConfig(_Config):
         return self
 
 
+def _guidance_scale(value: Any) -> float:
+    try:
+        scale = float(value)
+    except (TypeError, ValueError):
+        scale = float("nan")
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"a guidance scale is a finite number, at least 0 (1: none), not {value!r}")
+    return scale
+
+
 class SampleConfig(_Config):
     """How cells are drawn from a run."""
 
@@ -208,11 +220,40 @@ class SampleConfig(_Config):
     steps: int | None = Field(None, ge=1, description="number of network calls per cell; DDPM: all T")
     speedup: int | None = Field(None, ge=1, description="T over the number of steps, as in the scRDiT paper")
     eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
-    cfg_scale: float = Field(1.0, ge=0, description="1: no guidance")
+    cfg_scale: float | dict[str, float] = Field(
+        1.0, description="1: no guidance; for all conditions together, or condition column -> scale (1 if not named)"
+    )
+    library_size: Literal["like", "median"] | int = Field(
+        "like",
+        description="counts per cell: 'like' the training cells, or the cells whose composition is copied; 'median': "
+        "the training cells' median; or so many",
+    )
     seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1, description="cells at once; None: by the model's size")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     precision: Literal["auto", "32", "bf16"] = "auto"
+
+    @field_validator("cfg_scale", mode="before")
+    @classmethod
+    def _finite_scales(cls, value: Any) -> float | dict[str, float]:
+        if isinstance(value, Mapping):
+            return {str(column): _guidance_scale(scale) for column, scale in value.items()}
+        return _guidance_scale(value)
+
+    @field_validator("library_size", mode="before")
+    @classmethod
+    def _like_median_or_counts(cls, value: Any) -> str | int:
+        if value in ("like", "median"):
+            return value
+        try:
+            counts = float(value)
+        except (TypeError, ValueError, OverflowError):
+            counts = 0.0
+        if not (counts.is_integer() and 1 <= counts <= MAX_LIBRARY_SIZE):
+            raise ValueError(
+                f"--library-size is like, median, or a whole number from 1 up to {MAX_LIBRARY_SIZE:.0e}, not {value!r}"
+            )
+        return int(counts)
 
     @model_validator(mode="after")
     def _steps_or_speedup(self) -> SampleConfig:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +18,10 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from scdiffkit.errors import DataError, nearest
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
 
 LIBRARY_SIZE = "total_counts"  # the obs column of prepared and of synthetic cells
+log = logging.getLogger("scdiffkit")
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class Conditions:
 
     def code(self, column: str, value: str) -> int:
         """Code of one category, or DataError naming the nearest."""
-        self._check_column(column)
+        self.check_column(column)
         if value not in self.categories[column]:
             raise DataError(f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}")
         return self.categories[column].index(value) + 1
 
-    def _check_column(self, column: str) -> None:
+    def check_column(self, column: str) -> None:
+        """DataError naming the nearest, and the remedy, when `column` is none of the conditions."""
         if column not in self.categories:
             raise DataError(
                 f"The run was not trained with the condition {column!r}; {nearest(column, self.categories)} "
@@ -99,29 +105,98 @@ class Conditions:
     def compose(self, n: int, where: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
         """Codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
 
-        Exact up to rounding, by largest remainders. Raises DataError for a value never seen, and for a
-        combination of values that no training cell had.
+        Exact up to rounding, by largest remainders. Where training cells had some of the combinations asked for,
+        those are drawn, and no others. Where they had none, each is drawn all the same, with a ScdiffWarning: its
+        share is as if the asked columns were independent of one another, and the other columns follow the
+        training cells that match most of the asked values.
+        Raises DataError for a column or value never seen, ConfigError for a column without a value and for a
+        value given twice.
         """
-        allowed = {column: {self.code(column, v) for v in values} for column, values in (where or {}).items()}
-        index = {column: k for k, column in enumerate(self.categories)}
-        kept = [
-            (codes, cells)
-            for codes, cells in self.combinations
-            if all(codes[index[column]] in values for column, values in allowed.items())
-        ]
+        allowed = {column: self._codes(column, values) for column, values in (where or {}).items()}
+        columns = [self.columns.index(column) for column in allowed]
+        kept: list[tuple[tuple[int, ...], float]] = []
+        seen = set()
+        for codes, cells in self.combinations:
+            asked = tuple(codes[k] for k in columns)
+            if all(code in values for code, values in zip(asked, allowed.values(), strict=True)):
+                kept.append((codes, cells))
+                seen.add(asked)
+        unseen = [asked for asked in itertools.product(*allowed.values()) if asked not in seen]
         if not kept:
-            asked = " and ".join(f"{c}={'|'.join(v)}" for c, v in (where or {}).items())
-            raise DataError(
-                f"No training cell had {asked}, so there is no composition to follow; ask for fewer at once."
-            )
+            self._warn_of_extrapolation(columns, unseen)
+            kept = [part for asked in unseen for part in self._extrapolated(dict(zip(columns, asked, strict=True)))]
+        elif unseen:
+            log.info("No training cell had %s: left out; asked for alone, it is drawn", self._named(columns, unseen))
         return self.apportion(n, kept)
 
-    def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
-        """Codes (n, K) with the composition of `obs`; n None: as many cells as obs has."""
-        codes, counts = np.unique(self.encode(obs), axis=0, return_counts=True)
-        return self.apportion(n or len(obs), [(tuple(c), int(m)) for c, m in zip(codes, counts, strict=True)])
+    def _codes(self, column: str, values: Sequence[str]) -> list[int]:
+        """Codes of the values that `where` asks for in one column."""
+        if not values:
+            self.check_column(column)
+            raise ConfigError(f"--where asks for no value of {column!r}: give one or more, or leave the column out.")
+        for value in values:
+            if values.count(value) > 1:
+                raise ConfigError(
+                    f"--where asks for {column}={value} more than once: give each value once. Several values of a "
+                    "column have the shares they have among the training cells."
+                )
+        return [self.code(column, value) for value in values]
 
-    def apportion(self, n: int, combinations: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
+    def _extrapolated(self, asked: Mapping[int, int]) -> list[tuple[tuple[int, ...], float]]:
+        """Codes and shares to draw one combination of values that no training cell had; asked: column number -> code.
+
+        The shares come to that of the combination if its columns were independent, so that of several
+        combinations the commoner one has more cells.
+        """
+        total = sum(cells for _, cells in self.combinations)
+        share = math.prod(
+            sum(cells for codes, cells in self.combinations if codes[k] == code) / total for k, code in asked.items()
+        )
+        matches = [sum(codes[k] == code for k, code in asked.items()) for codes, _ in self.combinations]
+        closest = [self.combinations[i] for i, m in enumerate(matches) if m == max(matches)]
+        of_closest = sum(cells for _, cells in closest)
+        shares: dict[tuple[int, ...], float] = {}
+        for codes, cells in closest:
+            drawn = tuple(asked.get(k, code) for k, code in enumerate(codes))
+            shares[drawn] = shares.get(drawn, 0.0) + share * cells / of_closest
+        return list(shares.items())
+
+    def _warn_of_extrapolation(self, columns: Sequence[int], unseen: Sequence[tuple[int, ...]]) -> None:
+        warnings.warn(
+            f"No training cell had {self._named(columns, unseen)}: the model extrapolates from cells that had these "
+            "values in other combinations, and nothing in the training data can tell how well.",
+            ScdiffWarning,
+            stacklevel=5,  # the caller of sample()
+        )
+
+    def _named(self, columns: Sequence[int], combinations: Sequence[tuple[int, ...]], at_most: int = 5) -> str:
+        """ "cell_type=B and condition=stim, or ..." for codes of the columns with these numbers."""
+        named = [
+            " and ".join(
+                f"{self.columns[k]}={self.categories[self.columns[k]][code - 1]}"
+                for k, code in zip(columns, codes, strict=True)
+            )
+            for codes in combinations[:at_most]
+        ]
+        more = len(combinations) - at_most
+        return ", or ".join(named) + (f", or {more} more combinations" if more > 0 else "")
+
+    def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
+        """Codes (n, K) with the composition of `obs`; n None: as many cells as obs has.
+
+        ScdiffWarning for combinations that no training cell had; DataError for a value never seen.
+        """
+        if not len(obs):
+            raise DataError("There are no cells whose composition could be copied.")
+        codes, counts = np.unique(self.encode(obs), axis=0, return_counts=True)
+        shares = [(tuple(map(int, c)), int(m)) for c, m in zip(codes, counts, strict=True)]
+        seen = {c for c, _ in self.combinations}
+        unseen = [c for c, _ in shares if c not in seen]
+        if unseen:
+            self._warn_of_extrapolation(range(len(self.columns)), unseen)
+        return self.apportion(n or len(obs), shares)
+
+    def apportion(self, n: int, combinations: Sequence[tuple[tuple[int, ...], float]]) -> np.ndarray:
         """n rows of codes in the proportions given, by largest remainders."""
         shares = np.array([cells for _, cells in combinations], dtype=np.float64)
         exact = n * shares / shares.sum()

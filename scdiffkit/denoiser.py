@@ -1,10 +1,13 @@
 """Network + schedule + prediction type: the only place where eps, v and x0 are turned into one another.
 
 Sources: DDPM (Ho et al. 2020, eq. 9-14), v-prediction (Salimans & Ho 2022, appendix D), min-SNR weighting
-(Hang et al. 2023), classifier-free guidance (Ho & Salimans 2022).
+(Hang et al. 2023), classifier-free guidance (Ho & Salimans 2022), one condition at a time (Liu et al. 2022,
+compositional diffusion, arXiv 2206.01714).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,21 +112,52 @@ class Denoiser(nn.Module):
         return self.loss_weights(t) * error
 
     def predict(
-        self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None, cfg_scale: float = 1.0
+        self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None, cfg_scale: float | Sequence[float] = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """x0 (B, D) and eps (B, D) at step t (B,), guided when cfg_scale is not 1, with x0 within bounds."""
+        """x0 (B, D) and eps (B, D) at step t (B,), guided where cfg_scale is not 1, with x0 within bounds.
+
+        conditions: codes (B, K). cfg_scale: one w for all columns together, f(none) + w * (f(all) - f(none))
+        (Ho & Salimans 2022, eq. 6, whose own w counts from 0); or one w_k for each of the K columns,
+        f(all) + sum_k (w_k - 1) * (f(only k) - f(none)), which samples
+        p(x | c_1..c_K) * prod_k [p(x | c_k) / p(x)]^(w_k - 1) (Liu et al. 2022, arXiv 2206.01714), as far as
+        noise and product commute. A column with w_k = 1 costs no evaluation of the network.
+        """
+        if conditions is not None and not isinstance(cfg_scale, (int, float)) and conditions.shape[1] == 1:
+            (cfg_scale,) = cfg_scale  # "only this column" is "all columns"
         if cfg_scale == 1.0 or conditions is None:
-            x0, eps = self.to_x0_and_eps(self.network(x_t, t, conditions).float(), x_t, t)
-        else:
-            both = torch.cat([conditions, torch.full_like(conditions, UNKNOWN)])
-            outputs = self.network(x_t.repeat(2, 1), t.repeat(2), both).float().chunk(2)
-            (x0, eps), (free_x0, free_eps) = (self.to_x0_and_eps(output, x_t, t) for output in outputs)
+            ((x0, eps),) = self._evaluate(x_t, t, [conditions])
+        elif isinstance(cfg_scale, (int, float)):
+            (x0, eps), (free_x0, free_eps) = self._evaluate(x_t, t, [conditions, _only(None, conditions)])
             x0, eps = torch.lerp(free_x0, x0, cfg_scale), torch.lerp(free_eps, eps, cfg_scale)
+        else:
+            if len(cfg_scale) != conditions.shape[1]:
+                raise ValueError(f"{len(cfg_scale)} guidance scales for {conditions.shape[1]} columns of conditions")
+            guided = [k for k, w in enumerate(cfg_scale) if w != 1]
+            alone = [_only(k, conditions) for k in ([None, *guided] if guided else [])]
+            (x0, eps), *parts = self._evaluate(x_t, t, [conditions, *alone])
+            for k, (x0_k, eps_k) in zip(guided, parts[1:], strict=True):
+                x0 = x0 + (cfg_scale[k] - 1) * (x0_k - parts[0][0])
+                eps = eps + (cfg_scale[k] - 1) * (eps_k - parts[0][1])
         if self.bounds is not None:
             x0 = x0.clamp(*self.bounds)
             signal, noise = self.schedule.signal_and_noise(t, x_t)
             eps = (x_t - signal * x0) / noise  # the noise that belongs to the clamped x0
         return x0, eps
+
+    def _evaluate(self, x_t: Tensor, t: Tensor, given: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+        """x0 and eps, each (B, D), under each of several conditions (B, K), in one forward pass."""
+        n = len(given)
+        conditions = torch.cat([c for c in given if c is not None]) if given[0] is not None else None
+        outputs = self.network(x_t.repeat(n, 1), t.repeat(n), conditions).float().chunk(n)
+        return [self.to_x0_and_eps(output, x_t, t) for output in outputs]
+
+
+def _only(column: int | None, conditions: Tensor) -> Tensor:
+    """conditions (B, K) with every other column "unknown"; None: all of them."""
+    unknown = torch.full_like(conditions, UNKNOWN)
+    if column is not None:
+        unknown[:, column] = conditions[:, column]
+    return unknown
 
 
 def drop_conditions(conditions: Tensor, p: float, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,14 +23,15 @@ from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data import LIBRARY_SIZE, Conditions
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.device import make_fabric
-from scdiffkit.errors import ConfigError, DataError
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.io import CellWriter, check_output, read
-from scdiffkit.preprocess import lognormalise
+from scdiffkit.preprocess import find_counts, lognormalise
 from scdiffkit.run import Run
 from scdiffkit.sampling import ddim, ddpm
 
 DEFAULT_CELLS = 1000
 DEFAULT_STEPS = 50
+FAR_DEEPER = 10  # times the deepest training cell: a library size beyond that is asked of the model with a warning
 log = logging.getLogger("scdiffkit")
 
 
@@ -55,27 +57,35 @@ def sample(
 ) -> AnnData | Path:
     """Draw n labelled cells from a run; AnnData, or with `out` the path of the file they were streamed to.
 
-    run: a Run, its folder, or None for the latest. where: condition column -> value(s) wanted. like: cells whose
-    composition is copied (and whose number, when n is None). Without either: the training composition.
+    run: a Run, its folder, or None for the latest. where: condition column -> value(s) wanted, also together as no
+    training cell had them (with a ScdiffWarning; see Conditions.compose). like: cells whose composition is copied
+    (and whose number, when n is None), and with the count codec their library sizes too, unless
+    config.library_size says otherwise. Without either: the training composition.
     on_progress(done, n) is called after each batch of cells.
 
     X holds log1p values normalised as in training, `layers["counts"]` integers, obs the condition columns.
-    Raises RunError for a run that cannot be used, DataError for conditions it has never seen, FileError when
-    `out` exists or cannot be written.
+    Raises RunError for a run that cannot be used, DataError for conditions it has never seen, ConfigError for
+    guidance or a library size that the run cannot give, FileError when `out` exists or cannot be written.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = config or SampleConfig()
     steps_of(config, run.config().diffusion.num_train_timesteps)  # refused before anything is written
     if out is not None:
         check_output(Path(out), force=force)
-    if config.cfg_scale != 1 and not (run.config().conditions and run.config().train.condition_dropout):
+    conditions, codec = Conditions.from_dict(run.conditions()), run.codec()
+    _guidance(run, conditions, config)
+    if config.library_size != "like" and not codec.takes_library_size:
         raise ConfigError(
-            "--cfg-scale needs a run with conditions (--label) that training hid at times "
-            "(train.condition_dropout > 0): guidance goes from the unknown condition to the given one. Leave it out."
+            f"--library-size {config.library_size}: the {codec.name} codec reads each cell's library size off the "
+            "values drawn and cannot honour another. Leave it out, or train a run with --codec count."
         )
-    codes = _composition(Conditions.from_dict(run.conditions()), n, where, like)
-    np.random.default_rng([config.seed, 0]).shuffle(codes)  # any first cells of the file are a fair sample
-    batches = _batches(run, codes, config)
+    if isinstance(like, str | Path):
+        like = read(like)
+    codes = _composition(conditions, n, where, like, depth_too=codec.takes_library_size)
+    sizes = _library_sizes(codec, conditions, codes, like, config) if codec.takes_library_size else None
+    order = np.random.default_rng([config.seed, 0]).permutation(len(codes))
+    codes, sizes = codes[order], None if sizes is None else sizes[order]  # any first cells are a fair sample
+    batches = _batches(run, codes, sizes, config)
     var = pd.DataFrame(index=pd.Index(run.genes(), name=None))
     uns = {"scdiffkit": _provenance(run, config, len(codes))}
     done = 0
@@ -122,32 +132,115 @@ def _composition(
     conditions: Conditions,
     n: int | None,
     where: Mapping[str, str | Sequence[str]] | None,
-    like: AnnData | str | Path | None,
+    like: AnnData | None,
+    depth_too: bool,
 ) -> np.ndarray:
-    """Codes (n, K) of the cells to draw."""
+    """Codes (n, K) of the cells to draw; depth_too: whether `like` tells more than the composition."""
     if n is not None and n < 1:
         raise ConfigError(f"The number of cells must be at least 1, not {n}.")
     if like is not None:
         if where:
             raise ConfigError("Give --where or --like, not both: --like copies the whole composition.")
-        if not conditions.columns:
+        if not (conditions.columns or depth_too):
             raise DataError("The run has no conditions, so there is no composition to copy; give -n instead of --like.")
-        return conditions.composition_of((like if isinstance(like, AnnData) else read(like)).obs, n)
-    wanted = {column: [v] if isinstance(v, str) else list(v) for column, v in (where or {}).items()}
+        return conditions.composition_of(like.obs, n)
+    wanted = {
+        column: [str(v) for v in ([values] if isinstance(values, str) or np.ndim(values) == 0 else values)]
+        for column, values in (where or {}).items()
+    }
     return conditions.compose(n or DEFAULT_CELLS, wanted)
 
 
-def _batches(run: Run, codes: np.ndarray, config: SampleConfig) -> Iterator[Batch]:
-    """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n."""
+def _guidance(run: Run, conditions: Conditions, config: SampleConfig) -> float | list[float]:
+    """The guidance scale of all columns together, or of each of the K columns."""
+    scales = config.cfg_scale if isinstance(config.cfg_scale, dict) else {"": config.cfg_scale}
+    guided = any(scale != 1 for scale in scales.values())
+    if guided and not (run.config().conditions and run.config().train.condition_dropout):
+        raise ConfigError(
+            "--cfg-scale needs a run with conditions (--label) that training hid at times "
+            "(train.condition_dropout > 0): guidance goes from the unknown condition to the given one. Leave it out."
+        )
+    if not isinstance(config.cfg_scale, dict):
+        return config.cfg_scale
+    for column in scales:
+        conditions.check_column(column)
+    return [scales.get(column, 1.0) for column in conditions.columns]
+
+
+def _library_sizes(
+    codec: Any, conditions: Conditions, codes: np.ndarray, like: AnnData | None, config: SampleConfig
+) -> np.ndarray | None:
+    """The library size (n,) at which each cell of codes (n, K) is decoded; None: as the model draws it."""
+    median, largest = codec.library_sizes()
+    if config.library_size == "like":
+        depths = None if like is None else _depths(like)
+        if like is None or depths is None:
+            return None
+        sizes = _dealt(depths, conditions.encode(like.obs), codes, config.seed)
+    else:
+        sizes = np.full(len(codes), median if config.library_size == "median" else config.library_size, np.float32)
+    if sizes.max() > FAR_DEEPER * largest:
+        warnings.warn(
+            f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times that of the deepest training cell "
+            f"({largest:.0f}): the model extrapolates.",
+            ScdiffWarning,
+            stacklevel=3,
+        )
+    return sizes
+
+
+def _depths(adata: AnnData) -> np.ndarray | None:
+    """Library sizes (m,) of cells; None, with a ScdiffWarning, where they have no raw counts."""
+    if "scdiffkit" in adata.uns and LIBRARY_SIZE in adata.obs:  # over all genes, also where few were kept
+        depths = pd.to_numeric(adata.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
+    else:
+        try:
+            counts, _ = find_counts(adata)
+        except DataError as e:
+            warnings.warn(
+                f"The cells of --like tell no library sizes, so only their composition is copied. {e}",
+                ScdiffWarning,
+                stacklevel=4,
+            )
+            return None
+        depths = np.asarray(counts.sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
+    if not (depths > 0).all():  # NaN included
+        raise DataError(
+            f"{int((~(depths > 0)).sum())} cells of --like have no counts, so there is no library size to copy: drop "
+            "them, or give --library-size median."
+        )
+    return depths
+
+
+def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
+    """Depths (m,) of cells with codes of_cells (m, K), each to a row of codes (n, K) with the same codes -> (n,).
+
+    As many rows as cells with some codes: each depth once. More or fewer: as equally often as can be, which ones
+    by chance.
+    """
+    rng = np.random.default_rng([seed, 0, 1])
+    sizes = np.empty(len(codes), dtype=np.float32)
+    for combination in np.unique(codes, axis=0):
+        rows = (codes == combination).all(axis=1)
+        sizes[rows] = np.resize(rng.permutation(depths[(of_cells == combination).all(axis=1)]), rows.sum())
+    return sizes
+
+
+def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Iterator[Batch]:
+    """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
+
+    sizes: their library sizes (n,), or None where the model draws them.
+    """
     fabric = make_fabric(config.device, config.precision)
     denoiser, codec = run.denoiser().to(fabric.device), run.codec()
     run_config, provenance = run.config(), run.provenance()
     conditions = Conditions.from_dict(run.conditions())
+    guidance = _guidance(run, conditions, config)
     T = denoiser.schedule.num_train_timesteps
     steps = steps_of(config, T)
     log.info(
-        "%s: %d network calls a cell (T = %d, speedup %.3g), eta %g, guidance %g, seed %d",
-        config.sampler.upper(), steps, T, T / steps, config.eta, config.cfg_scale, config.seed,
+        "%s: %d network calls a cell (T = %d, speedup %.3g), eta %g, guidance %s, seed %d",
+        config.sampler.upper(), steps, T, T / steps, config.eta, _in_words(config.cfg_scale), config.seed,
     )  # fmt: skip
     batch_size = config.batch_size or _batch_size(run_config.model, codec.dim, fabric.device)
     prefix = f"{provenance['run_id'][:6]}-{config.seed}"
@@ -156,8 +249,12 @@ def _batches(run: Run, codes: np.ndarray, config: SampleConfig) -> Iterator[Batc
         generator = torch.Generator(fabric.device)
         generator.manual_seed(int(np.random.SeedSequence([config.seed, i]).generate_state(1, np.uint64)[0] >> 1))
         with torch.inference_mode(), fabric.autocast():
-            x0 = _diffuse(denoiser, torch.from_numpy(part).to(fabric.device), codec.dim, config, steps, generator)
-            counts, library_size = codec.decode(x0, generator)
+            of_part = torch.from_numpy(part).to(fabric.device)
+            size_of_part = None
+            if sizes is not None:
+                size_of_part = torch.from_numpy(sizes[start : start + batch_size]).to(fabric.device)
+            x0 = _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator)
+            counts, library_size = codec.decode(x0, of_part, size_of_part, generator)
         raw = sparse.csr_matrix(counts.cpu().numpy())
         size = library_size.cpu().numpy()
         X = lognormalise(raw, codec.target_sum, size)
@@ -172,6 +269,7 @@ def _diffuse(
     codes: torch.Tensor,
     dim: int,
     config: SampleConfig,
+    guidance: float | list[float],
     steps: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -179,11 +277,11 @@ def _diffuse(
     x = torch.randn(len(codes), dim, generator=generator, device=codes.device)
     conditions = codes if codes.shape[1] else None
     if config.sampler == "ddpm":
-        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=config.cfg_scale, generator=generator)
+        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, generator=generator)
     else:
         path = ddim(
             denoiser, x, denoiser.schedule.timesteps(steps),
-            conditions=conditions, eta=config.eta, cfg_scale=config.cfg_scale, generator=generator,
+            conditions=conditions, eta=config.eta, cfg_scale=guidance, generator=generator,
         )  # fmt: skip
     for _, x in path:  # noqa: B007
         pass
@@ -196,6 +294,12 @@ def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, device
     floats_a_cell = 8 * width * math.ceil(dim / model.patch_size)
     budget = 2**24 if device.type == "cpu" else 2**28
     return max(8, min(4096, budget // floats_a_cell))
+
+
+def _in_words(cfg_scale: float | dict[str, float]) -> str:
+    if not isinstance(cfg_scale, dict):
+        return f"{cfg_scale:g}"
+    return " ".join(f"{column}={scale:g}" for column, scale in cfg_scale.items()) or "1"
 
 
 def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
@@ -214,6 +318,7 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "steps": steps_of(config, T),
         "eta": config.eta,
         "cfg_scale": config.cfg_scale,
+        "library_size": config.library_size,
         "batch_size": config.batch_size or "auto",
         "precision": config.precision,
         "device": config.device,

@@ -1,7 +1,7 @@
 """From noise to x0, one step after another. Knows vectors and steps; knows nothing of cells.
 
 Each sampler is a generator that yields `(t, x)` after every step: the caller owns progress and interruption, and
-the last x is the sample.
+the last x is the sample. cfg_scale is one guidance scale, or one for each column of conditions (see Denoiser.predict).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def ddim(
     *,
     conditions: Tensor | None = None,
     eta: float = 0.0,
-    cfg_scale: float = 1.0,
+    cfg_scale: float | Sequence[float] = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """DDIM from x (B, D) at timesteps[0] (T-1 first) down; eta 0 is deterministic, 1 as noisy as DDPM.
@@ -45,7 +45,7 @@ def ddpm(
     x: Tensor,
     *,
     conditions: Tensor | None = None,
-    cfg_scale: float = 1.0,
+    cfg_scale: float | Sequence[float] = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling through all T steps, with the posterior variance.

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
-from scdiffkit.cli.console import parse_duration, seconds
+from scdiffkit.cli.console import parse_cfg_scale, parse_duration, seconds
 from scdiffkit.errors import ConfigError
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
@@ -128,6 +128,12 @@ BAD = [
     (["sample", "nowhere"], 1, "no run nowhere"),
     (["sample", "--where", "cell_type=Tee", "-o", "new.h5ad"], 1, "never seen cell_type='Tee'"),
     (["sample", "--where", "cell_type", "-o", "new.h5ad"], 2, "COLUMN=VALUE"),
+    (["sample", "--where", "cell_type=B", "--where", "cell_type=B", "-o", "new.h5ad"], 2, "more than once"),
+    (["sample", "--cfg-scale", "celltype=2", "-o", "new.h5ad"], 1, "did you mean 'cell_type'"),
+    (["sample", "--cfg-scale", "cell_type=-2", "-o", "new.h5ad"], 2, "at least 0"),
+    (["sample", "--cfg-scale", "much", "-o", "new.h5ad"], 2, "COLUMN=NUMBER"),
+    (["sample", "--library-size", "0", "-o", "new.h5ad"], 2, "--library-size"),
+    (["sample", "--library-size", "500", "-o", "new.h5ad"], 2, "--codec count"),
     (["sample", "--ddim", "5", "--ddpm", "-o", "new.h5ad"], 2, "not both"),
     (["sample", "--ddim", "0", "-o", "new.h5ad"], 2, "steps"),
     (["sample", "-n", "0", "-o", "new.h5ad"], 2, "at least 1"),
@@ -254,6 +260,36 @@ def test_the_functions_of_the_package_are_functions_whatever_was_imported_first(
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
 def test_durations(text, value):
     assert parse_duration(text) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "scales"),
+    [
+        (None, None),
+        (["2"], 2.0),
+        (["cell_type=2", "donor=1.5"], {"cell_type": 2.0, "donor": 1.5}),
+        (["is=odd=2"], {"is=odd": 2.0}),
+    ],
+)
+def test_guidance_scales(values, scales):
+    assert parse_cfg_scale(values) == scales
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["2", "cell_type=2"], "not both"),
+        (["cell_type=2", "2"], "not both"),
+        (["2", "3"], "--cfg-scale 3 comes after 2"),
+        (["cell_type=2", "cell_type=2"], "cell_type=2 comes after cell_type=2"),
+        (["=2"], "COLUMN=NUMBER"),
+        (["cell_type"], "COLUMN=NUMBER"),
+        (["cell_type="], "COLUMN=NUMBER"),
+    ],
+)
+def test_guidance_scales_that_contradict_or_say_nothing(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_cfg_scale(values)
 
 
 @pytest.mark.parametrize("text", ["", "m", "-3", "0", "10x", "inf", "nan"])

@@ -120,6 +120,14 @@ def test_a_wrong_option_is_named(kwargs, message):
         ({"sampler": "ddpm", "steps": 20}, "read only by ddim"),
         ({"steps": 20, "speedup": 10}, "not both"),
         ({"eta": 1.5}, "less than or equal to 1"),
+        ({"cfg_scale": -1}, "cfg_scale: .*finite number"),
+        ({"cfg_scale": "inf"}, "cfg_scale: .*finite number"),
+        ({"cfg_scale": {"cell_type": float("nan")}}, "cfg_scale: .*finite number"),
+        ({"library_size": 0}, "library_size: .*from 1 up to .*not 0"),
+        ({"library_size": "-5"}, "library_size: .*not '-5'"),
+        ({"library_size": 2.5}, "library_size: .*whole number"),
+        ({"library_size": "mean"}, "like, median, or"),
+        ({"library_size": 10**10}, "not 10000000000"),
     ],
 )
 def test_sampling_options_that_contradict_are_refused(values, message):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scdiffkit.data import Cells, Conditions, rows_of_step, split
-from scdiffkit.errors import DataError
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.preprocess import preprocess
 
 OBS = pd.DataFrame(
@@ -63,12 +63,77 @@ def test_where_restricts_and_the_rest_follows_the_training_cells():
     [
         ({"cell_type": ["b"]}, r"never seen cell_type='b'; did you mean 'B'"),
         ({"celltype": ["B"]}, r"'celltype'; did you mean 'cell_type'"),
-        ({"cell_type": ["NK"], "donor": ["d1"]}, "No training cell had cell_type=NK and donor=d1"),
     ],
 )
 def test_what_was_never_seen_is_refused_by_name(where, message):
     with pytest.raises(DataError, match=message):
         Conditions.of(OBS, ["cell_type", "donor"]).compose(5, where)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"cell_type": ["B", "T", "B"]}, "cell_type=B more than once"),
+        ({"cell_type": []}, "no value of 'cell_type'"),
+    ],
+)
+def test_values_that_say_nothing_are_refused(where, message):
+    with pytest.raises(ConfigError, match=message):
+        Conditions.of(OBS, ["cell_type", "donor"]).compose(5, where)
+
+
+# B was never stimulated, NK always, and the batches are not alike
+STUDY = pd.DataFrame(
+    [("B", "ctrl", "b1")] * 30 + [("T", "ctrl", "b1")] * 40 + [("T", "stim", "b2")] * 20 + [("NK", "stim", "b1")] * 10,
+    columns=["cell_type", "condition", "batch"],
+)
+
+
+def test_a_combination_never_seen_is_drawn_with_a_warning_that_names_it():
+    conditions = Conditions.of(STUDY, list(STUDY))
+    with pytest.warns(ScdiffWarning, match="No training cell had cell_type=B and condition=stim: the model extrap"):
+        codes = conditions.compose(60, {"cell_type": ["B"], "condition": ["stim"]})
+    # 30 B cells of batch b1, 20 and 10 stimulated cells of b2 and b1, each one match: b1 and b2 as 40 to 20
+    assert counted(conditions, codes) == {("B", "stim", "b1"): 40, ("B", "stim", "b2"): 20}
+
+
+def test_other_columns_follow_the_cells_that_match_most():
+    conditions = Conditions.of(STUDY, list(STUDY))
+    with pytest.warns(ScdiffWarning, match="No training cell had condition=ctrl and batch=b2"):
+        codes = conditions.compose(90, {"condition": ["ctrl"], "batch": ["b2"]})
+    assert counted(conditions, codes) == {("B", "ctrl", "b2"): 30, ("T", "ctrl", "b2"): 60}
+    with pytest.warns(ScdiffWarning, match="cell_type=NK and condition=ctrl and batch=b2"):
+        codes = conditions.compose(5, {"cell_type": ["NK"], "condition": ["ctrl"], "batch": ["b2"]})
+    assert counted(conditions, codes) == {("NK", "ctrl", "b2"): 5}
+
+
+def test_several_combinations_never_seen_have_the_shares_of_independent_columns():
+    conditions = Conditions.of(STUDY, ["cell_type", "condition", "batch"])
+    with pytest.warns(ScdiffWarning, match="cell_type=B and batch=b2, or cell_type=NK and batch=b2"):
+        codes = conditions.compose(80, {"cell_type": ["B", "NK"], "batch": ["b2"]})
+    kinds = conditions.decode(codes)
+    assert kinds["cell_type"].value_counts().to_dict() == {"B": 60, "NK": 20, "T": 0}  # 30 and 10 cells of each
+    assert set(kinds["batch"]) == {"b2"}
+
+
+def test_combinations_that_exist_leave_out_those_that_do_not(recwarn, caplog):
+    conditions = Conditions.of(STUDY, list(STUDY))
+    with caplog.at_level("INFO", logger="scdiffkit"):
+        codes = conditions.compose(30, {"cell_type": ["B", "T", "NK"], "condition": ["stim"]})
+    assert counted(conditions, codes) == {("T", "stim", "b2"): 20, ("NK", "stim", "b1"): 10}
+    assert not recwarn.list
+    assert "No training cell had cell_type=B and condition=stim: left out" in caplog.text
+
+
+def test_like_may_hold_combinations_never_seen():
+    conditions = Conditions.of(STUDY, ["cell_type", "condition"])
+    other = pd.DataFrame({"cell_type": ["B", "B", "T"], "condition": ["stim", "ctrl", "stim"]})
+    with pytest.warns(ScdiffWarning, match="No training cell had cell_type=B and condition=stim: the") as caught:
+        codes = conditions.composition_of(other)
+    assert len(caught) == 1
+    assert counted(conditions, codes) == {("B", "ctrl"): 1, ("B", "stim"): 1, ("T", "stim"): 1}
+    with pytest.raises(DataError, match="no cells"):
+        conditions.composition_of(other[:0])
 
 
 def test_like_copies_composition_and_number():

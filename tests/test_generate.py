@@ -2,11 +2,16 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from anndata import AnnData
 
 import scdiffkit
+from scdiffkit.codecs import CODECS, GeneCodec
 from scdiffkit.config import SampleConfig, make
-from scdiffkit.errors import ConfigError, DataError, FileError, RunError
+from scdiffkit.denoiser import Denoiser
+from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
 from scdiffkit.generate import steps_of
 
 SMALL = {
@@ -128,6 +133,8 @@ def test_a_run_without_conditions(tiny, tmp_path):
         draw(run, like=tiny)
     with pytest.raises(ConfigError, match="--cfg-scale needs a run with conditions"):
         draw(run, config={"cfg_scale": 2.0})
+    with pytest.raises(DataError, match="not trained with the condition 'cell_type'"):
+        draw(run, config={"cfg_scale": {"cell_type": 1.0}})
 
 
 @pytest.mark.parametrize(
@@ -135,6 +142,10 @@ def test_a_run_without_conditions(tiny, tmp_path):
     [
         ({"where": {"cell_type": "Bcell"}}, DataError, "never seen cell_type='Bcell'"),
         ({"where": {"celltype": "B"}}, DataError, "did you mean 'cell_type'"),
+        ({"where": {"cell_type": ["B", "B"]}}, ConfigError, "more than once"),
+        ({"config": {"cfg_scale": {"celltype": 2}}}, DataError, "did you mean 'cell_type'"),
+        ({"config": {"library_size": 500}}, ConfigError, "--codec count"),
+        ({"config": {"library_size": "median"}}, ConfigError, "the gene codec .* --codec count"),
         ({"n": 0}, ConfigError, "at least 1"),
         ({"config": {"steps": 1001}}, ConfigError, r"1\.\.1000"),
         ({"config": {"steps": None, "speedup": 2000}}, ConfigError, "more than the run's T"),
@@ -178,3 +189,145 @@ def test_progress_counts_every_cell(run):
     seen = []
     draw(run, 25, config={"batch_size": 10}, on_progress=lambda done, n: seen.append((done, n)))
     assert seen == [(10, 25), (20, 25), (25, 25)]
+
+
+def test_guidance_per_column_is_recorded_and_changes_the_cells(run, tmp_path, caplog):
+    guided = {"cfg_scale": {"cell_type": 30, "donor": 1}}  # the run has learnt little
+    with caplog.at_level("INFO", logger="scdiffkit"):
+        paths = [draw(run, out=tmp_path / name, config=guided) for name in ("cells.h5ad", "cells.loom")]
+    assert "guidance cell_type=30 donor=1," in caplog.text
+    for path in paths:
+        assert dict(scdiffkit.read(path).uns["scdiffkit"]["cfg_scale"]) == {"cell_type": 30.0, "donor": 1.0}
+    cells = scdiffkit.read(paths[0]).layers["counts"]
+    assert (cells != draw(run).layers["counts"]).nnz > 0
+    assert (cells != draw(run, config={"cfg_scale": 30.0}).layers["counts"]).nnz > 0
+    assert (cells != draw(run, config={"cfg_scale": {"donor": 30.0}}).layers["counts"]).nnz > 0
+    assert (draw(run, config={"cfg_scale": {"donor": 1}}).layers["counts"] != draw(run).layers["counts"]).nnz == 0
+
+
+def test_every_column_gets_its_own_scale(run, monkeypatch):
+    seen = []
+    predict = Denoiser.predict
+
+    def watched(self, x_t, t, conditions, cfg_scale):
+        seen.append(cfg_scale)
+        return predict(self, x_t, t, conditions, cfg_scale)
+
+    monkeypatch.setattr(Denoiser, "predict", watched)
+    for guided in ({"donor": 2}, {"donor": 3, "cell_type": 2}, 4):
+        draw(run, 2, config={"steps": 1, "cfg_scale": guided})
+    assert seen == [[1.0, 2.0], [2.0, 3.0], 4.0]  # cell_type, then donor
+
+
+def test_a_combination_never_seen_is_drawn(tiny, tmp_path):
+    apart = tiny[(tiny.obs["cell_type"] != "B") | (tiny.obs["donor"] == "d1")].copy()  # no B of donor d2
+    run = scdiffkit.train(
+        apart, arch="dit", label="cell_type", conditions=["donor"], out=tmp_path / "run", overrides=SMALL
+    )
+    with pytest.warns(ScdiffWarning, match="No training cell had cell_type=B and donor=d2"):
+        cells = draw(run, 12, where={"cell_type": "B", "donor": "d2"})
+    assert (cells.obs["cell_type"] == "B").all()
+    assert (cells.obs["donor"] == "d2").all()
+    with pytest.warns(ScdiffWarning, match="No training cell had cell_type=B and donor=d2"):
+        like = draw(run, None, like=tiny)
+    assert pd.crosstab(like.obs["cell_type"], like.obs["donor"]).equals(
+        pd.crosstab(tiny.obs["cell_type"], tiny.obs["donor"])
+    )
+
+
+class DeepCodec(GeneCodec):
+    """A codec that decodes at any depth: gene 0 has all the counts, genes 1 and 2 tell the codes."""
+
+    takes_library_size = True
+
+    def library_sizes(self):
+        return 300.0, 1000.0
+
+    def decode(self, x0, codes=None, library_size=None, generator=None):
+        size = torch.full((len(x0),), 7.0) if library_size is None else library_size
+        counts = torch.zeros_like(x0)
+        counts[:, 1 : 1 + codes.shape[1]] = codes.float()
+        counts[:, 0] = size - codes.sum(dim=1)
+        return counts, size
+
+
+@pytest.fixture
+def deep(run, monkeypatch):
+    """The same run, but its codec takes library sizes."""
+    monkeypatch.setitem(CODECS, "gene", DeepCodec)
+    return run
+
+
+def depths(cells):
+    """Library sizes of each combination of conditions, sorted; the counts must agree with the columns."""
+    counts = cells.layers["counts"].toarray()
+    np.testing.assert_array_equal(counts.sum(axis=1), cells.obs["total_counts"])
+    np.testing.assert_array_equal(counts[:, 1], cells.obs["cell_type"].cat.codes + 1)
+    np.testing.assert_array_equal(counts[:, 2], cells.obs["donor"].cat.codes + 1)
+    return cells.obs.groupby(["cell_type", "donor"], observed=True)["total_counts"].apply(sorted).to_dict()
+
+
+def real_depths(tiny):
+    obs = tiny.obs.assign(total_counts=np.asarray(tiny.X.sum(axis=1)).ravel())
+    return obs.groupby(["cell_type", "donor"], observed=True)["total_counts"].apply(sorted).to_dict()
+
+
+def test_like_copies_the_depths_of_each_combination(deep, tiny):
+    config = {"batch_size": 50}
+    cells = draw(deep, None, like=tiny, config=config)
+    assert depths(cells) == real_depths(tiny)
+    assert cells.obs["total_counts"].tolist() != sorted(cells.obs["total_counts"])  # among the cells by chance
+    made_here = draw(deep, None, like=cells[:, 3:].copy(), config=config)  # their counts are in genes left out here
+    assert depths(made_here) == real_depths(tiny)
+    again, other = (draw(deep, None, like=tiny, config={**config, "seed": seed}) for seed in (0, 1))
+    assert again.obs["total_counts"].equals(cells.obs["total_counts"])
+    assert other.obs["total_counts"].tolist() != cells.obs["total_counts"].tolist()
+
+
+@pytest.mark.parametrize("n", [60, 600])
+def test_depths_are_resampled_within_a_combination(deep, tiny, n):
+    pools = real_depths(tiny)
+    for combination, drawn in depths(draw(deep, n, like=tiny)).items():
+        pool = pools[combination]
+        assert set(drawn) <= set(pool)
+        often = len(drawn) / len(pool)
+        assert all(
+            np.floor(often) * pool.count(d) <= drawn.count(d) <= np.ceil(often) * pool.count(d) for d in set(pool)
+        )
+
+
+def test_library_sizes_as_asked(deep, tmp_path, recwarn):
+    assert set(draw(deep, 20).obs["total_counts"]) == {7}  # "like", without --like: the codec's own
+    for asked, expected in (("median", 300), (450, 450), ("10000", 10_000)):
+        cells = scdiffkit.read(
+            draw(deep, 20, out=tmp_path / "cells.h5ad", force=True, config={"library_size": asked, "batch_size": 6})
+        )
+        assert set(cells.obs["total_counts"]) == {expected}
+        assert str(cells.uns["scdiffkit"]["library_size"]) == str(asked)
+    assert not [w for w in recwarn if w.category is ScdiffWarning]
+    with pytest.warns(ScdiffWarning, match="10001 is more than 10 times that of the deepest training cell"):
+        assert set(draw(deep, 20, config={"library_size": 10_001}).obs["total_counts"]) == {10_001}
+
+
+def test_other_library_sizes_than_those_of_like(deep, tiny):
+    cells = draw(deep, None, like=tiny, config={"library_size": 450})
+    assert set(cells.obs["total_counts"]) == {450}
+    assert cells.obs["cell_type"].value_counts().to_dict() == tiny.obs["cell_type"].value_counts().to_dict()
+
+
+def test_like_without_counts_or_with_empty_cells(deep, tiny):
+    labels = AnnData(obs=tiny.obs)
+    with pytest.warns(ScdiffWarning, match="only their composition is copied"):
+        assert set(draw(deep, None, like=labels).obs["total_counts"]) == {7}
+    empty = tiny.copy()
+    empty.X = empty.X.toarray()
+    empty.X[:2] = 0
+    with pytest.raises(DataError, match=r"2 cells of --like have no counts.*--library-size median"):
+        draw(deep, None, like=empty)
+
+
+def test_depths_are_copied_without_conditions_too(tiny, tmp_path, monkeypatch):
+    run = scdiffkit.train(tiny, arch="dit", out=tmp_path / "run", overrides=SMALL)
+    monkeypatch.setitem(CODECS, "gene", DeepCodec)
+    cells = draw(run, None, like=tiny)
+    assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(tiny.X.sum(axis=1)).ravel())

@@ -146,6 +146,88 @@ def test_guidance_goes_from_unknown_through_the_condition(scale, expected):
     assert network.sizes == [3 if scale == 1.0 else 6]  # no guidance costs no second evaluation
 
 
+class AdditiveGaussian(nn.Module):
+    """A perfect network for x0 ~ N(SHIFTS of both codes and their interaction, SD^2); records its batches."""
+
+    def __init__(self, schedule, prediction_type):
+        super().__init__()
+        self.exact = ExactGaussian(schedule, prediction_type)
+        self.sizes = []
+
+    def forward(self, x_t, t, conditions):
+        self.sizes.append(len(x_t))
+        first, second = conditions[:, :1], conditions[:, 1:2]
+        mean = BASE + FIRST[first] + SECOND[second] + INTERACTION * ((first > 0) & (second > 0))
+        a = self.exact.schedule.alphas_cumprod[t][:, None].to(x_t)
+        shifted = x_t - a.sqrt() * (mean - MU)  # a cell of mean MU at the same noise
+        output, shift = self.exact(shifted, t), mean - MU
+        return output + {"x0": 1.0, "eps": 0.0, "v": -(1 - a).sqrt()}[self.exact.prediction_type] * shift
+
+
+BASE, INTERACTION = 1.0, 0.3
+FIRST, SECOND = torch.tensor([0.0, 0.7, -0.4]), torch.tensor([0.0, -1.1])  # of unknown, of category 1, ...
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction_type", "scales"),
+    [
+        ("ddim", "x0", (2.0, 1.5)),
+        ("ddim", "eps", (3.0, 1.0)),
+        ("ddim", "v", (0.0, 2.0)),
+        ("ddim", "v", (1.0, 1.0)),
+        ("ddpm", "v", (2.0, 1.5)),
+    ],
+)
+def test_guidance_per_column_samples_the_composed_distribution(sampler, prediction_type, scales):
+    """p(x | c1, c2) [p(x | c1) / p(x)]^(w1 - 1) [p(x | c2) / p(x)]^(w2 - 1): a Gaussian like all these, of SD too."""
+    schedule = Schedule.linear(1000)
+    denoiser = Denoiser(AdditiveGaussian(schedule, prediction_type), schedule, prediction_type)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+    conditions = torch.tensor([[1, 1], [2, 1]]).repeat_interleave(2000, dim=0)
+    if sampler == "ddpm":
+        x = last(ddpm(denoiser, x, conditions=conditions, cfg_scale=scales, generator=generator))
+    else:
+        x = last(ddim(denoiser, x, schedule.timesteps(1000), conditions=conditions, cfg_scale=scales))
+    for kind, part in zip((1, 2), x.split(2000), strict=True):
+        expected = BASE + INTERACTION + scales[0] * FIRST[kind] + scales[1] * SECOND[1]
+        assert part.mean().item() == pytest.approx(expected.item(), abs=0.04)
+        assert part.std().item() == pytest.approx(SD, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("scales", "rows"),
+    [(1.0, 1), (2.0, 2), ((1.0, 1.0), 1), ((2.0, 1.0), 3), ((1.0, 0.0), 3), ((2.0, 1.5), 4)],
+)
+def test_only_guided_columns_cost_a_network_call_and_all_are_made_at_once(scales, rows):
+    network = AdditiveGaussian(Schedule.linear(10), "x0")
+    denoiser = Denoiser(network, Schedule.linear(10), "x0")
+    denoiser.predict(torch.zeros(5, 1), torch.full((5,), 4), torch.ones(5, 2, dtype=torch.long), scales)
+    assert network.sizes == [5 * rows]
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance_of_the_only_column_is_joint_guidance(prediction_type, scale):
+    network = FromConditions()
+    denoiser = Denoiser(network, Schedule.linear(10), prediction_type)
+    x, t, conditions = torch.randn(3, 2), torch.tensor([5, 5, 5]), torch.tensor([[1], [2], [0]])
+    alone, together = (denoiser.predict(x, t, conditions, w) for w in ([scale], scale))
+    for a, b in zip(alone, together, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert network.sizes[0] == network.sizes[1]
+
+
+def test_columns_with_scale_1_leave_the_plain_prediction():
+    schedule = Schedule.linear(10)
+    denoiser = Denoiser(AdditiveGaussian(schedule, "v"), schedule, "v")
+    x, t, conditions = torch.randn(4, 1), torch.full((4,), 6), torch.tensor([[1, 1], [2, 1], [0, 1], [2, 0]])
+    for a, b in zip(denoiser.predict(x, t, conditions, [1.0, 1.0]), denoiser.predict(x, t, conditions), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="1 guidance scales for 2 columns"):
+        denoiser.predict(x, t, conditions, [2.0])
+
+
 def test_predictions_stay_within_bounds():
     schedule = Schedule.linear(1000)
     denoiser = Denoiser(Wiggly(), schedule, "eps", bounds=(-0.5, 0.25))

@@ -164,6 +164,25 @@ def _number_or(value: Any) -> Any:
     return value
 
 
+def parse_cfg_scale(values: list[str] | None) -> float | dict[str, float] | None:
+    """["2"] -> 2.0, for all conditions together; ["cell_type=2", "donor=1.5"] -> {"cell_type": 2.0, "donor": 1.5}."""
+    scales: dict[str, float] = {}
+    for value in values or []:
+        column, equals, number = value.rpartition("=")
+        try:
+            scale = float(number)
+        except ValueError:
+            scale = None
+        if scale is None or (equals and not column):
+            raise ConfigError(f"--cfg-scale takes a number or COLUMN=NUMBER, not {value!r}.")
+        if column in scales:
+            raise ConfigError(f"--cfg-scale {value} comes after {column + equals}{scales[column]:g}: give one of them.")
+        scales[column] = scale
+    if "" in scales and len(scales) > 1:
+        raise ConfigError("Give --cfg-scale one number for all conditions together, or COLUMN=NUMBER, not both.")
+    return scales.get("", scales or None)
+
+
 def parse_where(pairs: list[str] | None) -> dict[str, list[str]]:
     """["cell_type=B", "cell_type=NK"] -> {"cell_type": ["B", "NK"]}."""
     where: dict[str, list[str]] = {}

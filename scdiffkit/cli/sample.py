@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import log, parse_where, progress, result
+from scdiffkit.cli.console import log, parse_cfg_scale, parse_where, progress, result
 
 
 def sample(
@@ -22,10 +22,30 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="DDIM's noise: 0 none, 1 as DDPM (0).")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="COLUMN=VALUE, e.g. cell_type=B; repeatable.", show_default=False),
+        typer.Option(
+            help="COLUMN=VALUE, e.g. cell_type=B; repeatable, also for combinations never seen.", show_default=False
+        ),
     ] = None,
-    like: Annotated[Path | None, typer.Option(help="Copy the composition of these cells.")] = None,
-    cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Copy the composition of these cells, and their depths if the codec can (--codec count)."),
+    ] = None,
+    cfg_scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Classifier-free guidance, 1 is none: one number for all conditions together, or COLUMN=NUMBER, "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    library_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Counts per cell: like (as the training cells, or the cells of --like), median (of the training "
+            "cells), or a number. The last two need a run with --codec count. (like)",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same cells.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path(
         "cells.h5ad"
@@ -36,7 +56,7 @@ def sample(
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Draw new cells with exact labels from a trained run."""
-    wanted = parse_where(where)
+    wanted, guidance = parse_where(where), parse_cfg_scale(cfg_scale)
 
     from scdiffkit.config import SampleConfig, make
     from scdiffkit.errors import ConfigError
@@ -47,8 +67,8 @@ def sample(
         raise ConfigError("Give --ddim N or --ddpm, not both.")
     config = make(
         SampleConfig,
-        sampler="ddpm" if ddpm else "ddim", steps=ddim, speedup=speedup, eta=eta, cfg_scale=cfg_scale, seed=seed,
-        batch_size=batch_size, device=device, precision=precision,
+        sampler="ddpm" if ddpm else "ddim", steps=ddim, speedup=speedup, eta=eta, cfg_scale=guidance, seed=seed,
+        library_size=library_size, batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
     opened = Run.open(run)
     log.info("run %s%s", opened.path, " (the latest)" if run is None else "")

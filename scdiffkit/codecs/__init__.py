@@ -1,7 +1,9 @@
 """Expression <-> the vector that is diffused. A codec knows tensors of counts; it knows no AnnData and no file.
 
 Every codec has `dim`, `bounds`, `fit(batches)`, `encode(counts, library_size) -> x0`,
-`decode(x0, generator) -> (counts, library_size)`, `state()` / `load_state()` and `settings()`.
+`decode(x0, codes, library_size, generator) -> (counts, library_size)`, `state()` / `load_state()`, `settings()` and
+`takes_library_size`: whether it decodes at a library size (B,) asked for. Then `library_sizes()` tells the training
+cells' median and largest.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class GeneCodec:
     """
 
     name = "gene"
+    takes_library_size = False  # a cell's own values tell it, see decode
 
     def __init__(self, config: GeneCodecConfig, num_genes: int, target_sum: float) -> None:
         self.config = config
@@ -97,13 +98,22 @@ class GeneCodec:
         y = self._negate_zeros(self._log_normalise(counts, library_size))
         return (y[:, self.order] - self.mean) / self.std
 
-    def decode(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def decode(
+        self,
+        x0: Tensor,
+        codes: Tensor | None = None,
+        library_size: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """x0 (B, D) -> raw counts (B, G), integers in float32, and library sizes (B,).
 
         Real log values lie on a lattice, log1p(k * target_sum / library size). A cell's library size is read off
         its own values, as learnt from the training cells, and its values go to the nearest k, at least 1 above
-        the threshold. Deterministic: the generator is not used.
+        the threshold. Deterministic, whatever the conditions: generator and codes are not used. Raises ConfigError
+        for a library size, which this codec cannot honour.
         """
+        if library_size is not None:
+            raise ConfigError("The gene codec reads each cell's library size off its own values: ask for none.")
         y = torch.empty_like(x0)
         y[:, self.order.to(x0.device)] = x0 * self.std + self.mean
         y = y.clamp(max=float(self.largest))
