@@ -1,7 +1,7 @@
 """Every setting of the tool: validated, frozen, and the same in YAML, in Python and on the command line.
 
-`RunConfig` holds all that is needed to repeat a training run. A preset is a partial YAML file in `presets/`;
-its `model` section may hold one entry per architecture, so that one preset serves several.
+`RunConfig` holds all that is needed to repeat a training run. A preset is a YAML file in `presets/` with one partial
+configuration per codec, whose `model` section has one entry per architecture, so that one preset serves several.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scdiffkit.errors import ConfigError, nearest
 
 Arch = Literal["dit", "whitebox", "unet"]
 ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
+CODEC_NAMES = ("count", "gene")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 MAX_LIBRARY_SIZE = 10**9  # a gene's count is stored in 32 bits
@@ -62,6 +63,25 @@ class GeneCodecConfig(_Config):
     gene_order: Literal["data", "correlation"] = Field(
         "data", description="'correlation' puts co-expressed genes into one patch"
     )
+
+
+class CountCodecConfig(_Config):
+    """Autoencoder with a count likelihood: integer counts of all genes, described by a few coordinates."""
+
+    name: Literal["count"] = "count"
+    likelihood: Literal["nb", "poisson"] = Field("nb", description="negative binomial, or Poisson")
+    latent_dim: int | None = Field(
+        None, ge=1, le=256, description="latent coordinates; None: as many as unseen cells bear out, at most 24"
+    )
+    hidden_size: int = Field(128, ge=8, description="width of the encoder's and decoder's hidden layers")
+    condition_decoder: bool = Field(True, description="conditions shift the genes' log rates in the decoder")
+    kl_weight: float = Field(1.0, ge=0, description="weight of the latent coordinates' KL divergence")
+    weight_prior: float = Field(1e-3, gt=0, description="prior variance of the decoder's weights; smaller is smoother")
+    max_steps: int = Field(600, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    val_every_steps: int = Field(50, ge=1)
+    patience: int = Field(4, ge=1, description="stop after so many validations without a lower held-out loss")
 
 
 class _TransformerConfig(_Config):
@@ -265,7 +285,7 @@ class SampleConfig(_Config):
 
 
 ModelConfig = Annotated[DiTConfig | WhiteBoxConfig | UNetConfig, Field(discriminator="arch")]
-CodecConfig = GeneCodecConfig
+CodecConfig = Annotated[GeneCodecConfig | CountCodecConfig, Field(discriminator="name")]
 
 
 class RunConfig(_Config):
@@ -279,6 +299,12 @@ class RunConfig(_Config):
     diffusion: DiffusionConfig = DiffusionConfig()
     model: ModelConfig = DiTConfig()
     train: TrainConfig = TrainConfig(max_steps=3000)
+
+    @model_validator(mode="after")
+    def _spike_slab_is_of_genes(self) -> RunConfig:
+        if self.diffusion.output == "spike-slab" and self.codec.name != "gene":
+            raise ValueError("diffusion.output 'spike-slab' is read only with --codec gene")
+        return self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
@@ -355,7 +381,17 @@ def build_run_config(
     """
     file_values = dict(file_values or {})
     preset = preset or file_values.get("preset") or "small"
-    values = load_preset(preset)
+    per_codec = load_preset(preset)
+    file_codec = file_values.get("codec") or {}
+    codec = (overrides or {}).get("codec.name") or file_codec.get("name") or next(iter(per_codec))
+    if codec not in CODEC_NAMES:
+        raise ConfigError(f"There is no codec {codec!r}; {nearest(str(codec), CODEC_NAMES)}")
+    if codec not in per_codec:
+        raise ConfigError(
+            f"Preset {preset!r} has no values for --codec {codec}, only for {next(iter(per_codec))!r}; "
+            "try --preset small."
+        )
+    values = per_codec[codec]
     per_arch: dict[str, Any] = values.pop("model")
     file_model = file_values.get("model") or {}
     arch = arch or (overrides or {}).get("model.arch") or file_model.get("arch") or next(iter(per_arch))
@@ -413,8 +449,11 @@ def _explain(cls: type[_Config], values: dict[str, Any], error: Any) -> str:
         chosen: Any = cls
         if len(where) > 1:
             chosen = cls.model_fields[section].annotation
-            if section == "model":
-                chosen = {"dit": DiTConfig, "whitebox": WhiteBoxConfig, "unet": UNetConfig}[where[1]]
+            if section in ("model", "codec"):
+                chosen = {
+                    "dit": DiTConfig, "whitebox": WhiteBoxConfig, "unet": UNetConfig,
+                    "count": CountCodecConfig, "gene": GeneCodecConfig,
+                }[where[1]]  # fmt: skip
         else:
             owner = "the configuration"
         return f"Option {key!r} is not read by {owner}; {nearest(key, chosen.model_fields)}"

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -242,11 +242,6 @@ class Cells:
         arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
         counts, size, codes = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
         return counts, size, codes
-
-    def batches(self, rows: np.ndarray, batch_size: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
-        """Counts and library sizes of all `rows`, in order."""
-        for start in range(0, len(rows), batch_size):
-            yield self.batch(rows[start : start + batch_size])[:2]
 
 
 def split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdiffkit import codecs, config, models
-from scdiffkit.codecs import GeneCodec
+from scdiffkit.codecs import Codec, GeneCodec
 from scdiffkit.config import RunConfig
 from scdiffkit.denoiser import Denoiser, SpikeSlab
 from scdiffkit.errors import FileError, RunError, nearest
@@ -57,7 +57,7 @@ class Run:
         provenance: dict[str, Any],
         genes: list[str],
         conditions: dict[str, Any],
-        codec: GeneCodec,
+        codec: Codec,
         *,
         force: bool = False,
     ) -> Run:
@@ -162,7 +162,7 @@ class Run:
         except Exception as e:  # safetensors raises its own class for a truncated or foreign file
             raise RunError(f"{path} is damaged ({e}). Copy it again, or use another checkpoint.") from e
 
-    def codec(self) -> GeneCodec:
+    def codec(self) -> Codec:
         codec = codecs.build(self.config().codec, **self.provenance()["codec"])
         codec.load_state(self._tensors(self.path / "codec.safetensors"))
         return codec
@@ -172,7 +172,7 @@ class Run:
         run_config, codec = self.config(), self.codec()
         num_categories = [len(c) for c in self.conditions()["categories"].values()]
         d = run_config.diffusion
-        head = SpikeSlab(*codec.spike_slab()) if d.output == "spike-slab" else None
+        head = SpikeSlab(*codec.spike_slab()) if isinstance(codec, GeneCodec) and d.output == "spike-slab" else None
         network = models.build(codec.dim, run_config.model, num_categories, outputs=2 if head else 1)
         return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
 
@@ -301,6 +301,7 @@ class Run:
             "preset": run_config.preset,
             "genes": len(self.genes()),
             "training_data": provenance["data"],
+            "codec_auc": provenance.get("codec_auc"),
             "conditions": conditions["categories"],
             "checkpoints": steps,
             "sampled_from": self.best_step(),

@@ -13,33 +13,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from anndata import AnnData
 from lightning_fabric import Fabric
+from scipy import sparse
 from torch import Tensor, nn
 
 import scdiffkit
 from scdiffkit import codecs
+from scdiffkit.codecs import Codec, CountCodec
+from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs.source import batches
 from scdiffkit.config import RunConfig, TrainConfig, build_run_config
 from scdiffkit.data import LIBRARY_SIZE, Cells, Conditions, rows_of_step, split
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.device import make_fabric
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import read
-from scdiffkit.preprocess import check_label, is_prepared, prepared_config, preprocess
+from scdiffkit.metrics import in_space
+from scdiffkit.metrics.classifier import rf_auc
+from scdiffkit.preprocess import check_label, is_prepared, lognormalise, prepared_config, preprocess
 from scdiffkit.run import RUNS, Run, check_new_run, fingerprint
 
+MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 30, 1000
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 log = logging.getLogger("scdiffkit")
 
 
 @dataclass(frozen=True)
 class TrainStatus:
-    """Where training stands; losses are mean squared errors of the prediction."""
+    """Where training stands. Losses: of the codec in nats a cell, of diffusion the prediction's mean squared error."""
 
+    stage: Literal["codec", "diffusion"]
     step: int
     max_steps: int
     loss: float
@@ -97,7 +105,8 @@ def train(
     explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
     prepared, run_config = _prepare(adata, run_config, explicit)
-    genes = [str(g) for g in prepared.var_names[prepared.var["highly_variable"].to_numpy(dtype=bool)]]
+    chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if run_config.codec.name == "gene" else slice(None)
+    genes = [str(g) for g in prepared.var_names[chosen]]
     known_conditions = Conditions.of(prepared.obs, run_config.conditions)
     cells = Cells.of(prepared, genes, known_conditions)
     settings = f"{run_config.preprocess} {known_conditions.categories}"
@@ -112,8 +121,13 @@ def train(
             )
         run.update_config(run_config)
     else:
-        codec = codecs.build(run_config.codec, num_genes=len(genes), target_sum=run_config.preprocess.target_sum)
-        codec.fit(cells.batches(train_rows))
+        codec = codecs.build(
+            run_config.codec,
+            num_genes=len(genes),
+            target_sum=run_config.preprocess.target_sum,
+            num_categories=known_conditions.num_categories,
+        )
+        ceiling = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, max_time, on_status)
         provenance = {
             "run_id": fingerprint(run_config.to_yaml(), data_id),
             "data": {
@@ -123,11 +137,13 @@ def train(
                 "genes": len(genes),
             },
             "versions": versions(),
+            **({"codec_auc": ceiling} if ceiling else {}),
         }
         path = Path(out) if out is not None else _new_path(source, run_config.model.arch)
         run = Run.create(path, run_config, provenance, genes, known_conditions.to_dict(), codec, force=force)
     with run.logging():
         log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
+        _log_codec(run.provenance().get("codec_auc"))
         _fit(run, run_config, cells, train_rows, val_rows, started, max_time, on_status)
     return run
 
@@ -140,6 +156,76 @@ def versions() -> dict[str, str]:
         "anndata": metadata.version("anndata"),
         "numpy": np.__version__,
     }
+
+
+def _fit_codec(
+    codec: Codec,
+    cells: Cells,
+    rows: np.ndarray,
+    val_rows: np.ndarray,
+    run_config: RunConfig,
+    started: float,
+    max_time: float | None,
+    on_status: Callable[[TrainStatus], None] | None,
+) -> dict[str, float] | None:
+    """Fit the codec; of one that learns, also how well its cells pass for real ones."""
+    if not isinstance(codec, CountCodec):
+        codec.fit(cells, rows)
+        return None
+    batch_size, begun = codec.config.batch_size, time.monotonic()
+
+    def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
+        now = time.monotonic()
+        if on_status:
+            rate = step * batch_size / max(now - begun, 1e-9)
+            on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
+        return max_time is not None and now - started >= max_time
+
+    device = make_fabric(run_config.train.device, "32").device
+    codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
+    return _codec_auc(codec, cells, rows, val_rows, run_config.seed)
+
+
+def _codec_auc(
+    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int
+) -> dict[str, float] | None:
+    """AUC of a random forest that tells decoded from other real cells: the best that diffusion can reach.
+
+    held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
+    against the same further training cells. None with too few cells held out for the figures to mean anything.
+    """
+    if len(val_rows) < MIN_CELLS_FOR_AUC:
+        return None
+    rng = np.random.default_rng([seed, 4])
+    n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
+    places = rng.choice(len(rows), 2 * n, replace=False)
+    held_out, seen, other = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n]), rows[places[n:]]
+    generator = torch.Generator().manual_seed(seed)
+
+    def decoded(at: np.ndarray, fold: Tensor | None) -> sparse.csr_matrix:
+        counts, size, codes = cells.batch(at)
+        x0 = codec.encode(counts, size, codes, generator=generator, fold=fold)
+        counts, size = codec.decode(x0, codes, size, generator)
+        return lognormalise(sparse.csr_matrix(counts.numpy()), codec.target_sum, size.numpy())
+
+    def real(at: np.ndarray) -> sparse.csr_matrix:
+        return lognormalise(cells.counts[at], codec.target_sum, cells.library_size[at])
+
+    sides = {
+        "held_out": decoded(held_out, None),
+        "training": decoded(rows[seen], torch.from_numpy(fold_of(len(rows))[seen])),
+        "floor": real(held_out),
+    }
+    return {name: round(rf_auc(*in_space("pca", real(other), side)), 4) for name, side in sides.items()}
+
+
+def _log_codec(auc: Mapping[str, float] | None) -> None:
+    if auc:
+        log.info(
+            "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
+            "training cells %.2f, real cells %.2f (0.5: not at all). Diffusion cannot do better than the codec.",
+            auc["held_out"], auc["training"], auc["floor"],
+        )  # fmt: skip
 
 
 def _resumed_config(
@@ -260,7 +346,8 @@ def _fit(
             return
     elif run.metrics():
         run.forget_metrics_after(0)  # killed before its first checkpoint
-    validation = _Validation(cells, codec.encode, val_rows, run_config, fabric)
+    encoded = _Encoded(codec, cells, train_rows, fabric.device)
+    validation = _Validation(cells, codec, val_rows, run_config, fabric)
     generator = torch.Generator(device=fabric.device)
     loss_sum, steps_since, last_report, last_save = (
         torch.zeros((), device=fabric.device),
@@ -278,9 +365,8 @@ def _fit(
         for step in range(first + 1, max_steps + 1):
             # Every random number follows from (seed, step): a resumed run repeats an uninterrupted one.
             generator.manual_seed(_seed(run_config.seed, step))
-            rows = train_rows[rows_of_step(step - 1, c.batch_size, len(train_rows), run_config.seed)]
-            counts, library_size, codes = cells.batch(rows, fabric.device)
-            x0 = codec.encode(counts, library_size)
+            places = rows_of_step(step - 1, c.batch_size, len(train_rows), run_config.seed)
+            x0, codes = encoded(places, generator)
             t = torch.randint(denoiser.schedule.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
             eps = torch.randn(x0.shape, generator=generator, device=x0.device)
             conditions = drop_conditions(codes, c.condition_dropout, generator)
@@ -314,6 +400,7 @@ def _fit(
             stop = stop or (validated and out_of_patience)
             if step % c.val_every_steps == 0 or stop or now - last_report > 1:
                 status = TrainStatus(
+                    "diffusion",
                     step,
                     max_steps,
                     loss_sum.item() / steps_since,
@@ -324,7 +411,13 @@ def _fit(
                 if on_status:
                     on_status(status)
                 if step % c.val_every_steps == 0 or stop:
-                    run.log_metrics(**{k: round(v, 6) if isinstance(v, float) else v for k, v in vars(status).items()})
+                    run.log_metrics(
+                        **{
+                            key: round(value, 6) if isinstance(value, float) else value
+                            for key, value in vars(status).items()
+                            if key != "stage"
+                        }
+                    )
                 loss_sum.zero_()
                 steps_since, last_report = 0, now
             minutes = (now - last_save) / 60
@@ -351,13 +444,38 @@ def _fit(
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
 
 
+class _Encoded:
+    """x0 of training cells. A compact codec's posteriors are computed once, and every step draws from them anew."""
+
+    def __init__(self, codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device) -> None:
+        self.codec, self.cells, self.rows, self.device = codec, cells, rows, device
+        if isinstance(codec, CountCodec):
+            folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
+            parts = [
+                codec.posterior(*batch, fold=fold)
+                for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True)
+            ]
+            self.mean, self.deviation = (torch.cat(part) for part in zip(*parts, strict=True))
+            self.codes = torch.from_numpy(cells.codes[rows]).to(device)
+
+    def __call__(self, places: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x0 (B, D) and condition codes (B, K) of the training cells at the positions `places`."""
+        if not isinstance(self.codec, CountCodec):
+            counts, library_size, codes = self.cells.batch(self.rows[places], self.device)
+            return self.codec.encode(counts, library_size), codes
+        at = torch.from_numpy(places).to(self.device)
+        mean, deviation = self.mean[at], self.deviation[at]
+        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        return mean + noise * deviation, self.codes[at]
+
+
 class _Validation:
     """Loss on held-out cells with the same noise and steps every time, so that it can be compared over time."""
 
     def __init__(
         self,
         cells: Cells,
-        encode: Callable[[Tensor, Tensor], Tensor],
+        codec: Codec,
         rows: np.ndarray,
         run_config: RunConfig,
         fabric: Fabric,
@@ -371,7 +489,10 @@ class _Validation:
         for start in range(0, len(rows), run_config.train.batch_size):
             part = slice(start, start + run_config.train.batch_size)
             counts, library_size, codes = cells.batch(rows[part])
-            x0 = encode(counts, library_size)
+            if isinstance(codec, CountCodec):
+                x0 = codec.encode(counts, library_size, codes, generator=generator)
+            else:
+                x0 = codec.encode(counts, library_size)
             eps = torch.randn(x0.shape, generator=generator)
             self.batches.append(tuple(a.to(fabric.device) for a in (x0, codes, t[part], eps)))
 

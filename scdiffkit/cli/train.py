@@ -34,11 +34,15 @@ def train(
         Path | None,
         typer.Option(help="YAML file of settings, such as a run's config.yaml.", rich_help_panel=MODEL),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="gene.", rich_help_panel=MODEL)] = None,
-    n_top_genes: Annotated[
-        int | None, typer.Option(help="Highly variable genes to model.", rich_help_panel=MODEL)
+    codec: Annotated[
+        str | None,
+        typer.Option(help="count (integers of all genes) or gene (the papers) (count).", rich_help_panel=MODEL),
     ] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Genes in one token.", rich_help_panel=MODEL)] = None,
+    n_top_genes: Annotated[
+        int | None,
+        typer.Option(help="Highly variable genes; the gene codec models no others.", rich_help_panel=MODEL),
+    ] = None,
+    patch_size: Annotated[int | None, typer.Option(help="Coordinates in one token.", rich_help_panel=MODEL)] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of a token.", rich_help_panel=MODEL)] = None,
     depth: Annotated[int | None, typer.Option(help="Number of blocks.", rich_help_panel=MODEL)] = None,
     num_heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
@@ -107,11 +111,12 @@ def train(
 
         def show(status: TrainStatus) -> None:
             nonlocal last
-            last = status
+            if status.stage == "diffusion":
+                last = status
             held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"
             update(
                 status.step,
-                f"loss {status.loss:.4f}{held_out}, {status.cells_per_s:.0f} cells/s",
+                f"{status.stage}: loss {status.loss:.4f}{held_out}, {status.cells_per_s:.0f} cells/s",
                 status.max_steps,
             )
 

@@ -5,7 +5,7 @@ Source: scRDiT (arXiv 2404.06153), zero-negation. Counts are ours: the papers st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import GeneCodecConfig
 from scdiffkit.errors import ConfigError, DataError
 
@@ -30,7 +31,9 @@ class GeneCodec:
     name = "gene"
     takes_library_size = False  # a cell's own values tell it, see decode
 
-    def __init__(self, config: GeneCodecConfig, num_genes: int, target_sum: float) -> None:
+    def __init__(
+        self, config: GeneCodecConfig, num_genes: int, target_sum: float, num_categories: Sequence[int] = ()
+    ) -> None:
         self.config = config
         self.num_genes = num_genes
         self.target_sum = target_sum
@@ -54,8 +57,10 @@ class GeneCodec:
         low = torch.tensor(-self.config.zero_negation)
         return float((low - self.mean) / self.std), float((self.largest - self.mean) / self.std)
 
-    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], max_cells: int = 20_000) -> None:
-        """Learn scaling, threshold, gene order and depth from batches of counts (B, G) and library sizes (B,).
+    def fit(
+        self, cells: Source, rows: np.ndarray, val_rows: np.ndarray | None = None, *, max_cells: int = 20_000
+    ) -> None:
+        """Learn scaling, threshold, gene order and depth from the cells `rows`; the held-out val_rows are not used.
 
         Scaling sees every cell; gene order and depth the first max_cells.
         """
@@ -64,7 +69,7 @@ class GeneCodec:
         kept: list[Tensor] = []
         sizes: list[Tensor] = []
         smallest, largest = torch.inf, 0.0
-        for counts, library_size in batches:
+        for counts, library_size, _ in batches(cells, rows):
             x = self._log_normalise(counts, library_size)
             y = self._negate_zeros(x).double()
             total, squares, n = total + y.sum().item(), squares + y.square().sum().item(), n + y.numel()
@@ -93,8 +98,8 @@ class GeneCodec:
             self.order = _coexpressed_neighbours(log_values)
         self._fit_library_size(log_values, library_size)
 
-    def encode(self, counts: Tensor, library_size: Tensor) -> Tensor:
-        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D)."""
+    def encode(self, counts: Tensor, library_size: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D); codes are not used."""
         y = self._negate_zeros(self._log_normalise(counts, library_size))
         return (y[:, self.order] - self.mean) / self.std
 

@@ -1,0 +1,476 @@
+"""Our codec: an autoencoder with a count likelihood, so that cells come back as integer counts for all genes.
+
+A cell is described by a few latent coordinates and its library size. The encoder starts from principal components
+of the log-normalised training cells, the decoder gives every gene's share of the counts. Two things keep few cells
+from being memorised: the decoder's weights carry a Gaussian prior, and the components of a training cell are
+those of a model that has not seen it (cross-fitting), as they will be for any new cell.
+
+Sources: variational autoencoder with a negative binomial (scVI, Lopez et al. 2018); cross-fitting (Chernozhukov et al.
+2018).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import Tensor, nn
+
+from scdiffkit.codecs.source import Source, batches
+from scdiffkit.config import CountCodecConfig
+from scdiffkit.errors import DataError
+
+FOLDS = 5
+NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
+MAX_COMPONENTS = 24
+REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
+MAX_CELLS_FOR_COMPONENTS = 20_000
+MAX_VAL_CELLS = 2048
+MAX_CHUNK = 2**23  # values of a dense block while decoding
+NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
+CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
+CONDITION_DROPOUT = 0.1
+DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
+INITIAL_DISPERSION = 10.0
+log = logging.getLogger("scdiffkit")
+
+
+class CountCodec:
+    """counts (B, G), library sizes (B,), condition codes (B, K) <-> x0 (B, D), D = latent coordinates + 1.
+
+    encode: a sample of the cell's posterior over the latent coordinates, and its log library size, standardised.
+    decode: rates = softmax(decoder(latent, conditions)), counts drawn so that they add up to the library size.
+    """
+
+    name = "count"
+    takes_library_size = True
+
+    def __init__(
+        self,
+        config: CountCodecConfig,
+        num_genes: int,
+        target_sum: float,
+        num_categories: list[int] | tuple[int, ...] = (),
+        latent_dim: int | None = None,
+    ) -> None:
+        self.config = config
+        self.num_genes = num_genes
+        self.target_sum = target_sum
+        self.num_categories = list(num_categories)
+        self.latent_dim = latent_dim or config.latent_dim
+        self.mean = self.std = torch.empty(0)  # of x0's coordinates before standardising, (D,)
+        self.lowest = self.highest = torch.empty(0)  # of x0 among the training cells, (D,)
+        self.sizes = torch.zeros(2)  # median and largest library size
+        self.net: _Autoencoder | None = None
+        if self.latent_dim:
+            self.net = self._new_net()
+
+    def _new_net(self) -> _Autoencoder:
+        assert self.latent_dim is not None
+        net = _Autoencoder(self.config, self.num_genes, self.latent_dim, self.num_categories)
+        return net.requires_grad_(False).eval()
+
+    @property
+    def dim(self) -> int:
+        """D, the length of the diffused vector."""
+        if self.latent_dim is None:
+            raise RuntimeError("the codec is fitted first")
+        return self.latent_dim + 1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value of x0, with some room beyond the training cells'."""
+        return 1.1 * float(self.lowest.min()), 1.1 * float(self.highest.max())
+
+    def library_sizes(self) -> tuple[float, float]:
+        """Median and largest library size of the training cells."""
+        return float(self.sizes[0]), float(self.sizes[1])
+
+    def fit(
+        self,
+        cells: Source,
+        rows: np.ndarray,
+        val_rows: np.ndarray,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_step: Callable[[int, int, float, float | None], bool | None] | None = None,
+    ) -> None:
+        """Learn from the training cells `rows`; the held-out `val_rows`, if any, say when to stop.
+
+        on_step(step, steps, loss, val_loss) is called at times; when it returns True, fitting ends. The losses are
+        negative evidence lower bounds in nats a cell.
+        """
+        c = self.config
+        spectral = _CrossFitted(self._log_normalised(cells, rows), self.latent_dim, seed)
+        self.latent_dim = spectral.components
+        share = spectral.share_of_spread
+        log.info(
+            "count codec: %d latent coordinates (the last keeps %.0f%% of its spread in unseen cells)",
+            self.latent_dim, 100 * share[-1],
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = _Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
+        net.loadings.copy_(spectral.loadings)
+        net.offsets.copy_(spectral.offsets)
+        totals, log_sizes = torch.zeros(self.num_genes, dtype=torch.float64), []
+        for counts, size, _ in batches(cells, rows):
+            totals += counts.sum(0)
+            log_sizes.append(size.log())
+        with torch.no_grad():
+            net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
+        sizes = torch.cat(log_sizes)
+        net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
+        self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
+        self.net = net.to(device)
+        self._train(cells, rows, val_rows, seed, device, on_step)
+        net.requires_grad_(False).eval()
+        self._standardise(cells, rows, device)
+
+    def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
+        """Some training cells, log1p of counts per target_sum, sparse (n, G)."""
+        step = math.ceil(len(rows) / MAX_CELLS_FOR_COMPONENTS)
+        blocks = []
+        for counts, size, _ in batches(cells, rows[::step], 512):
+            blocks.append(sparse.csr_matrix((counts * (self.target_sum / size)[:, None]).log1p().numpy()))
+        return sparse.vstack(blocks, format="csr")
+
+    def _train(
+        self,
+        cells: Source,
+        rows: np.ndarray,
+        val_rows: np.ndarray,
+        seed: int,
+        device: torch.device | str,
+        on_step: Callable[[int, int, float, float | None], bool | None] | None,
+    ) -> None:
+        c, net = self.config, self._net()
+        net.requires_grad_(True).train()
+        weights = [p for name, p in net.named_parameters() if name != "log_dispersion"]
+        groups = [{"params": weights, "scale": 1.0}]
+        if c.likelihood == "nb":
+            groups.append({"params": [net.log_dispersion], "scale": DISPERSION_LR})
+        optimizer = torch.optim.Adam(groups, lr=c.lr, fused=True)
+        rng = np.random.default_rng([seed, 3])
+        generator = torch.Generator(device).manual_seed(seed)
+        val_rows = val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))]
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+        order = np.empty(0, dtype=np.int64)
+        folds = torch.from_numpy(fold_of(len(rows)))
+        for step in range(1, c.max_steps + 1):
+            while len(order) < c.batch_size:  # next epoch; more than one where cells are fewer than a batch
+                order = np.concatenate([order, rng.permutation(len(rows))])
+            places, order = order[: c.batch_size], order[c.batch_size :]
+            counts, size, codes = cells.batch(rows[places], device)
+            hidden = torch.rand(codes.shape, generator=generator, device=codes.device) < CONDITION_DROPOUT
+            codes = codes.masked_fill(hidden, 0)
+            fold = folds[places].to(counts.device)
+            warm = min(1.0, step / 50)
+            progress = step / c.max_steps
+            for group in optimizer.param_groups:
+                group["lr"] = c.lr * group["scale"] * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+            optimizer.zero_grad()
+            nll, kl = self._elbo(counts, size, codes, fold, generator)
+            loss = nll + c.kl_weight * kl + net.penalty() / len(rows)
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 50.0)
+            optimizer.step()
+            if step % c.val_every_steps and step < c.max_steps:
+                if on_step and step % 10 == 0 and on_step(step, c.max_steps, loss.item(), None):
+                    break
+                continue
+            if not math.isfinite(loss.item()):
+                raise DataError(
+                    "The count codec's loss is no longer finite. Give a smaller codec.lr (--set codec.lr=0.0005)."
+                )
+            val_loss = self._val_loss(cells, val_rows, seed, device) if len(val_rows) else None
+            if val_loss is not None and (best is None or val_loss < best[0]):
+                best = (val_loss, step, {k: v.detach().clone() for k, v in net.state_dict().items()})
+            if on_step and on_step(step, c.max_steps, loss.item(), val_loss):
+                break
+            if best and step - best[1] >= c.patience * c.val_every_steps:
+                break
+        if best:
+            net.load_state_dict(best[2])
+            log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
+
+    def _elbo(
+        self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mean negative log likelihood and mean KL divergence of a batch, nats a cell."""
+        net = self._net()
+        mean, log_var = net.encode(self._log_values(counts, size), size, fold)
+        z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
+        rates = net.shares(z, codes) * size[:, None]
+        dispersion = net.log_dispersion.exp() if self.config.likelihood == "nb" else None
+        nll = negative_log_likelihood(counts, rates, dispersion).mean()
+        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
+        return nll, kl
+
+    @torch.no_grad()
+    def _val_loss(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> float:
+        generator = torch.Generator(device).manual_seed(seed)
+        net, total = self._net().eval(), 0.0
+        for counts, size, codes in batches(cells, rows, 256, device):
+            fold = torch.full((len(counts),), NEVER_SEEN, device=counts.device)
+            nll, kl = self._elbo(counts, size, codes, fold, generator)
+            total += (nll + self.config.kl_weight * kl).item() * len(counts)
+        net.train()
+        return total / len(rows)
+
+    @torch.no_grad()
+    def _standardise(self, cells: Source, rows: np.ndarray, device: torch.device | str) -> None:
+        """Mean, spread and range of every coordinate over the training cells, each as a cell never seen."""
+        self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
+        generator = torch.Generator(device).manual_seed(1)
+        folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
+        blocks = [
+            self.encode(*batch, generator=generator, fold=fold).cpu()
+            for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True)
+        ]
+        x0 = torch.cat(blocks)
+        self.mean, self.std = x0.mean(0), x0.std(0).clamp(min=1e-3)
+        x0 = (x0 - self.mean) / self.std
+        self.lowest, self.highest = x0.amin(0), x0.amax(0)
+        self.net = self._net().cpu()
+
+    def posterior(
+        self, counts: Tensor, library_size: Tensor, codes: Tensor | None = None, fold: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, D) of x0 given a cell; the library size is known, its deviation 0.
+
+        fold (B,): of a training cell, see `fold_of`; None for cells that were not in training.
+        """
+        net = self._net().to(counts.device)
+        if fold is None:
+            fold = torch.full((len(counts),), NEVER_SEEN, device=counts.device)
+        mean, log_var = net.encode(self._log_values(counts, library_size), library_size, fold)
+        center, spread = self.mean.to(mean), self.std.to(mean)
+        mean = torch.cat([mean, library_size.log()[:, None]], dim=1)
+        deviation = F.pad((0.5 * log_var).exp(), (0, 1))
+        return (mean - center) / spread, deviation / spread
+
+    def encode(
+        self,
+        counts: Tensor,
+        library_size: Tensor,
+        codes: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        fold: Tensor | None = None,
+    ) -> Tensor:
+        """Raw counts (B, G) and total counts (B,) -> x0 (B, D), one sample of each cell's posterior."""
+        mean, deviation = self.posterior(counts, library_size, codes, fold)
+        return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
+
+    def decode(
+        self,
+        x0: Tensor,
+        codes: Tensor | None = None,
+        library_size: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x0 (B, D) -> raw counts (B, G), integers in float32, and their sums, the library sizes (B,).
+
+        codes (B, K): conditions, 0 unknown; None: all unknown. library_size (B,): counts to draw for each cell
+        instead of x0's own.
+        """
+        net = self._net().to(x0.device)
+        if codes is None:
+            codes = torch.zeros(len(x0), len(self.num_categories), dtype=torch.long, device=x0.device)
+        z = x0.float() * self.std.to(x0) + self.mean.to(x0)
+        if library_size is None:
+            library_size = z[:, -1].exp().clamp(1, 2 * float(self.sizes[1]))
+        library_size = library_size.to(x0.device, torch.float32).round().clamp(min=1)
+        dispersion = net.log_dispersion.exp() if self.config.likelihood == "nb" else None
+        chunk = max(1, MAX_CHUNK // max(self.num_genes, int(library_size.max())))
+        counts = [
+            draw_counts(net.shares(part, c), size, dispersion, generator)
+            for part, c, size in zip(z[:, :-1].split(chunk), codes.split(chunk), library_size.split(chunk), strict=True)
+        ]
+        return torch.cat(counts), library_size
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `fit` learnt, as tensors."""
+        own = {name: getattr(self, name).contiguous() for name in ("mean", "std", "lowest", "highest", "sizes")}
+        return own | {f"net.{k}": v.contiguous() for k, v in self._net().state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._net().load_state_dict({k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")})
+        for name in ("mean", "std", "lowest", "highest", "sizes"):
+            setattr(self, name, state[name])
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must record, beside the configuration, to build this codec again."""
+        return {
+            "num_genes": self.num_genes,
+            "target_sum": self.target_sum,
+            "num_categories": self.num_categories,
+            "latent_dim": self.latent_dim,
+        }
+
+    def _net(self) -> _Autoencoder:
+        if self.net is None:
+            raise RuntimeError("the codec is fitted first")
+        return self.net
+
+    def _log_values(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        return (counts * (self.target_sum / library_size)[:, None]).log1p()
+
+
+class _Autoencoder(nn.Module):
+    """Encoder and decoder; K latent coordinates, G genes."""
+
+    loadings: Tensor
+    offsets: Tensor
+    log_size: Tensor
+
+    def __init__(self, config: CountCodecConfig, num_genes: int, latent_dim: int, num_categories: list[int]) -> None:
+        super().__init__()
+        self.config, self.latent_dim = config, latent_dim
+        hidden = config.hidden_size
+        self.register_buffer("loadings", torch.zeros(FOLDS + 1, num_genes, latent_dim))
+        self.register_buffer("offsets", torch.zeros(FOLDS + 1, latent_dim))
+        self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
+        self.skip = nn.Linear(latent_dim + 1, latent_dim)
+        self.encoder = nn.Sequential(*_layer(latent_dim + 1, hidden), *_layer(hidden, hidden))
+        self.moments = nn.Linear(hidden, 2 * latent_dim)
+        self.decoder = nn.Sequential(*_layer(latent_dim, hidden))
+        self.output = nn.Linear(hidden, num_genes, bias=False)
+        self.bias = nn.Parameter(torch.zeros(num_genes))
+        columns = num_categories if config.condition_decoder else []
+        self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
+        self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
+        with torch.no_grad():  # at first the latent coordinates are the components
+            self.skip.weight.zero_()
+            self.skip.weight[:, :latent_dim] = 0.8 * torch.eye(latent_dim)
+            self.skip.bias.zero_()
+            self.moments.weight.mul_(0.1)
+            self.moments.bias.zero_()
+            self.moments.bias[latent_dim:] = -1.0
+            self.output.weight.mul_(0.1)
+
+    def encode(self, log_values: Tensor, library_size: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-normalised values (B, G) -> mean and log variance (B, K) of the posterior."""
+        folds = fold.unique().tolist()
+        components = torch.empty(len(log_values), self.latent_dim, device=log_values.device)
+        for k in folds:
+            here = fold == k
+            components[here] = log_values[here] @ self.loadings[k] - self.offsets[k]
+        size = (library_size.log() - self.log_size[0]) / self.log_size[1]
+        features = torch.cat([components, size[:, None]], dim=1)
+        shift, log_var = self.moments(self.encoder(features)).chunk(2, dim=1)
+        return self.skip(features) + shift, log_var.clamp(-8, 4)
+
+    def shares(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Every gene's expected share of the counts (B, G), from z (B, K) and condition codes (B, columns)."""
+        logits = self.output(self.decoder(z)) + self.bias
+        for k, shift in enumerate(self.shifts):
+            logits = logits + F.pad(shift, (0, 0, 1, 0))[codes[:, k]]  # code 0, unknown: no shift
+        return F.softmax(logits, dim=1)
+
+    def penalty(self) -> Tensor:
+        """Minus the log of the Gaussian prior of the decoder's weights, to a constant."""
+        total = self.output.weight.square().sum() / (2 * self.config.weight_prior)
+        return total + sum((s.square().sum() for s in self.shifts), torch.zeros(())) / (2 * CONDITION_PRIOR)
+
+
+def _layer(n_in: int, n_out: int) -> list[nn.Module]:
+    return [nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.SiLU()]
+
+
+class _CrossFitted:
+    """Principal components of log-normalised cells (n, G), and those of models that left out a fold each.
+
+    loadings (FOLDS + 1, G, K) and offsets (FOLDS + 1, K): components = values @ loadings - offsets. Index 0 is the fit
+    to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
+    """
+
+    def __init__(self, values: sparse.csr_matrix, components: int | None, seed: int) -> None:
+        n, genes = values.shape
+        limit = max(1, min(components or MAX_COMPONENTS, genes - 1, int(0.8 * n) - 1))
+        full, center = _principal_axes(values, limit, seed)  # (G, K), (G,)
+        fold = fold_of(n)
+        unseen = np.zeros((n, full.shape[1]))
+        fits = [(full, center)]
+        for k in range(1, FOLDS + 1):
+            axes, mean = _principal_axes(values[fold != k], full.shape[1], seed)
+            u, _, vt = np.linalg.svd(axes.T @ full)
+            axes = axes @ (u @ vt)
+            fits.append((axes, mean))
+            unseen[fold == k] = values[fold == k] @ axes - mean @ axes
+        seen_spread = np.maximum((values @ full).std(axis=0), 1e-6)
+        spread = np.maximum(unseen.std(axis=0), 1e-6)
+        self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
+        kept = full.shape[1]
+        if components is None:  # up to the first that is noise
+            noise = np.flatnonzero(self.share_of_spread < REPRODUCIBLE)
+            kept = max(2, int(noise[0])) if len(noise) else kept
+            kept = min(kept, full.shape[1])
+        self.components = kept
+        self.share_of_spread = self.share_of_spread[:kept]
+        stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
+        self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
+        self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))
+
+
+def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k principal axes (G, k) of cells (n, G), and the mean cell (G,)."""
+    from sklearn.decomposition import PCA
+
+    k = min(k, min(values.shape) - 1)
+    pca = PCA(max(1, k), svd_solver="arpack", random_state=seed).fit(values)
+    return pca.components_.T, np.asarray(pca.mean_).ravel()
+
+
+def fold_of(n: int) -> np.ndarray:
+    """The fold, 1..FOLDS, of each of n training cells in their order."""
+    return np.arange(n) % FOLDS + 1
+
+
+def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Tensor | None) -> Tensor:
+    """Minus the log probability of counts (B, G) a cell, (B,), in nats, with means `rates` (B, G).
+
+    dispersion (G,): theta of the negative binomial, variance = rate + rate^2 / theta; None: Poisson. What only
+    counts above zero need is computed for those alone.
+    """
+    row, column = counts.nonzero(as_tuple=True)
+    k, rate = counts[row, column], rates[row, column].clamp(min=1e-12)
+    if dispersion is None:
+        everywhere = rates.sum(1)
+        seen = k * rate.log() - torch.lgamma(k + 1)
+    else:
+        theta = dispersion[column]
+        everywhere = (dispersion * torch.log1p(rates / dispersion)).sum(1)
+        seen = torch.lgamma(k + theta) - torch.lgamma(theta) - torch.lgamma(k + 1) + k * (rate / (rate + theta)).log()
+    return everywhere.index_add(0, row, -seen)
+
+
+def draw_counts(
+    shares: Tensor, library_size: Tensor, dispersion: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """Counts (B, G), float32 integers that add up to library_size (B,), of genes with the given shares (B, G).
+
+    A negative binomial is a Poisson whose rate is gamma distributed, and Poisson counts of a given total are
+    multinomial: rates are drawn, then counts. Where dispersion adds next to nothing to a gene's variance in every cell
+    of the batch, its rates are taken as they are.
+    """
+    if dispersion is not None:
+        rates = shares * library_size[:, None]
+        matters = (rates.amax(0) > NEGLIGIBLE_OVERDISPERSION * dispersion).nonzero()[:, 0]
+        theta = dispersion[matters].expand(len(shares), -1).contiguous()
+        noise = torch._standard_gamma(theta, generator=generator) / theta
+        shares = shares.index_copy(1, matters, shares[:, matters] * noise)
+    edges = shares.cumsum(1, dtype=torch.float64)
+    most = int(library_size.max())
+    u = torch.rand(len(shares), most, generator=generator, device=shares.device, dtype=torch.float64)
+    gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp(max=shares.shape[1] - 1)
+    drawn = (torch.arange(most, device=shares.device) < library_size[:, None]).to(torch.float32)
+    return torch.zeros_like(shares).scatter_add_(1, gene, drawn)
