@@ -76,7 +76,7 @@ class CountCodecConfig(_Config):
     hidden_size: int = Field(128, ge=8, description="width of the encoder's and decoder's hidden layers")
     condition_decoder: bool = Field(True, description="conditions shift the genes' log rates in the decoder")
     kl_weight: float = Field(1.0, ge=0, description="weight of the latent coordinates' KL divergence")
-    weight_prior: float = Field(1e-3, gt=0, description="prior variance of the decoder's weights; smaller is smoother")
+    weight_prior: float = Field(3e-3, gt=0, description="prior variance of the decoder's weights; smaller is smoother")
     max_steps: int = Field(600, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(2e-3, gt=0)

@@ -34,6 +34,7 @@ MAX_CELLS_FOR_COMPONENTS = 20_000
 MAX_VAL_CELLS = 2048
 MAX_CHUNK = 2**23  # values of a dense block while decoding
 NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
+HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
 CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
 CONDITION_DROPOUT = 0.1
 DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
@@ -126,6 +127,8 @@ class CountCodec:
             log_sizes.append(size.log())
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
+        m = (totals / len(rows)).float()  # genes seen too rarely say little of how they vary
+        net.informed.copy_((m / (m + HALF_INFORMED)).clamp(min=0.01))
         sizes = torch.cat(log_sizes)
         net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
         self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
@@ -153,10 +156,10 @@ class CountCodec:
     ) -> None:
         c, net = self.config, self._net()
         net.requires_grad_(True).train()
-        weights = [p for name, p in net.named_parameters() if name != "log_dispersion"]
+        weights = [p for name, p in net.named_parameters() if name not in ("log_dispersion", "dispersion_slope")]
         groups = [{"params": weights, "scale": 1.0}]
         if c.likelihood == "nb":
-            groups.append({"params": [net.log_dispersion], "scale": DISPERSION_LR})
+            groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": DISPERSION_LR})
         optimizer = torch.optim.Adam(groups, lr=c.lr, fused=True)
         rng = np.random.default_rng([seed, 3])
         generator = torch.Generator(device).manual_seed(seed)
@@ -208,9 +211,8 @@ class CountCodec:
         net = self._net()
         mean, log_var = net.encode(self._log_values(counts, size), size, fold)
         z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
-        rates = net.shares(z, codes) * size[:, None]
-        dispersion = net.log_dispersion.exp() if self.config.likelihood == "nb" else None
-        nll = negative_log_likelihood(counts, rates, dispersion).mean()
+        shares = net.shares(z, codes)
+        nll = negative_log_likelihood(counts, shares * size[:, None], net.dispersion(shares)).mean()
         kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
         return nll, kl
 
@@ -289,12 +291,11 @@ class CountCodec:
         if library_size is None:
             library_size = z[:, -1].exp().clamp(1, 2 * float(self.sizes[1]))
         library_size = library_size.to(x0.device, torch.float32).round().clamp(min=1)
-        dispersion = net.log_dispersion.exp() if self.config.likelihood == "nb" else None
         chunk = max(1, MAX_CHUNK // max(self.num_genes, int(library_size.max())))
-        counts = [
-            draw_counts(net.shares(part, c), size, dispersion, generator)
-            for part, c, size in zip(z[:, :-1].split(chunk), codes.split(chunk), library_size.split(chunk), strict=True)
-        ]
+        counts = []
+        for part, c, size in zip(z[:, :-1].split(chunk), codes.split(chunk), library_size.split(chunk), strict=True):
+            shares = net.shares(part, c)
+            counts.append(draw_counts(shares, size, net.dispersion(shares), generator))
         return torch.cat(counts), library_size
 
     def state(self) -> dict[str, Tensor]:
@@ -338,6 +339,7 @@ class _Autoencoder(nn.Module):
         hidden = config.hidden_size
         self.register_buffer("loadings", torch.zeros(FOLDS + 1, num_genes, latent_dim))
         self.register_buffer("offsets", torch.zeros(FOLDS + 1, latent_dim))
+        self.register_buffer("informed", torch.ones(num_genes))
         self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
         self.skip = nn.Linear(latent_dim + 1, latent_dim)
         self.encoder = nn.Sequential(*_layer(latent_dim + 1, hidden), *_layer(hidden, hidden))
@@ -348,6 +350,7 @@ class _Autoencoder(nn.Module):
         columns = num_categories if config.condition_decoder else []
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
         self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
+        self.dispersion_slope = nn.Parameter(torch.zeros(num_genes))
         with torch.no_grad():  # at first the latent coordinates are the components
             self.skip.weight.zero_()
             self.skip.weight[:, :latent_dim] = 0.8 * torch.eye(latent_dim)
@@ -376,9 +379,19 @@ class _Autoencoder(nn.Module):
             logits = logits + F.pad(shift, (0, 0, 1, 0))[codes[:, k]]  # code 0, unknown: no shift
         return F.softmax(logits, dim=1)
 
+    def dispersion(self, shares: Tensor) -> Tensor | None:
+        """Theta of the negative binomial (B, G): every gene's own, times a power of its share of the cell's counts.
+
+        A gene that is on in one cell type and off in others is not equally noisy in both.
+        """
+        if self.config.likelihood == "poisson":
+            return None
+        relative = (shares + 1e-8).log() - F.log_softmax(self.bias, dim=0).detach()  # of the average cell: 0
+        return (self.log_dispersion + self.dispersion_slope * relative).clamp(-3, 8).exp()
+
     def penalty(self) -> Tensor:
         """Minus the log of the Gaussian prior of the decoder's weights, to a constant."""
-        total = self.output.weight.square().sum() / (2 * self.config.weight_prior)
+        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * self.informed)).sum()
         return total + sum((s.square().sum() for s in self.shifts), torch.zeros(())) / (2 * CONDITION_PRIOR)
 
 
@@ -438,8 +451,8 @@ def fold_of(n: int) -> np.ndarray:
 def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Tensor | None) -> Tensor:
     """Minus the log probability of counts (B, G) a cell, (B,), in nats, with means `rates` (B, G).
 
-    dispersion (G,): theta of the negative binomial, variance = rate + rate^2 / theta; None: Poisson. What only
-    counts above zero need is computed for those alone.
+    dispersion (B, G) or (G,): theta of the negative binomial, variance = rate + rate^2 / theta; None: Poisson. What
+    only counts above zero need is computed for those alone.
     """
     row, column = counts.nonzero(as_tuple=True)
     k, rate = counts[row, column], rates[row, column].clamp(min=1e-12)
@@ -447,7 +460,7 @@ def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Tensor | 
         everywhere = rates.sum(1)
         seen = k * rate.log() - torch.lgamma(k + 1)
     else:
-        theta = dispersion[column]
+        theta = dispersion.expand_as(rates)[row, column]
         everywhere = (dispersion * torch.log1p(rates / dispersion)).sum(1)
         seen = torch.lgamma(k + theta) - torch.lgamma(theta) - torch.lgamma(k + 1) + k * (rate / (rate + theta)).log()
     return everywhere.index_add(0, row, -seen)
@@ -464,8 +477,9 @@ def draw_counts(
     """
     if dispersion is not None:
         rates = shares * library_size[:, None]
-        matters = (rates.amax(0) > NEGLIGIBLE_OVERDISPERSION * dispersion).nonzero()[:, 0]
-        theta = dispersion[matters].expand(len(shares), -1).contiguous()
+        dispersion = dispersion.expand_as(rates)
+        matters = ((rates / dispersion).amax(0) > NEGLIGIBLE_OVERDISPERSION).nonzero()[:, 0]
+        theta = dispersion[:, matters].contiguous()
         noise = torch._standard_gamma(theta, generator=generator) / theta
         shares = shares.index_copy(1, matters, shares[:, matters] * noise)
     edges = shares.cumsum(1, dtype=torch.float64)
