@@ -419,16 +419,16 @@ def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+def _merge(into: dict[str, Any], other: dict[str, Any], section: str = "") -> None:
     """Merge nested dicts; setting one way to give the training's length unsets the other."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            _merge(into[key], value, key)
         else:
             into[key] = value
     length = {"max_steps", "max_epochs"}
     given = {key for key in length if other.get(key) is not None}
-    if len(given) == 1:
+    if section == "train" and len(given) == 1:
         into.update(dict.fromkeys(length - given))
 
 
