@@ -114,8 +114,8 @@ class CountCodec:
         c = self.config
         if len(rows) < FEWEST_CELLS or self.num_genes < FEWEST_GENES:
             raise DataError(
-                f"The count codec needs at least {FEWEST_CELLS} training cells and {FEWEST_GENES} genes, not {len(rows)} "
-                f"and {self.num_genes}: give more cells, hold fewer out (--val-fraction), or filter less."
+                f"The count codec needs at least {FEWEST_CELLS} training cells and {FEWEST_GENES} genes, not "
+                f"{len(rows)} and {self.num_genes}: give more cells, hold fewer out (--val-fraction), or filter less."
             )
         sampled = np.arange(len(rows))
         if len(rows) > MAX_CELLS_FOR_COMPONENTS:
