@@ -21,7 +21,7 @@ ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
 CODEC_NAMES = ("count", "gene")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
-MAX_LIBRARY_SIZE = 10**9  # a gene's count is stored in 32 bits
+MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
 
 
 class _Config(BaseModel):
@@ -271,7 +271,7 @@ class SampleConfig(_Config):
             counts = 0.0
         if not (counts.is_integer() and 1 <= counts <= MAX_LIBRARY_SIZE):
             raise ValueError(
-                f"--library-size is like, median, or a whole number from 1 up to {MAX_LIBRARY_SIZE:.0e}, not {value!r}"
+                f"--library-size is like, median, or a whole number from 1 up to {MAX_LIBRARY_SIZE}, not {value!r}"
             )
         return int(counts)
 
@@ -419,16 +419,16 @@ def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+def _merge(into: dict[str, Any], other: dict[str, Any], section: str = "") -> None:
     """Merge nested dicts; setting one way to give the training's length unsets the other."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            _merge(into[key], value, key)
         else:
             into[key] = value
     length = {"max_steps", "max_epochs"}
     given = {key for key in length if other.get(key) is not None}
-    if len(given) == 1:
+    if section == "train" and len(given) == 1:
         into.update(dict.fromkeys(length - given))
 
 

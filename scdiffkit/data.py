@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -233,6 +233,21 @@ class Cells:
                 f"{int((library_size == 0).sum())} cells have no counts at all: drop them (--min-counts 1 does)."
             )
         return cls(counts, library_size, conditions.encode(prepared.obs))
+
+    def over_these_genes(self) -> Cells:
+        """The same cells with library sizes over the codec's genes alone, for a codec that models all counts.
+
+        They differ where genes were left out after the cells were prepared. DataError when a cell has no counts left.
+        """
+        totals = np.asarray(self.counts.sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
+        if (totals == 0).any():
+            raise DataError(
+                f"{int((totals == 0).sum())} cells have no counts in the {self.counts.shape[1]} genes of the data: "
+                "drop them, or keep more genes."
+            )
+        if not np.array_equal(totals, self.library_size):
+            log.info("Library sizes are over the %d genes of the data: others were left out", self.counts.shape[1])
+        return replace(self, library_size=totals)
 
     def __len__(self) -> int:
         return self.counts.shape[0]

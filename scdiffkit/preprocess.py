@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -109,21 +110,31 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
         wrong[source] = reason
     else:
         found = "; ".join(f"{place} {reason}" for place, reason in wrong.items()) or "there is no X"
-        raise DataError(
-            f"There are no raw counts: {found}. Put the raw integer counts into adata.layers['counts'], or "
-            f"give "
-            "the file from before normalisation."
-        )
+        other = _other_layers_of_integers(adata)
+        remedy = "Put the raw integer counts into adata.layers['counts'], or give the file from before normalisation."
+        if other:
+            remedy = (
+                f"{_listed(other)} whole numbers, though: if these are the raw counts, put them where they are looked "
+                f"for (adata.layers['counts'] = adata.{other[0]}); else give the file from before normalisation."
+            )
+        raise DataError(f"There are no raw counts: {found}. {remedy}")
     if LAYER in wrong:
+        places = [source]
+        if source == "raw" and adata.X is not None and _why_not_counts(_as_csr(adata.X)) is None:
+            places.append("X")
+        other = _other_layers_of_integers(adata)
+        also = f" ({_listed(other)} whole numbers, too)" if other else ""
         raise DataError(
-            f"{LAYER} {wrong[LAYER]}, but {source} holds raw counts: correct the layer, or drop it "
+            f"{LAYER} {wrong[LAYER]}, but {_listed(places)} raw counts{also}: correct the layer, or drop it "
             f"(del adata.layers['counts']) to use {source}."
         )
     rounded = np.rint(counts.data).astype(np.float32)
     if not np.array_equal(rounded, counts.data):
         log.info("Counts in %s were within %g of integers and were rounded", source, ROUNDING)
     log.info("Raw counts: %s (%d cells x %d genes)", source, *counts.shape)
-    return sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape), source
+    counts = sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape)
+    counts.eliminate_zeros()  # what was rounded to zero was not detected
+    return counts, source
 
 
 def check_label(adata: AnnData, key: str) -> None:
@@ -247,7 +258,7 @@ def _why_not_counts(matrix: sparse.csr_matrix) -> str | None:
     unknown = int((~np.isfinite(values)).sum())
     if unknown:
         return f"has {unknown} values that are NaN or infinite"
-    if len(values) and values.min() < 0:
+    if len(values) and values.min() < -ROUNDING:
         return f"has negative values (down to {values.min():g}), so it was scaled or corrected"
     off = np.abs(values - np.rint(values)) > ROUNDING
     if not off.any():
@@ -255,6 +266,21 @@ def _why_not_counts(matrix: sparse.csr_matrix) -> str | None:
     examples = ", ".join(f"{v:g}" for v in values[off][:3])
     kind = "so it looks log-normalised" if values.max() < 20 else "so it looks normalised or corrected"
     return f"has fractions ({examples}; at most {values.max():g}), {kind}"
+
+
+def _other_layers_of_integers(adata: AnnData) -> list[str]:
+    """The layers, besides "counts", that could be raw counts."""
+    found = []
+    for name, matrix in adata.layers.items():
+        with contextlib.suppress(DataError):  # not numbers
+            if name is not None and name != "counts" and _why_not_counts(_as_csr(matrix)) is None:
+                found.append(f"layers[{name!r}]")
+    return found
+
+
+def _listed(places: Sequence[str]) -> str:
+    """ "X holds" or "raw, X hold"."""
+    return f"{', '.join(places)} {'holds' if len(places) == 1 else 'hold'}"
 
 
 def _check_batch_key(adata: AnnData, config: PreprocessConfig) -> None:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,13 +32,14 @@ from scdiffkit.config import RunConfig, TrainConfig, build_run_config
 from scdiffkit.data import LIBRARY_SIZE, Cells, Conditions, rows_of_step, split
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.device import make_fabric
-from scdiffkit.errors import ConfigError, RunError
+from scdiffkit.errors import ConfigError, RunError, ScdiffWarning
 from scdiffkit.io import read
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.preprocess import check_label, is_prepared, lognormalise, prepared_config, preprocess
+from scdiffkit.preprocess import check_label, find_counts, is_prepared, lognormalise, prepared_config, preprocess
 from scdiffkit.run import RUNS, Run, check_new_run, fingerprint
 
+FEW_CELLS, FEW_OF_A_CATEGORY = 50, 5
 MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 30, 1000
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 log = logging.getLogger("scdiffkit")
@@ -109,6 +111,8 @@ def train(
     genes = [str(g) for g in prepared.var_names[chosen]]
     known_conditions = Conditions.of(prepared.obs, run_config.conditions)
     cells = Cells.of(prepared, genes, known_conditions)
+    if run_config.codec.name == "count":
+        cells = cells.over_these_genes()
     settings = f"{run_config.preprocess} {known_conditions.categories}"
     data_id = fingerprint("\n".join(genes), settings, *_arrays(cells))
     train_rows, val_rows = split(len(cells), run_config.train.val_fraction, run_config.seed)
@@ -121,6 +125,7 @@ def train(
             )
         run.update_config(run_config)
     else:
+        _warn_of_few_cells(known_conditions, cells.codes[train_rows], len(val_rows))
         codec = codecs.build(
             run_config.codec,
             num_genes=len(genes),
@@ -156,6 +161,23 @@ def versions() -> dict[str, str]:
         "anndata": metadata.version("anndata"),
         "numpy": np.__version__,
     }
+
+
+def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int) -> None:
+    """ScdiffWarning that names what there are few training cells of; codes (n, K) of those cells."""
+    few = [f"{len(codes)} in all"] if len(codes) < FEW_CELLS else []
+    for k, (column, categories) in enumerate(conditions.categories.items()):
+        counts = np.bincount(codes[:, k], minlength=len(categories) + 1)[1:]
+        few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < FEW_OF_A_CATEGORY]
+    if few:
+        more = f", and {len(few) - 10} more" if len(few) > 10 else ""
+        also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
+        warnings.warn(
+            f"There are few training cells: {', '.join(few[:10])}{more}. What the model draws from so few is not to be "
+            f"relied on. Give more cells, or merge rare categories{also}.",
+            ScdiffWarning,
+            stacklevel=3,
+        )
 
 
 def _fit_codec(
@@ -284,6 +306,7 @@ def _prepare(adata: AnnData, run_config: RunConfig, explicit: set[str]) -> tuple
                     f"The data were prepared with {name} = {was!r}, not {asked!r}: leave the option out, or train on "
                     "the raw counts."
                 )
+        find_counts(adata)  # they may have been changed since
         return adata, run_config.model_copy(update={"preprocess": stored})
     log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
     return preprocess(adata, run_config.preprocess, label=run_config.conditions), run_config

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,15 +25,16 @@ from torch import Tensor, nn
 
 from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import CountCodecConfig
-from scdiffkit.errors import DataError
+from scdiffkit.errors import DataError, ScdiffWarning
 
 FOLDS = 5
 NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
 MAX_COMPONENTS = 24
 REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
 MAX_CELLS_FOR_COMPONENTS = 20_000
+FEWEST_CELLS, FEWEST_GENES = 3, 2  # with which there is a component that leaves out a fold
 MAX_VAL_CELLS = 2048
-MAX_CHUNK = 2**23  # values of a dense block while decoding
+MAX_CHUNK = 2**23  # values of a dense block while decoding, and single counts drawn at once
 NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
 HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
 CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
@@ -107,9 +109,28 @@ class CountCodec:
 
         on_step(step, steps, loss, val_loss) is called at times; when it returns True, fitting ends. The losses are
         negative evidence lower bounds in nats a cell.
+
+        ScdiffWarning when config.latent_dim is more than the cells allow; DataError with fewer than 3 cells or 2 genes.
         """
         c = self.config
-        spectral = _CrossFitted(self._log_normalised(cells, rows), self.latent_dim, seed)
+        if len(rows) < FEWEST_CELLS or self.num_genes < FEWEST_GENES:
+            raise DataError(
+                f"The count codec needs at least {FEWEST_CELLS} training cells and {FEWEST_GENES} genes, not "
+                f"{len(rows)} and {self.num_genes}: give more cells, hold fewer out (--val-fraction), or filter less."
+            )
+        sampled = np.arange(len(rows))
+        if len(rows) > MAX_CELLS_FOR_COMPONENTS:
+            sampled = np.random.default_rng([seed, 5]).choice(len(rows), MAX_CELLS_FOR_COMPONENTS, replace=False)
+            sampled.sort()
+        values = self._log_normalised(cells, rows[sampled])
+        spectral = _CrossFitted(values, fold_of(len(rows))[sampled], c.latent_dim, seed)
+        if c.latent_dim and spectral.components < c.latent_dim:
+            warnings.warn(
+                f"codec.latent_dim {c.latent_dim} is more than {len(rows)} training cells and {self.num_genes} genes "
+                f"allow: {spectral.components} latent coordinates are used.",
+                ScdiffWarning,
+                stacklevel=2,
+            )
         self.latent_dim = spectral.components
         share = spectral.share_of_spread
         log.info(
@@ -138,10 +159,9 @@ class CountCodec:
         self._standardise(cells, rows, device)
 
     def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
-        """Some training cells, log1p of counts per target_sum, sparse (n, G)."""
-        step = math.ceil(len(rows) / MAX_CELLS_FOR_COMPONENTS)
+        """log1p of counts per target_sum, sparse (n, G)."""
         blocks = []
-        for counts, size, _ in batches(cells, rows[::step], 512):
+        for counts, size, _ in batches(cells, rows, 512):
             blocks.append(sparse.csr_matrix((counts * (self.target_sum / size)[:, None]).log1p().numpy()))
         return sparse.vstack(blocks, format="csr")
 
@@ -185,15 +205,14 @@ class CountCodec:
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 50.0)
             optimizer.step()
-            if step % c.val_every_steps and step < c.max_steps:
-                if on_step and step % 10 == 0 and on_step(step, c.max_steps, loss.item(), None):
-                    break
+            validate = step % c.val_every_steps == 0 or step == c.max_steps
+            if not validate and not (on_step and step % 10 == 0):
                 continue
-            if not math.isfinite(loss.item()):
+            val_loss = self._val_loss(cells, val_rows, seed, device) if validate and len(val_rows) else None
+            if not (math.isfinite(loss.item()) and math.isfinite(val_loss or 0.0)):
                 raise DataError(
                     "The count codec's loss is no longer finite. Give a smaller codec.lr (--set codec.lr=0.0005)."
                 )
-            val_loss = self._val_loss(cells, val_rows, seed, device) if len(val_rows) else None
             if val_loss is not None and (best is None or val_loss < best[0]):
                 best = (val_loss, step, {k: v.detach().clone() for k, v in net.state_dict().items()})
             if on_step and on_step(step, c.max_steps, loss.item(), val_loss):
@@ -332,6 +351,7 @@ class _Autoencoder(nn.Module):
     loadings: Tensor
     offsets: Tensor
     log_size: Tensor
+    informed: Tensor
 
     def __init__(self, config: CountCodecConfig, num_genes: int, latent_dim: int, num_categories: list[int]) -> None:
         super().__init__()
@@ -400,17 +420,16 @@ def _layer(n_in: int, n_out: int) -> list[nn.Module]:
 
 
 class _CrossFitted:
-    """Principal components of log-normalised cells (n, G), and those of models that left out a fold each.
+    """Principal components of log-normalised cells (n, G), and those of models that left out a fold (n,) each.
 
     loadings (FOLDS + 1, G, K) and offsets (FOLDS + 1, K): components = values @ loadings - offsets. Index 0 is the fit
     to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
     """
 
-    def __init__(self, values: sparse.csr_matrix, components: int | None, seed: int) -> None:
+    def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, components: int | None, seed: int) -> None:
         n, genes = values.shape
         limit = max(1, min(components or MAX_COMPONENTS, genes - 1, int(0.8 * n) - 1))
         full, center = _principal_axes(values, limit, seed)  # (G, K), (G,)
-        fold = fold_of(n)
         unseen = np.zeros((n, full.shape[1]))
         fits = [(full, center)]
         for k in range(1, FOLDS + 1):
@@ -439,7 +458,9 @@ def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.nd
     from sklearn.decomposition import PCA
 
     k = min(k, min(values.shape) - 1)
-    pca = PCA(max(1, k), svd_solver="arpack", random_state=seed).fit(values)
+    if (values.max(axis=0) - values.min(axis=0)).max() < 1e-5:  # nothing varies: any axes do
+        return np.eye(values.shape[1], k), np.asarray(values.mean(axis=0)).ravel()
+    pca = PCA(k, svd_solver="arpack", random_state=seed).fit(values)
     return pca.components_.T, np.asarray(pca.mean_).ravel()
 
 
@@ -480,11 +501,15 @@ def draw_counts(
         dispersion = dispersion.expand_as(rates)
         matters = ((rates / dispersion).amax(0) > NEGLIGIBLE_OVERDISPERSION).nonzero()[:, 0]
         theta = dispersion[:, matters].contiguous()
-        noise = torch._standard_gamma(theta, generator=generator) / theta
+        noise = (torch._standard_gamma(theta, generator=generator) / theta).clamp_(min=1e-30)  # not all can be zero
         shares = shares.index_copy(1, matters, shares[:, matters] * noise)
     edges = shares.cumsum(1, dtype=torch.float64)
     most = int(library_size.max())
-    u = torch.rand(len(shares), most, generator=generator, device=shares.device, dtype=torch.float64)
-    gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp(max=shares.shape[1] - 1)
-    drawn = (torch.arange(most, device=shares.device) < library_size[:, None]).to(torch.float32)
-    return torch.zeros_like(shares).scatter_add_(1, gene, drawn)
+    counts, width = torch.zeros_like(shares), max(1, MAX_CHUNK // len(shares))
+    for start in range(0, most, width):
+        n = min(width, most - start)
+        u = torch.rand(len(shares), n, generator=generator, device=shares.device, dtype=torch.float64)
+        gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp(max=shares.shape[1] - 1)
+        drawn = (torch.arange(start, start + n, device=shares.device) < library_size[:, None]).to(torch.float32)
+        counts += torch.zeros_like(shares).scatter_add_(1, gene, drawn)
+    return counts
