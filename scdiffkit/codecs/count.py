@@ -38,6 +38,7 @@ MAX_CHUNK = 2**23  # values of a dense block while decoding, and single counts d
 NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
 HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
 CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
+SLOPE_PRIOR = 0.1  # variance of the power with which dispersion follows a gene's share
 CONDITION_DROPOUT = 0.1
 DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
 INITIAL_DISPERSION = 10.0
@@ -410,9 +411,10 @@ class _Autoencoder(nn.Module):
         return (self.log_dispersion + self.dispersion_slope * relative).clamp(-3, 8).exp()
 
     def penalty(self) -> Tensor:
-        """Minus the log of the Gaussian prior of the decoder's weights, to a constant."""
+        """Minus the log of the Gaussian priors of the decoder's weights, to a constant."""
         total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * self.informed)).sum()
-        return total + sum((s.square().sum() for s in self.shifts), torch.zeros(())) / (2 * CONDITION_PRIOR)
+        total = total + self.dispersion_slope.square().sum() / (2 * SLOPE_PRIOR)
+        return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * CONDITION_PRIOR)
 
 
 def _layer(n_in: int, n_out: int) -> list[nn.Module]:
