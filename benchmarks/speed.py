@@ -48,7 +48,8 @@ def main() -> None:
         ("papers", arch, build_run_config(p, arch)) for p, arch in (("scrdit", "dit"), ("whitebox-dit", "whitebox"))
     ]
     cases += [("papers", "unet", build_run_config("scrdit", "unet"))]
-    cases += [("small", arch, build_run_config("small", arch)) for arch in ("dit", "whitebox", "unet")]
+    of_genes = {"codec.name": "gene"}  # the codec whose vectors are as long as GENES
+    cases += [("small", arch, build_run_config("small", arch, None, of_genes)) for arch in ("dit", "whitebox", "unet")]
     rows = [measure(fabric, name, arch, config, options.seconds) for name, arch, config in cases]
     report = {
         "machine": machine(fabric),

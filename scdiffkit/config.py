@@ -19,6 +19,7 @@ from scdiffkit.errors import ConfigError, nearest
 Arch = Literal["dit", "whitebox", "unet"]
 ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
 CODEC_NAMES = ("count", "gene")
+SECTIONS = ("preprocess", "codec", "diffusion", "model", "train")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
@@ -379,11 +380,12 @@ def build_run_config(
     Raises ConfigError for an unknown preset, an architecture that the preset has no values for, and any option
     that the chosen architecture or codec does not read.
     """
-    file_values = dict(file_values or {})
+    file_values = _without_empty_sections(file_values or {})
+    overrides = _without_empty_sections(overrides or {})
     preset = preset or file_values.get("preset") or "small"
     per_codec = load_preset(preset)
     file_codec = file_values.get("codec") or {}
-    codec = (overrides or {}).get("codec.name") or file_codec.get("name") or next(iter(per_codec))
+    codec = overrides.get("codec.name") or file_codec.get("name") or next(iter(per_codec))
     if codec not in CODEC_NAMES:
         raise ConfigError(f"There is no codec {codec!r}; {nearest(str(codec), CODEC_NAMES)}")
     if codec not in per_codec:
@@ -394,17 +396,32 @@ def build_run_config(
     values = per_codec[codec]
     per_arch: dict[str, Any] = values.pop("model")
     file_model = file_values.get("model") or {}
-    arch = arch or (overrides or {}).get("model.arch") or file_model.get("arch") or next(iter(per_arch))
+    arch = arch or overrides.get("model.arch") or file_model.get("arch") or next(iter(per_arch))
     if arch not in ARCHS:
         raise ConfigError(f"There is no architecture {arch!r}; {nearest(str(arch), ARCHS)}")
     if arch not in per_arch:
         fitting = ", ".join(repr(a) for a in per_arch)
         raise ConfigError(f"Preset {preset!r} has no values for --arch {arch}, only for {fitting}; try --preset small.")
     values["model"] = {**per_arch[arch], "arch": arch}
-    _merge(values, file_values)
-    _merge(values, _nested(overrides or {}))
+    for layer in (file_values, _nested(overrides)):
+        _merge(values, layer)
+        length = {"max_steps", "max_epochs"}
+        given = {key for key in length if layer.get("train", {}).get(key) is not None}
+        if len(given) == 1:  # one way to give the training's length replaces the other
+            values["train"].update(dict.fromkeys(length - given))
     values["preset"], values["model"]["arch"] = preset, arch
     return RunConfig.from_dict(values)
+
+
+def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values less sections that hold nothing; ConfigError for a section that is no section."""
+    for section in SECTIONS:
+        if not isinstance(values.get(section), Mapping | None):
+            raise ConfigError(
+                f"{section}: must be a section of `option: value`, not {values[section]!r} (for one option: "
+                f"--set {section}.OPTION=VALUE)."
+            )
+    return {key: value for key, value in values.items() if not (key in SECTIONS and value is None)}
 
 
 def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
@@ -419,17 +436,13 @@ def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any], section: str = "") -> None:
-    """Merge nested dicts; setting one way to give the training's length unsets the other."""
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    """Merge nested dicts."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value, key)
+            _merge(into[key], value)
         else:
             into[key] = value
-    length = {"max_steps", "max_epochs"}
-    given = {key for key in length if other.get(key) is not None}
-    if section == "train" and len(given) == 1:
-        into.update(dict.fromkeys(length - given))
 
 
 def _validated(cls: type[C], values: dict[str, Any]) -> C:

@@ -3,24 +3,30 @@
 import pytest
 
 from scdiffkit.config import (
+    CODEC_NAMES,
     PreprocessConfig,
     RunConfig,
     SampleConfig,
     build_run_config,
     load_file,
     make,
+    parse_yaml,
     presets,
 )
 from scdiffkit.errors import ConfigError
 
 
-def archs(preset):
+def archs(preset, codec=None):
     for arch in ("dit", "whitebox", "unet"):
         try:
-            build_run_config(preset, arch)
+            build_run_config(preset, arch, overrides={"codec.name": codec} if codec else None)
             yield arch
         except ConfigError:
             pass
+
+
+def codecs(preset):
+    return [codec for codec in CODEC_NAMES if list(archs(preset, codec))]
 
 
 def test_the_presets_there_are():
@@ -30,11 +36,40 @@ def test_the_presets_there_are():
     assert list(archs("whitebox-dit")) == ["dit", "whitebox"]
 
 
+def test_the_codecs_a_preset_has_values_for():
+    for preset in ("small", "base", "large"):
+        assert codecs(preset) == ["count", "gene"]
+        assert build_run_config(preset).codec.name == "count"
+        assert set(archs(preset, "gene")) == set(archs(preset, "count")) == {"dit", "whitebox", "unet"}
+    for preset in ("scrdit", "whitebox-dit"):
+        assert codecs(preset) == ["gene"]
+        assert build_run_config(preset).codec.name == "gene"
+    assert build_run_config().codec.name == "count"
+
+
+def test_a_codec_brings_its_own_values(tmp_path):
+    count, gene = (build_run_config(overrides={"codec.name": name}) for name in ("count", "gene"))
+    assert (count.diffusion.output, gene.diffusion.output) == ("direct", "spike-slab")
+    assert count.model.patch_size < gene.model.patch_size
+    file = tmp_path / "mine.yaml"
+    file.write_text("codec: {name: gene, zero_negation: 5}\n")
+    assert build_run_config(None, None, load_file(file)) == build_run_config(
+        overrides={"codec.name": "gene", "codec.zero_negation": 5}
+    )
+
+
+def load_yaml(config):
+    """What a file that holds the configuration gives."""
+    return parse_yaml(config.to_yaml(), "config.yaml")
+
+
 @pytest.mark.parametrize("preset", presets())
 def test_yaml_both_ways(preset):
-    for arch in archs(preset):
-        config = build_run_config(preset, arch)
-        assert RunConfig.from_yaml(config.to_yaml()) == config
+    for codec in codecs(preset):
+        for arch in archs(preset, codec):
+            config = build_run_config(preset, arch, overrides={"codec.name": codec})
+            assert RunConfig.from_yaml(config.to_yaml()) == config
+            assert build_run_config(file_values=load_yaml(config)) == config
 
 
 def test_the_papers_values():
@@ -75,6 +110,13 @@ def test_later_ones_win(tmp_path):
 def test_steps_replace_epochs_and_the_reverse():
     assert build_run_config("scrdit", overrides={"train.max_steps": 5}).train.max_epochs is None
     assert build_run_config("small", overrides={"train.max_epochs": 5}).train.max_steps is None
+    both = build_run_config("small", overrides={"codec.max_steps": 7, "train.max_epochs": 5})
+    assert (both.codec.max_steps, both.train.max_epochs, both.train.max_steps) == (7, 5, None)
+
+
+def test_a_section_without_values_says_nothing(tmp_path):
+    (tmp_path / "mine.yaml").write_text("codec:\nmodel:\ntrain:\n")
+    assert build_run_config(file_values=load_file(tmp_path / "mine.yaml")) == build_run_config()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +138,21 @@ def test_steps_replace_epochs_and_the_reverse():
             {"arch": "whitebox", "overrides": {"model.feed_forward": "mlp", "model.ista_lambda": 0.1}},
             "read only with feed_forward 'ista'",
         ),
-        ({"overrides": {"codec.latent_dim": 16}}, "'latent_dim' is not read by 'codec'"),
+        (
+            {"overrides": {"codec.name": "gene", "codec.latent_dim": 16}},
+            "'latent_dim' is not read by codec 'gene'",
+        ),
+        ({"overrides": {"codec.zero_negation": 10}}, "'zero_negation' is not read by codec 'count'"),
+        ({"overrides": {"codec.name": "genes"}}, "no codec 'genes'; did you mean 'gene'"),
+        ({"overrides": {"codec.name": 3}}, "no codec 3"),
+        ({"preset": "scrdit", "overrides": {"codec.name": "count"}}, "no values for --codec count.*try --preset small"),
+        ({"overrides": {"diffusion.output": "spike-slab"}}, "read only with --codec gene"),
+        ({"overrides": {"codec.latent_dim": 0}}, r"codec\.count\.latent_dim: .*greater than"),
+        ({"overrides": {"codec.likelihood": "normal"}}, "likelihood: .*'nb' or 'poisson'"),
+        ({"file_values": {"codec": "gene"}}, "codec: .*section"),
+        ({"file_values": {"model": "dit"}}, "model: .*section"),
+        ({"file_values": {"train": 3}}, "train: .*section"),
+        ({"overrides": {"codec": "gene"}}, r"codec: .*--set codec\.OPTION=VALUE"),
         ({"overrides": {"train.learning_rate": 1}}, "'learning_rate' is not read by 'train'"),
         ({"overrides": {"trian.lr": 1}}, "did you mean 'train'"),
         ({"overrides": {"diffusion.beta_end": 0.1}}, "read only by the linear schedule"),

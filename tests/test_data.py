@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scdiffkit.codecs.source import batches
 from scdiffkit.data import Cells, Conditions, rows_of_step, split
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.preprocess import preprocess
@@ -198,5 +199,5 @@ def test_batches_are_the_cells(tiny):
     np.testing.assert_array_equal(library_size, totals[rows])
     donors = conditions.decode(codes.numpy())["donor"].astype(str).tolist()
     assert donors == prepared.obs["donor"].astype(str).iloc[rows].tolist()
-    together = np.concatenate([c for c, _ in cells.batches(np.arange(len(cells)), 7)])
+    together = np.concatenate([c for c, _, _ in batches(cells, np.arange(len(cells)), 7)])
     np.testing.assert_array_equal(together, raw)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from scdiffkit import codecs
 from scdiffkit.config import GeneCodecConfig, make
+from scdiffkit.data import Cells
 from scdiffkit.errors import ConfigError
 
 TARGET = 1e4
@@ -32,8 +34,13 @@ def cells(n=300, genes=400, seed=0):
 
 def fitted(counts, library, **options):
     codec = codecs.build(make(GeneCodecConfig, **options), num_genes=counts.shape[1], target_sum=TARGET)
-    codec.fit([(counts[:100], library[:100]), (counts[100:], library[100:])])
+    codec.fit(source(counts, library), np.arange(len(counts)))
     return codec
+
+
+def source(counts, library):
+    """The cells as the codec reads them, without conditions."""
+    return Cells(sparse.csr_matrix(counts.numpy()), library.numpy(), np.zeros((len(counts), 0), dtype=np.int64))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -74,6 +81,28 @@ def test_below_the_threshold_is_an_exact_zero(threshold, expected):
     assert (decoded[0] > 0).int().tolist() == expected
 
 
+def test_only_the_rows_given_are_learnt_from():
+    counts, library = cells()
+    codec, changed = fitted(counts[:200], library[:200]), counts.clone()
+    changed[200:] *= 50
+    again = codecs.build(codec.config, **codec.settings())
+    again.fit(source(changed, library), np.arange(200), np.arange(200, 300))
+    torch.testing.assert_close(again.state(), codec.state(), rtol=0, atol=0)
+
+
+def test_conditions_and_noise_change_nothing_and_a_library_size_is_refused():
+    counts, library = cells()
+    codec = fitted(counts, library)
+    codes = torch.randint(0, 3, (len(counts), 2))
+    x0 = codec.encode(counts, library, codes)
+    torch.testing.assert_close(x0, codec.encode(counts, library), rtol=0, atol=0)
+    for a, b in zip(codec.decode(x0, codes, None, torch.Generator().manual_seed(1)), codec.decode(x0), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not codec.takes_library_size
+    with pytest.raises(ConfigError, match="library size off its own values"):
+        codec.decode(x0, codes, library)
+
+
 def test_a_sampled_value_beyond_the_data_is_cut_off():
     counts, library = cells()
     codec = fitted(counts, library)
@@ -106,7 +135,7 @@ def test_too_many_genes_to_order_names_the_remedy():
     counts = 1 + torch.eye(2, 10_001)
     codec = codecs.build(make(GeneCodecConfig, gene_order="correlation"), num_genes=10_001, target_sum=TARGET)
     with pytest.raises(ConfigError, match="gene_order=data"):
-        codec.fit([(counts, counts.sum(1))])
+        codec.fit(source(counts, counts.sum(1)), np.arange(2))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
