@@ -15,6 +15,7 @@ from scdiffkit.errors import ConfigError, DataError, FileError, RunError, Scdiff
 from scdiffkit.generate import steps_of
 
 SMALL = {
+    "codec.name": "gene",
     "model.patch_size": 20, "model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2,
     "train.max_steps": 30, "train.batch_size": 16, "preprocess.n_top_genes": 40, "preprocess.hvg_flavor": "seurat",
 }  # fmt: skip
