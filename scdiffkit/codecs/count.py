@@ -486,7 +486,7 @@ def draw_counts(
         rates = shares * library_size[:, None]
         matters = (rates.amax(0) > NEGLIGIBLE_OVERDISPERSION * dispersion).nonzero()[:, 0]
         theta = dispersion[matters].expand(len(shares), -1).contiguous()
-        noise = (torch._standard_gamma(theta, generator=generator) / theta).clamp_(min=1e-30)  # not all can be zero
+        noise = torch._standard_gamma(theta, generator=generator) / theta  # never exactly 0
         shares = shares.index_copy(1, matters, shares[:, matters] * noise)
     edges = shares.cumsum(1, dtype=torch.float64)
     most = int(library_size.max())
