@@ -106,6 +106,8 @@ def train(
         check_label(adata, column)
     explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
+    if run_config.codec.name != "gene" and not existing:
+        _refuse_gene_selection(explicit)
     prepared, run_config = _prepare(adata, run_config, explicit)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if run_config.codec.name == "gene" else slice(None)
     genes = [str(g) for g in prepared.var_names[chosen]]
@@ -289,6 +291,16 @@ def _resumed_config(
                 "start a new run with another --out."
             )
     return RunConfig.from_dict(values)
+
+
+def _refuse_gene_selection(explicit: set[str]) -> None:
+    """Raises ConfigError for options that choose genes to model, where all are modelled."""
+    for name in ("n_top_genes", "hvg_flavor", "genes", "batch_key"):
+        if f"preprocess.{name}" in explicit:
+            raise ConfigError(
+                f"preprocess.{name} chooses highly variable genes and is read only with --codec gene; the count codec "
+                "models all genes found in preprocess.min_cells cells. Leave it out, or give --codec gene."
+            )
 
 
 def _prepare(adata: AnnData, run_config: RunConfig, explicit: set[str]) -> tuple[AnnData, RunConfig]:

@@ -86,7 +86,7 @@ def test_preprocess_then_train(folder, tmp_path):
     )  # fmt: skip
     assert "30 to train on" in done.stdout
     assert "240 -> " in done.stderr
-    scdiff("train", "prepared.h5ad", "--arch", "unet", *TINY[:4], "--set", "model.channels=8",
+    scdiff("train", "prepared.h5ad", "--arch", "unet", "--codec", "gene", *TINY[:4], "--set", "model.channels=8",
            "--set", "model.patch_size=5", "--out", "run", cwd=tmp_path)  # fmt: skip
     assert (tmp_path / "run" / "genes.txt").read_text().count("\n") == 30
 
@@ -133,7 +133,10 @@ BAD = [
     (["sample", "--cfg-scale", "cell_type=-2", "-o", "new.h5ad"], 2, "at least 0"),
     (["sample", "--cfg-scale", "much", "-o", "new.h5ad"], 2, "COLUMN=NUMBER"),
     (["sample", "--library-size", "0", "-o", "new.h5ad"], 2, "--library-size"),
-    (["sample", "--library-size", "500", "-o", "new.h5ad"], 2, "--codec count"),
+    (["train", "data.h5ad", "--n-top-genes", "20"], 2, "only with --codec gene"),
+    (["train", "data.h5ad", "--set", "diffusion.output=spike-slab"], 2, "--codec gene"),
+    (["train", "data.h5ad", "--codec", "cuont"], 2, "did you mean 'count'"),
+    (["train", "data.h5ad", "--codec", "count", "--preset", "scrdit"], 2, "--preset small"),
     (["sample", "--ddim", "5", "--ddpm", "-o", "new.h5ad"], 2, "not both"),
     (["sample", "--ddim", "0", "-o", "new.h5ad"], 2, "steps"),
     (["sample", "-n", "0", "-o", "new.h5ad"], 2, "at least 1"),

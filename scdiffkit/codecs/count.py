@@ -503,7 +503,7 @@ def draw_counts(
         dispersion = dispersion.expand_as(rates)
         matters = ((rates / dispersion).amax(0) > NEGLIGIBLE_OVERDISPERSION).nonzero()[:, 0]
         theta = dispersion[:, matters].contiguous()
-        noise = (torch._standard_gamma(theta, generator=generator) / theta).clamp_(min=1e-30)  # not all can be zero
+        noise = torch._standard_gamma(theta, generator=generator) / theta  # never exactly 0
         shares = shares.index_copy(1, matters, shares[:, matters] * noise)
     edges = shares.cumsum(1, dtype=torch.float64)
     most = int(library_size.max())

@@ -100,10 +100,10 @@ def test_a_cell_of_zeros_has_a_likelihood():
 
 
 def test_gradients_are_finite_at_the_extremes():
-    counts = torch.tensor([[0.0, 0.0, 5.0, 1e5, 3.0]])
+    counts = torch.tensor([[0.0, 0.0, 5.0, 1e5, 3.0, 1.0]])
     for theta in (1e-3, 1.0, 1e8):
-        rates = torch.tensor([[0.0, 1e-20, 1e-20, 1e5, 2.0]], requires_grad=True)
-        dispersion = torch.full((5,), theta, requires_grad=True)
+        rates = torch.tensor([[0.0, 1e-20, 1e-20, 1e5, 2.0, 0.0]], requires_grad=True)
+        dispersion = torch.full((6,), theta, requires_grad=True)
         for loss in (negative_log_likelihood(counts, rates, dispersion), negative_log_likelihood(counts, rates, None)):
             loss.sum().backward()
             assert torch.isfinite(loss).all()
@@ -114,7 +114,9 @@ def test_gradients_are_finite_at_the_extremes():
 # draws
 
 
-def test_draws_are_integers_that_add_up():
+@pytest.mark.parametrize("at_once", [count.MAX_CHUNK, 50 * 7])  # the second draws 7 counts a cell at a time
+def test_draws_are_integers_that_add_up(at_once, monkeypatch):
+    monkeypatch.setattr(count, "MAX_CHUNK", at_once)
     shares = torch.rand(50, 40, generator=generator())
     shares[:, [0, 7, 39]] = 0
     shares /= shares.sum(1, keepdim=True)
@@ -127,6 +129,13 @@ def test_draws_are_integers_that_add_up():
         assert (counts[:, [0, 7, 39]] == 0).all()
         assert torch.equal(counts, draw_counts(shares, sizes, dispersion, generator()))
         assert not torch.equal(counts, draw_counts(shares, sizes, dispersion, generator(1)))
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+def test_the_smallest_and_the_largest_random_number_draw_a_gene_with_a_share(u, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, u, dtype=torch.float64))
+    shares = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.1, 0.2, 0.0]])
+    assert draw_counts(shares, torch.tensor([5.0, 5.0]), None, None)[:, [0, 3]].sum() == 0
 
 
 def assert_moments(draws, mean, variance):
@@ -277,6 +286,8 @@ def test_training_cells_are_encoded_like_unseen_ones(monkeypatch, most):
 
     unseen = spread(cells.batch(np.arange(n, n + 1000)))
     assert spread(training, fold) == pytest.approx(unseen, rel=0.08)
+    encoded = codec.encode(*training, fold=fold, generator=generator())
+    assert encoded[:, :-1].std(0).mean().item() == pytest.approx(1, abs=0.04)
     assert spread(training) > (1.4 if most > 150 else 1.2) * unseen
 
 
