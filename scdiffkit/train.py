@@ -106,8 +106,6 @@ def train(
         check_label(adata, column)
     explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
-    if run_config.codec.name != "gene" and not existing:
-        _refuse_gene_selection(explicit)
     prepared, run_config = _prepare(adata, run_config, explicit)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if run_config.codec.name == "gene" else slice(None)
     genes = [str(g) for g in prepared.var_names[chosen]]
@@ -197,16 +195,26 @@ def _fit_codec(
         codec.fit(cells, rows)
         return None
     batch_size, begun = codec.config.batch_size, time.monotonic()
+    cut_at = 0
 
     def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
+        nonlocal cut_at
         now = time.monotonic()
         if on_status:
             rate = step * batch_size / max(now - begun, 1e-9)
             on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
-        return max_time is not None and now - started >= max_time
+        out_of_time = max_time is not None and now - started >= max_time
+        cut_at = step if out_of_time and step < steps else 0
+        return out_of_time
 
     device = make_fabric(run_config.train.device, "32").device
     codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
+    if cut_at:
+        log.warning(
+            "time is up: the codec stopped at step %d of %d. --resume trains the diffusion on, not the codec; for a "
+            "better one start again with a longer --max-time.",
+            cut_at, codec.config.max_steps,
+        )  # fmt: skip
     return _codec_auc(codec, cells, rows, val_rows, run_config.seed)
 
 
@@ -291,16 +299,6 @@ def _resumed_config(
                 "start a new run with another --out."
             )
     return RunConfig.from_dict(values)
-
-
-def _refuse_gene_selection(explicit: set[str]) -> None:
-    """Raises ConfigError for options that choose genes to model, where all are modelled."""
-    for name in ("n_top_genes", "hvg_flavor", "genes", "batch_key"):
-        if f"preprocess.{name}" in explicit:
-            raise ConfigError(
-                f"preprocess.{name} chooses highly variable genes and is read only with --codec gene; the count codec "
-                "models all genes found in preprocess.min_cells cells. Leave it out, or give --codec gene."
-            )
 
 
 def _prepare(adata: AnnData, run_config: RunConfig, explicit: set[str]) -> tuple[AnnData, RunConfig]:

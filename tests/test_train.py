@@ -16,17 +16,25 @@ import scdiffkit
 from scdiffkit.config import RunConfig
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError
 from scdiffkit.run import Run
+from scdiffkit.train import TrainStatus
 
 MODELS = {
     "dit": {"model.patch_size": 20, "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2},
     "whitebox": {"model.patch_size": 20, "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2},
     "unet": {"model.patch_size": 4, "model.channels": 8, "model.channel_mults": [1, 2], "model.num_heads": 2},
 }
+CODECS = {
+    "count": {"codec.name": "count", "codec.max_steps": 30, "codec.val_every_steps": 10, "codec.hidden_size": 16},
+    "gene": {"codec.name": "gene"},
+}
 SHORT = {"train.batch_size": 16, "train.val_every_steps": 10, "train.checkpoint_every_steps": 10}
+each_codec = pytest.mark.parametrize("codec", CODECS)
 
 
-def fit(adata, out, arch="dit", steps=20, **kwargs):
-    overrides = {**MODELS[arch], **SHORT, "train.max_steps": steps, **kwargs.pop("overrides", {})}
+def fit(adata, out, arch="dit", steps=20, codec="count", **kwargs):
+    """A short training; codec: one of CODECS."""
+    settings = {**MODELS[arch], **CODECS[codec], **SHORT, "train.max_steps": steps}
+    overrides = {**settings, **kwargs.pop("overrides", {})}
     kwargs.setdefault("label", "cell_type")
     return scdiffkit.train(adata, arch=arch, out=out, overrides=overrides, **kwargs)
 
@@ -43,9 +51,10 @@ def assert_same_weights(a, b):
             torch.testing.assert_close(x[name], y[name], rtol=0, atol=0, msg=name)
 
 
+@each_codec
 @pytest.mark.parametrize("arch", MODELS)
-def test_the_run_directory_holds_what_the_contract_says(tiny, tmp_path, arch):
-    run = fit(tiny, tmp_path / "run", arch)
+def test_the_run_directory_holds_what_the_contract_says(tiny, tmp_path, arch, codec):
+    run = fit(tiny, tmp_path / "run", arch, codec=codec)
     names = {p.name for p in run.path.iterdir()}
     assert {
         "config.yaml",
@@ -59,42 +68,95 @@ def test_the_run_directory_holds_what_the_contract_says(tiny, tmp_path, arch):
     folder = {p.name for p in (run.path / "checkpoints" / "step-0000020").iterdir()}
     assert folder == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
     assert "20" in (run.path / "train.log").read_text()
-    assert run.config().model.arch == arch
+    assert (run.config().model.arch, run.config().codec.name, run.codec().name) == (arch, codec, codec)
     assert run.conditions()["categories"] == {"cell_type": sorted(tiny.obs["cell_type"].unique())}
     assert [m["step"] for m in run.metrics()] == [10, 20]
 
 
 def test_it_learns(tiny, tmp_path):
     learn = {"train.lr": 3e-3, "train.warmup_steps": 5, "diffusion.output": "direct"}
-    run = fit(tiny, tmp_path / "run", steps=150, overrides=learn)
+    run = fit(tiny, tmp_path / "run", steps=150, codec="gene", overrides=learn)
     metrics = run.metrics()
     assert metrics[-1]["loss"] < 0.95 * metrics[0]["loss"]
     assert metrics[-1]["val_loss"] < 0.95 * metrics[0]["val_loss"]
 
 
-def test_same_seed_same_weights_other_seed_others(tiny, tmp_path):
-    a, b = fit(tiny, tmp_path / "a"), fit(tiny, tmp_path / "b")
+def test_both_stages_learn(tiny, tmp_path):
+    """Of the count codec 3 coordinates, so that there is more than noise for diffusion to learn."""
+    learn = {"train.lr": 3e-3, "train.warmup_steps": 5, "codec.latent_dim": 3, "codec.max_steps": 100}
+    seen = []
+    run = fit(tiny, tmp_path / "run", steps=150, overrides=learn, on_status=seen.append)
+    held_out = [s.val_loss for s in seen if s.stage == "codec" and s.val_loss is not None]
+    assert held_out[-1] < 0.98 * held_out[0]
+    metrics = run.metrics()
+    assert metrics[-1]["val_loss"] < 0.95 * metrics[0]["val_loss"]
+
+
+@each_codec
+def test_same_seed_same_weights_other_seed_others(tiny, tmp_path, codec):
+    a, b = (fit(tiny, tmp_path / name, codec=codec) for name in ("a", "b"))
     assert_same_weights(a, b)
-    c = fit(tiny, tmp_path / "c", overrides={"seed": 1})
+    torch.testing.assert_close(a.codec().state(), b.codec().state(), rtol=0, atol=0)
+    c = fit(tiny, tmp_path / "c", codec=codec, overrides={"seed": 1})
     assert not torch.equal(next(iter(weights(a).values())), next(iter(weights(c).values())))
     assert a.provenance()["run_id"] == b.provenance()["run_id"] != c.provenance()["run_id"]
 
 
-def test_prepared_cells_train_the_same_model_as_raw_ones(tiny, tmp_path):
-    raw = fit(tiny, tmp_path / "raw", overrides={"preprocess.n_top_genes": 30})
+@each_codec
+def test_prepared_cells_train_the_same_model_as_raw_ones(tiny, tmp_path, codec):
+    raw = fit(tiny, tmp_path / "raw", codec=codec, overrides={"preprocess.n_top_genes": 30})
     prepared = scdiffkit.preprocess(tiny, n_top_genes=30, label="cell_type")
     file = tmp_path / "prepared.h5ad"
     scdiffkit.write(prepared, file)
-    assert_same_weights(raw, fit(file, tmp_path / "prepared"))
+    assert_same_weights(raw, fit(file, tmp_path / "prepared", codec=codec))
 
 
-def test_stopped_by_time_and_resumed_equals_uninterrupted(tiny, tmp_path):
-    whole = fit(tiny, tmp_path / "whole", steps=25)
-    part = fit(tiny, tmp_path / "part", steps=25, max_time=1e-3)  # one step, then time is up
-    assert part.steps() == [1]
-    fit(tiny, part.path, steps=25, resume=True, label=None)
+def test_the_codec_decides_which_genes_are_modelled(tiny, tmp_path):
+    few = {"preprocess.n_top_genes": 30, "preprocess.hvg_flavor": "seurat"}
+    of_all, of_few = (fit(tiny, tmp_path / name, steps=2, codec=name, overrides=few) for name in CODECS)
+    assert of_all.genes() == list(tiny.var_names)
+    assert len(of_few.genes()) == 30
+    assert set(of_few.genes()) < set(of_all.genes())
+
+
+class Clock:
+    """time.monotonic, until time is up."""
+
+    def __init__(self):
+        self.up = False
+
+    def monotonic(self):
+        return 1e9 if self.up else 0.0
+
+    strftime = staticmethod(time.strftime)
+
+
+@each_codec
+def test_stopped_by_time_and_resumed_equals_uninterrupted(tiny, tmp_path, codec, monkeypatch):
+    whole = fit(tiny, tmp_path / "whole", steps=25, codec=codec)
+    clock = Clock()
+
+    def until_step_10(status):
+        clock.up = status.stage == "diffusion" and status.step >= 10
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[TrainStatus.__module__], "time", clock)
+        part = fit(tiny, tmp_path / "part", steps=25, codec=codec, max_time=60, on_status=until_step_10)
+    assert part.steps()[-1] == 11
+    fit(tiny, part.path, steps=25, codec=codec, resume=True, label=None)
     assert_same_weights(whole, part)
-    assert [m["step"] for m in part.metrics() if m["step"] > 1] == [10, 20, 25]
+    assert [m["step"] for m in part.metrics() if m["step"] != 11] == [10, 20, 25]
+
+
+def test_time_that_is_up_before_the_codec_is_fitted_still_gives_a_run(tiny, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="scdiffkit"):
+        run = fit(tiny, tmp_path / "run", max_time=1e-3)
+    assert "the codec stopped at step 10 of 30" in caplog.text
+    assert run.steps() == [1]
+    assert scdiffkit.sample(run, 5).n_obs == 5
+    caplog.clear()
+    fit(tiny, run.path, resume=True)
+    assert run.steps()[-1] == 20
 
 
 SCRIPT = """
@@ -102,15 +164,18 @@ import sys
 sys.path.insert(0, {tests!r})
 import scdiffkit
 from test_train import fit
-fit({data!r}, {out!r}, steps=60)
+fit({data!r}, {out!r}, steps=60, codec={codec!r})
 """
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, signal_number):
+@pytest.mark.parametrize(
+    ("signal_number", "codec"),
+    [(signal.SIGKILL, "count"), (signal.SIGKILL, "gene"), (signal.SIGINT, "count"), (signal.SIGTERM, "gene")],
+)
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, signal_number, codec):
     data, out = tmp_path / "tiny.h5ad", tmp_path / "killed"
     scdiffkit.write(tiny, data)
-    script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(data), out=str(out))
+    script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(data), out=str(out), codec=codec)
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "step-0000010").exists():
@@ -125,18 +190,33 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, signal_number):
         assert "KeyboardInterrupt" in stderr
     resumed_from = killed.steps()[-1]
     assert resumed_from < 60
-    fit(data, out, steps=60, resume=True)
-    assert_same_weights(fit(data, tmp_path / "whole", steps=60), killed)
+    fit(data, out, steps=60, codec=codec, resume=True)
+    assert_same_weights(fit(data, tmp_path / "whole", steps=60, codec=codec), killed)
 
 
-def test_killed_before_the_first_checkpoint_resumes_from_the_start(tiny, tmp_path):
-    whole = fit(tiny, tmp_path / "whole")
-    run = fit(tiny, tmp_path / "run")
+def test_interrupted_while_the_codec_is_fitted_leaves_nothing_behind(tiny, tmp_path):
+    def stop(status):
+        assert status.stage == "codec"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny, tmp_path / "run", on_status=stop)
+    assert list(tmp_path.iterdir()) == []
+    earlier = fit(tiny, tmp_path / "run", steps=10)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny, tmp_path / "run", force=True, on_status=stop)
+    assert earlier.steps() == [10]
+
+
+@each_codec
+def test_killed_before_the_first_checkpoint_resumes_from_the_start(tiny, tmp_path, codec):
+    whole = fit(tiny, tmp_path / "whole", codec=codec)
+    run = fit(tiny, tmp_path / "run", codec=codec)
     shutil.rmtree(run.path / "checkpoints")
     (run.path / "checkpoints").mkdir()
     with pytest.raises(RunError, match=r"no checkpoint yet.*--resume"):
         run.denoiser()
-    fit(tiny, run.path, resume=True)
+    fit(tiny, run.path, codec=codec, resume=True)
     assert_same_weights(whole, run)
 
 
@@ -171,6 +251,8 @@ def test_a_longer_run_may_be_asked_for(tiny, tmp_path):
         ({"arch": "whitebox"}, "trained with model.arch = 'dit', not 'whitebox'"),
         ({"label": "donor"}, "trained with conditions"),
         ({"overrides": {"train.lr": 0.5}}, "trained with train.lr"),
+        ({"codec": "gene"}, "trained with codec.name = 'count', not 'gene'"),
+        ({"overrides": {"codec.max_steps": 31}}, "trained with codec.max_steps = 30, not 31"),
     ],
 )
 def test_resume_with_other_settings_is_refused(tiny, tmp_path, kwargs, message):
@@ -213,13 +295,41 @@ def test_library_sizes_are_checked_not_believed(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_genes_that_never_vary_are_refused(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("codec", "n_obs", "n_vars", "message"),
+    [
+        ("gene", 240, 1, "nothing to learn"),
+        ("count", 240, 1, "x 1 genes: .*at least 3 cells and 2 genes"),
+        ("count", 2, 60, "2 training cells x"),
+    ],
+)
+def test_too_few_cells_or_genes_are_refused(tiny, tmp_path, codec, n_obs, n_vars, message):
+    with pytest.raises(DataError, match=message):
+        fit(
+            tiny[:n_obs, :n_vars].copy(), tmp_path / "run", codec=codec, label=None,
+            overrides={"preprocess.hvg_flavor": "all", "preprocess.min_cells": 0},
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@each_codec
+@pytest.mark.parametrize("deeper", [1, 3])
+def test_cells_that_are_all_alike_are_refused(tiny, tmp_path, codec, deeper):
+    """Alike but for their depth, too."""
+    alike = tiny.copy()
+    depth = np.where(np.arange(alike.n_obs) % 2, 1, deeper)
+    alike.X = depth[:, None].astype(np.float32) * np.ones(alike.n_vars, dtype=np.float32)
     with pytest.raises(DataError, match="nothing to learn"):
-        fit(tiny[:, :1].copy(), tmp_path / "run")
+        fit(alike, tmp_path / "run", codec=codec, overrides={"preprocess.hvg_flavor": "all"})
+
+
+def test_few_cells_train_a_small_codec(tiny, tmp_path):
+    run = fit(tiny[:8].copy(), tmp_path / "run", label=None, overrides={"preprocess.hvg_flavor": "all"})
+    assert scdiffkit.sample(run, 5).n_obs == 5
 
 
 def test_where_an_interrupt_falls_does_not_decide_the_best(tiny, tmp_path):
-    part = fit(tiny, tmp_path / "part", steps=25, max_time=1e-3)
+    part = fit(tiny, tmp_path / "part", steps=25, codec="gene", max_time=1e-3)
     assert part.steps() == [1]
     assert all(m["step"] % 10 == 0 for m in part.metrics() if m["val_loss"] is not None)
 
@@ -330,8 +440,9 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
         run.genes()
 
 
-def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
-    run = fit(tiny, tmp_path / "run")
+@each_codec
+def test_a_run_repeats_from_its_own_config(tiny, tmp_path, codec):
+    run = fit(tiny, tmp_path / "run", codec=codec)
     from scdiffkit.config import load_file
 
     again = scdiffkit.train(tiny, out=tmp_path / "again", config=load_file(run.path / "config.yaml"))
@@ -340,17 +451,38 @@ def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
     assert_same_weights(run, again)
 
 
-def test_status_reports_every_figure(tiny, tmp_path):
+@each_codec
+def test_status_reports_every_figure(tiny, tmp_path, codec):
     seen = []
-    fit(tiny, tmp_path / "run", on_status=seen.append)
-    assert [s.step for s in seen][-1] == 20
-    assert all(s.max_steps == 20 and np.isfinite(s.loss) and s.cells_per_s > 0 for s in seen)
-    assert seen[-1].val_loss is not None
+    fit(tiny, tmp_path / "run", codec=codec, on_status=seen.append)
+    stages = [s.stage for s in seen]
+    assert stages == sorted(stages)  # the codec's come first
+    assert set(stages) == ({"codec", "diffusion"} if codec == "count" else {"diffusion"})
+    assert all(np.isfinite(s.loss) and s.cells_per_s > 0 for s in seen)
+    for stage, steps in (("codec", 30), ("diffusion", 20)):
+        of_stage = [s for s in seen if s.stage == stage]
+        assert all(s.max_steps == steps for s in of_stage)
+        assert not of_stage or (of_stage[-1].step == steps and of_stage[-1].val_loss is not None)
     none_held_out = []
-    fit(tiny, tmp_path / "all", on_status=none_held_out.append, overrides={"train.val_fraction": 0.0})
-    assert none_held_out[-1].val_loss is None
+    fit(tiny, tmp_path / "all", codec=codec, on_status=none_held_out.append, overrides={"train.val_fraction": 0.0})
+    assert all(s.val_loss is None for s in none_held_out)
+
+
+def test_the_codec_alone_is_scored_where_enough_cells_are_held_out(tiny, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="scdiffkit"):
+        run = fit(tiny, tmp_path / "run", steps=2, overrides={"train.val_fraction": 0.25})
+    auc = run.provenance()["codec_auc"]
+    assert set(auc) == {"held_out", "training", "floor"}
+    assert all(0 <= x <= 1 for x in auc.values())
+    assert run.describe()["codec_auc"] == auc
+    assert f"are told from other real cells with AUC {auc['held_out']:.2f}" in caplog.text
+    few = fit(tiny, tmp_path / "few", steps=2)  # 24 cells held out
+    assert "codec_auc" not in few.provenance()
 
 
 def test_bfloat16_trains_to_about_the_same_loss(tiny, tmp_path):
-    losses = [fit(tiny, tmp_path / p, overrides={"train.precision": p}).metrics()[-1]["loss"] for p in ("32", "bf16")]
+    losses = [
+        fit(tiny, tmp_path / p, codec="gene", overrides={"train.precision": p}).metrics()[-1]["loss"]
+        for p in ("32", "bf16")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)

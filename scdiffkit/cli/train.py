@@ -100,12 +100,18 @@ def train(
     overrides = {key: value for key, value in overrides.items() if value is not None} | parse_settings(set_, "--set")
 
     from scdiffkit.config import build_run_config, load_file
+    from scdiffkit.errors import ConfigError
     from scdiffkit.train import TrainStatus
     from scdiffkit.train import train as fit
 
     file_values = load_file(config) if config else {}
     if not resume:  # before torch works for a minute: is the configuration one that can be built?
-        build_run_config(preset, arch, file_values, overrides)
+        chosen = build_run_config(preset, arch, file_values, overrides)
+        if n_top_genes is not None and chosen.codec.name != "gene":
+            raise ConfigError(
+                "--n-top-genes is read only with --codec gene: the count codec models every gene that preparing the "
+                "data kept. Leave it out, or give --codec gene."
+            )
     last: TrainStatus | None = None
     with progress("training") as update:
 

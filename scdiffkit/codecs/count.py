@@ -116,14 +116,15 @@ class CountCodec:
         c = self.config
         if len(rows) < FEWEST_CELLS or self.num_genes < FEWEST_GENES:
             raise DataError(
-                f"The count codec needs at least {FEWEST_CELLS} training cells and {FEWEST_GENES} genes, not "
-                f"{len(rows)} and {self.num_genes}: give more cells, hold fewer out (--val-fraction), or filter less."
+                f"{len(rows)} training cells x {self.num_genes} genes: the count codec needs at least {FEWEST_CELLS} "
+                f"cells and {FEWEST_GENES} genes. Give more cells, hold fewer out (--val-fraction), or filter less."
             )
         sampled = np.arange(len(rows))
         if len(rows) > MAX_CELLS_FOR_COMPONENTS:
             sampled = np.random.default_rng([seed, 5]).choice(len(rows), MAX_CELLS_FOR_COMPONENTS, replace=False)
             sampled.sort()
         values = self._log_normalised(cells, rows[sampled])
+        _check_there_is_something_to_learn(values)
         spectral = _CrossFitted(values, fold_of(len(rows))[sampled], c.latent_dim, seed)
         if c.latent_dim and spectral.components < c.latent_dim:
             warnings.warn(
@@ -453,6 +454,16 @@ class _CrossFitted:
         stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
         self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
         self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))
+
+
+def _check_there_is_something_to_learn(values: sparse.csr_matrix) -> None:
+    """DataError when no gene of the log-normalised cells (n, G) varies."""
+    values = values.astype(np.float64)
+    mean = np.asarray(values.mean(axis=0))
+    if float((values.multiply(values).mean(axis=0) - mean**2).max()) < 1e-9:
+        raise DataError(
+            "Every gene has the same share of the counts in all cells, so there is nothing to learn. Give other cells."
+        )
 
 
 def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
