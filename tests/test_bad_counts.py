@@ -187,7 +187,7 @@ def test_enough_cells_are_not_warned_of(tiny, tmp_path):
 
 
 def test_two_cells_are_refused(tiny, tmp_path):
-    with pytest.raises(DataError, match="at least 3 training cells"), pytest.warns(ScdiffWarning):
+    with pytest.raises(DataError, match="at least 3 cells"), pytest.warns(ScdiffWarning):
         scdiffkit.train(tiny[:2].copy(), out=tmp_path / "run", overrides={**TINY, "preprocess.min_cells": 0})
     assert not (tmp_path / "run").exists()
 

@@ -380,7 +380,6 @@ ODD = {
     "a single type": (noise(40, 40), {"codes": np.ones((40, 1))}),
     "two genes": (noise(40, 2), {}),
     "library sizes that differ": (np.random.default_rng(0).poisson(noise(40, 40) * np.arange(1, 41)[:, None]), {}),
-    "identical cells": (np.tile([7, 0, 0], (40, 1)), {}),
     "a gene without counts": (np.pad(noise(40, 20), ((0, 0), (0, 1))), {}),
     "one very deep cell": (np.concatenate([noise(30, 40), 10**4 * noise(1, 40)]), {}),
     "Poisson": (noise(40, 40), {"likelihood": "poisson"}),
@@ -419,11 +418,16 @@ def test_every_step_has_a_whole_batch():
 
 
 def test_too_few_cells_or_genes_and_too_many_coordinates():
-    for counts, said in ((noise(2, 40), "not 2 and 40"), (noise(30, 1), "not 30 and 1")):
-        with pytest.raises(DataError, match=f"at least 3 training cells and 2 genes, {said}: .*--val-fraction"):
+    for counts, said in ((noise(2, 40), "2 training cells x 40 genes"), (noise(30, 1), "30 training cells x 1 genes")):
+        with pytest.raises(DataError, match=f"{said}.* at least 3 cells and 2 genes.*--val-fraction"):
             fitted(cells_of(counts))
     with pytest.warns(ScdiffWarning, match=r"latent_dim 30 is more than 40 training cells and 20 genes allow: 19"):
         assert fitted(cells_of(noise(40, 20)), latent_dim=30).dim == 20
+
+
+def test_identical_cells_are_refused():
+    with pytest.raises(DataError, match="nothing to learn"):
+        fitted(cells_of(np.tile([7, 0, 0], (40, 1))))
 
 
 @pytest.mark.parametrize("val_rows", [(), range(30, 40)])
