@@ -19,6 +19,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit
+from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data import LIBRARY_SIZE, Conditions
 from scdiffkit.denoiser import Denoiser
@@ -254,6 +255,8 @@ def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: Samp
             if sizes is not None:
                 size_of_part = torch.from_numpy(sizes[start : start + batch_size]).to(fabric.device)
             x0 = _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator)
+            if size_of_part is not None and isinstance(codec, CountCodec):
+                size_of_part = _in_order_of(size_of_part, codec.library_size(x0), of_part)
             counts, library_size = codec.decode(x0, of_part, size_of_part, generator)
         raw = sparse.csr_matrix(counts.cpu().numpy())
         size = library_size.cpu().numpy()
@@ -262,6 +265,22 @@ def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: Samp
         obs[LIBRARY_SIZE] = size
         obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])
         yield Batch(X, raw.astype(np.int32), obs)
+
+
+def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Library sizes (B,) dealt anew among cells with the same codes (B, K): the deepest to the deepest as drawn (B,).
+
+    What a cell holds goes with its depth: a small cell given a large one's depth would be no real cell.
+    """
+    _, combination = torch.unique(codes, dim=0, return_inverse=True)
+    by_size, by_drawn = (_sorted_within(values, combination) for values in (sizes, drawn))
+    return torch.empty_like(sizes).index_copy_(0, by_drawn, sizes[by_size])
+
+
+def _sorted_within(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Places of values (B,) in order of their group (B,), and within a group of their size."""
+    by_value = values.argsort(stable=True)
+    return by_value[group[by_value].argsort(stable=True)]
 
 
 def _diffuse(

@@ -2,8 +2,8 @@
 
 Every codec has `dim`, `bounds`, `fit(cells, rows, val_rows)`, `encode(counts, library_size, codes) -> x0`,
 `decode(x0, codes, library_size, generator) -> (counts, library_size)`, `state()` / `load_state()`, `settings()` and
-`takes_library_size`: whether it decodes at a library size (B,) asked for. Then `library_sizes()` tells the training
-cells' median and largest.
+`takes_library_size`: whether it decodes at a library size (B,) asked for. Then `library_size(x0)` tells x0's own, and
+`library_sizes()` the training cells' median and largest.
 """
 
 from __future__ import annotations

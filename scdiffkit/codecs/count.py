@@ -23,6 +23,13 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from scdiffkit.codecs.likelihood import (
+    Dispersion,
+    Tails,
+    draw_counts,
+    mixture_negative_log_likelihood,
+    negative_log_likelihood,
+)
 from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError, ScdiffWarning
@@ -34,11 +41,14 @@ REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unsee
 MAX_CELLS_FOR_COMPONENTS = 20_000
 FEWEST_CELLS, FEWEST_GENES = 3, 2  # with which there is a component that leaves out a fold
 MAX_VAL_CELLS = 2048
-MAX_CHUNK = 2**23  # values of a dense block while decoding, and single counts drawn at once
-NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
+MAX_CHUNK = 2**23  # values of a dense block while decoding
 HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
 CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
-SLOPE_PRIOR = 0.1  # variance of the power with which dispersion follows a gene's share
+SLOPE_PRIOR = 0.1  # variance over genes of the power with which dispersion follows the expected count
+TAILS_STEPS, TAILS_BATCH, TAILS_LR = 150, 128, 0.05
+DISPERSION_MIN_COUNTS, TAILS_MIN_COUNTS = 0.02, 0.2  # a cell, of genes for which they can be told
+TAILS_START = ((-3.0, 0.0, -3.0), (-1.2, 0.0, 0.8))  # log odds, and log levels, of the low, usual and high cells
+TAILS_PRIOR = (4.0, 0.5)  # variances of both
 CONDITION_DROPOUT = 0.1
 DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
 INITIAL_DISPERSION = 10.0
@@ -150,14 +160,16 @@ class CountCodec:
             log_sizes.append(size.log())
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
-        m = (totals / len(rows)).float()  # genes seen too rarely say little of how they vary
-        net.informed.copy_((m / (m + HALF_INFORMED)).clamp(min=0.01))
+        m = (totals / len(rows)).float()
+        net.mean_count.copy_(m)
         sizes = torch.cat(log_sizes)
         net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
         self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
         self.net = net.to(device)
         self._train(cells, rows, val_rows, seed, device, on_step)
         net.requires_grad_(False).eval()
+        if c.likelihood == "nb" and (m >= TAILS_MIN_COUNTS).any():
+            self._fit_tails(cells, rows, seed, device)
         self._standardise(cells, rows, device)
 
     def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
@@ -178,7 +190,8 @@ class CountCodec:
     ) -> None:
         c, net = self.config, self._net()
         net.requires_grad_(True).train()
-        weights = [p for name, p in net.named_parameters() if name not in ("log_dispersion", "dispersion_slope")]
+        noise = {"log_dispersion", "dispersion_slope", "tail_odds", "tail_levels"}
+        weights = [p for name, p in net.named_parameters() if name not in noise]
         groups = [{"params": weights, "scale": 1.0}]
         if c.likelihood == "nb":
             groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": DISPERSION_LR})
@@ -225,6 +238,37 @@ class CountCodec:
             net.load_state_dict(best[2])
             log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
 
+    def _fit_tails(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> None:
+        """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
+        net, rng = self._net(), np.random.default_rng([seed, 6])
+        generator = torch.Generator(device).manual_seed(seed)
+        learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
+        start = [p.detach().clone() for p in learnt]
+        optimizer = torch.optim.Adam(learnt, betas=(0.9, 0.99), fused=True)
+        folds = torch.from_numpy(fold_of(len(rows)))
+        for step in range(TAILS_STEPS):
+            places = np.sort(rng.choice(len(rows), TAILS_BATCH))
+            counts, size, codes = cells.batch(rows[places], device)
+            with torch.no_grad():
+                mean, log_var = net.encode(self._log_values(counts, size), size, folds[places].to(counts.device))
+                z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
+                rates = net.shares(z, codes) * size[:, None]
+            for p in learnt:
+                p.requires_grad_(True)
+            dispersion, tails = net.dispersion(), net.tails()
+            assert dispersion is not None
+            assert tails is not None
+            nll = mixture_negative_log_likelihood(counts, rates, dispersion, tails).mean()
+            prior = net.slope_penalty()
+            for p, p0, variance in zip(learnt[2:], start[2:], TAILS_PRIOR, strict=True):
+                prior = prior + (p - p0).square().sum() / (2 * variance)
+            optimizer.param_groups[0]["lr"] = TAILS_LR * (0.04 + 0.5 * (1 + math.cos(math.pi * step / TAILS_STEPS)))
+            optimizer.zero_grad()
+            (nll + prior / len(rows)).backward()
+            optimizer.step()
+        for p in learnt:
+            p.requires_grad_(False)
+
     def _elbo(
         self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -233,7 +277,8 @@ class CountCodec:
         mean, log_var = net.encode(self._log_values(counts, size), size, fold)
         z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
         shares = net.shares(z, codes)
-        nll = negative_log_likelihood(counts, shares * size[:, None], net.dispersion(shares)).mean()
+        rates = shares * size[:, None]
+        nll = negative_log_likelihood(counts, rates, net.dispersion()).mean()
         kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
         return nll, kl
 
@@ -293,6 +338,11 @@ class CountCodec:
         mean, deviation = self.posterior(counts, library_size, codes, fold)
         return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
 
+    def library_size(self, x0: Tensor) -> Tensor:
+        """The library sizes (B,) that x0 (B, D) tells."""
+        log_size = x0[:, -1].float() * self.std[-1].to(x0) + self.mean[-1].to(x0)
+        return log_size.exp().clamp(1, 2 * float(self.sizes[1]))
+
     def decode(
         self,
         x0: Tensor,
@@ -310,13 +360,13 @@ class CountCodec:
             codes = torch.zeros(len(x0), len(self.num_categories), dtype=torch.long, device=x0.device)
         z = x0.float() * self.std.to(x0) + self.mean.to(x0)
         if library_size is None:
-            library_size = z[:, -1].exp().clamp(1, 2 * float(self.sizes[1]))
+            library_size = self.library_size(x0)
         library_size = library_size.to(x0.device, torch.float32).round().clamp(min=1)
         chunk = max(1, MAX_CHUNK // max(self.num_genes, int(library_size.max())))
         counts = []
         for part, c, size in zip(z[:, :-1].split(chunk), codes.split(chunk), library_size.split(chunk), strict=True):
             shares = net.shares(part, c)
-            counts.append(draw_counts(shares, size, net.dispersion(shares), generator))
+            counts.append(draw_counts(shares, size, net.dispersion(), generator, net.tails()))
         return torch.cat(counts), library_size
 
     def state(self) -> dict[str, Tensor]:
@@ -353,7 +403,7 @@ class _Autoencoder(nn.Module):
     loadings: Tensor
     offsets: Tensor
     log_size: Tensor
-    informed: Tensor
+    mean_count: Tensor
 
     def __init__(self, config: CountCodecConfig, num_genes: int, latent_dim: int, num_categories: list[int]) -> None:
         super().__init__()
@@ -361,7 +411,7 @@ class _Autoencoder(nn.Module):
         hidden = config.hidden_size
         self.register_buffer("loadings", torch.zeros(FOLDS + 1, num_genes, latent_dim))
         self.register_buffer("offsets", torch.zeros(FOLDS + 1, latent_dim))
-        self.register_buffer("informed", torch.ones(num_genes))
+        self.register_buffer("mean_count", torch.ones(num_genes))
         self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
         self.skip = nn.Linear(latent_dim + 1, latent_dim)
         self.encoder = nn.Sequential(*_layer(latent_dim + 1, hidden), *_layer(hidden, hidden))
@@ -373,6 +423,9 @@ class _Autoencoder(nn.Module):
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
         self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
         self.dispersion_slope = nn.Parameter(torch.zeros(num_genes))
+        odds, levels = torch.tensor(TAILS_START)
+        self.tail_odds = nn.Parameter(odds.repeat(num_genes, 1))
+        self.tail_levels = nn.Parameter(levels.repeat(num_genes, 1))
         with torch.no_grad():  # at first the latent coordinates are the components
             self.skip.weight.zero_()
             self.skip.weight[:, :latent_dim] = 0.8 * torch.eye(latent_dim)
@@ -401,21 +454,35 @@ class _Autoencoder(nn.Module):
             logits = logits + F.pad(shift, (0, 0, 1, 0))[codes[:, k]]  # code 0, unknown: no shift
         return F.softmax(logits, dim=1)
 
-    def dispersion(self, shares: Tensor) -> Tensor | None:
-        """Theta of the negative binomial (B, G): every gene's own, times a power of its share of the cell's counts.
-
-        A gene that is on in one cell type and off in others is not equally noisy in both.
-        """
+    def dispersion(self) -> Dispersion | None:
+        """Of the genes' counts; None with a Poisson likelihood."""
         if self.config.likelihood == "poisson":
             return None
-        relative = (shares + 1e-8).log() - F.log_softmax(self.bias, dim=0).detach()  # of the average cell: 0
-        return (self.log_dispersion + self.dispersion_slope * relative).clamp(-3, 8).exp()
+        usual = F.log_softmax(self.bias, dim=0).detach() + self.log_size[0]  # log expected count of the average cell
+        genes = (self.mean_count >= DISPERSION_MIN_COUNTS).nonzero()[:, 0]
+        return Dispersion(genes, self.log_dispersion[genes], self.dispersion_slope[genes], usual[genes])
+
+    def tails(self) -> Tails | None:
+        """How the genes that have tails scatter beyond the negative binomial."""
+        if self.config.likelihood == "poisson":
+            return None
+        genes = (self.mean_count >= TAILS_MIN_COUNTS).nonzero()[:, 0]
+        log_weights = F.log_softmax(self.tail_odds[genes], dim=1)
+        log_factors = self.tail_levels[genes]
+        log_factors = log_factors - torch.logsumexp(log_weights + log_factors, dim=1, keepdim=True)
+        return Tails(genes, log_weights, log_factors)
 
     def penalty(self) -> Tensor:
         """Minus the log of the Gaussian priors of the decoder's weights, to a constant."""
-        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * self.informed)).sum()
-        total = total + self.dispersion_slope.square().sum() / (2 * SLOPE_PRIOR)
+        # Genes seen too rarely say little of how they vary.
+        informed = (self.mean_count / (self.mean_count + HALF_INFORMED)).clamp(min=0.01)
+        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * informed)).sum()
+        total = total + self.slope_penalty()
         return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * CONDITION_PRIOR)
+
+    def slope_penalty(self) -> Tensor:
+        """The same of the dispersions' slopes, each about all genes' mean."""
+        return (self.dispersion_slope - self.dispersion_slope.mean()).square().sum() / (2 * SLOPE_PRIOR)
 
 
 def _layer(n_in: int, n_out: int) -> list[nn.Module]:
@@ -480,49 +547,3 @@ def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.nd
 def fold_of(n: int) -> np.ndarray:
     """The fold, 1..FOLDS, of each of n training cells in their order."""
     return np.arange(n) % FOLDS + 1
-
-
-def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Tensor | None) -> Tensor:
-    """Minus the log probability of counts (B, G) a cell, (B,), in nats, with means `rates` (B, G).
-
-    dispersion (B, G) or (G,): theta of the negative binomial, variance = rate + rate^2 / theta; None: Poisson. What
-    only counts above zero need is computed for those alone.
-    """
-    row, column = counts.nonzero(as_tuple=True)
-    k, rate = counts[row, column], rates[row, column].clamp(min=1e-12)
-    if dispersion is None:
-        everywhere = rates.sum(1)
-        seen = k * rate.log() - torch.lgamma(k + 1)
-    else:
-        theta = dispersion.expand_as(rates)[row, column]
-        everywhere = (dispersion * torch.log1p(rates / dispersion)).sum(1)
-        seen = torch.lgamma(k + theta) - torch.lgamma(theta) - torch.lgamma(k + 1) + k * (rate / (rate + theta)).log()
-    return everywhere.index_add(0, row, -seen)
-
-
-def draw_counts(
-    shares: Tensor, library_size: Tensor, dispersion: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    """Counts (B, G), float32 integers that add up to library_size (B,), of genes with the given shares (B, G).
-
-    A negative binomial is a Poisson whose rate is gamma distributed, and Poisson counts of a given total are
-    multinomial: rates are drawn, then counts. Where dispersion adds next to nothing to a gene's variance in every cell
-    of the batch, its rates are taken as they are.
-    """
-    if dispersion is not None:
-        rates = shares * library_size[:, None]
-        dispersion = dispersion.expand_as(rates)
-        matters = ((rates / dispersion).amax(0) > NEGLIGIBLE_OVERDISPERSION).nonzero()[:, 0]
-        theta = dispersion[:, matters].contiguous()
-        noise = torch._standard_gamma(theta, generator=generator) / theta  # never exactly 0
-        shares = shares.index_copy(1, matters, shares[:, matters] * noise)
-    edges = shares.cumsum(1, dtype=torch.float64)
-    most = int(library_size.max())
-    counts, width = torch.zeros_like(shares), max(1, MAX_CHUNK // len(shares))
-    for start in range(0, most, width):
-        n = min(width, most - start)
-        u = torch.rand(len(shares), n, generator=generator, device=shares.device, dtype=torch.float64)
-        gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp(max=shares.shape[1] - 1)
-        drawn = (torch.arange(start, start + n, device=shares.device) < library_size[:, None]).to(torch.float32)
-        counts += torch.zeros_like(shares).scatter_add_(1, gene, drawn)
-    return counts
