@@ -17,7 +17,9 @@ from scdiffkit.models.layers import (
     PatchEmbed,
     PatchLinear,
     StepAndConditions,
+    distinct,
     modulate,
+    of_cells,
     sincos_positions,
     zero_,
 )
@@ -34,8 +36,9 @@ class DiTBlock(nn.Module):
         self.mlp = mlp
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_(nn.Linear(hidden_size, 6 * hidden_size)))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)  # each (B, H)
+    def forward(self, x: Tensor, c: Tensor, which: Tensor | None = None) -> Tensor:
+        modulation = of_cells(self.adaLN_modulation(c), which)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)  # each (B, H)
         x = torch.addcmul(x, gate1[:, None], self.attn(modulate(self.norm1(x), shift1, scale1)))
         return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
@@ -51,8 +54,8 @@ class FinalLayer(nn.Module):
         self.outputs = outputs
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+    def forward(self, x: Tensor, c: Tensor, which: Tensor | None = None) -> Tensor:
+        shift, scale = of_cells(self.adaLN_modulation(c), which).chunk(2, dim=1)
         patches = self.linear(modulate(self.norm(x), shift, scale))  # (B, N, outputs * P)
         return patches.unflatten(2, (self.outputs, -1)).transpose(1, 2).flatten(2)
 
@@ -83,7 +86,10 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
         x = self.x_embedder(x_t) + self.pos_embed  # (B, N, H)
-        c = self.embedder(t, conditions)  # (B, H)
+        which = None
+        if not self.training:  # when sampling, all cells are at the same step
+            t, conditions, which = distinct(t, conditions)
+        c = self.embedder(t, conditions)  # (B, H), or of each distinct pair
         for block in self.blocks:
-            x = block(x, c)
-        return self.final_layer(x, c)[..., : self.dim].squeeze(1)  # (B, D), or (B, outputs, D)
+            x = block(x, c, which)
+        return self.final_layer(x, c, which)[..., : self.dim].squeeze(1)  # (B, D), or (B, outputs, D)

@@ -144,6 +144,22 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, N, H)
 
 
+def distinct(t: Tensor, conditions: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The distinct pairs of step t (B,) and conditions (B, K), and which of them each cell has (B,)."""
+    key = t
+    for column in conditions.unbind(1) if conditions is not None else ():
+        key = key * (column.max() + 1) + column
+    _, which = key.unique(return_inverse=True)
+    first = torch.empty(int(which.max()) + 1, dtype=torch.long, device=t.device)
+    first[which] = torch.arange(len(t), device=t.device)  # any cell with the pair
+    return t[first], None if conditions is None else conditions[first], which
+
+
+def of_cells(values: Tensor, which: Tensor | None) -> Tensor:
+    """values (distinct, H) of each cell (B, H); which None: they are of the cells."""
+    return values if which is None else values.index_select(0, which)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (B, N, H), shift and scale (B, H)."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scdiffkit.config import DiTConfig, WhiteBoxConfig
 from scdiffkit.models.dit import DiT, DiTBlock
-from scdiffkit.models.layers import Attention, Mlp, merge_heads, modulate, split_heads, xavier, zero_
+from scdiffkit.models.layers import Attention, Mlp, merge_heads, modulate, of_cells, split_heads, xavier, zero_
 
 
 class MSSA(nn.Module):
@@ -60,8 +60,8 @@ class CrateBlock(nn.Module):
         self.ista = ista
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_(nn.Linear(hidden_size, 5 * hidden_size)))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2 = self.adaLN_modulation(c).chunk(5, dim=1)
+    def forward(self, x: Tensor, c: Tensor, which: Tensor | None = None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2 = of_cells(self.adaLN_modulation(c), which).chunk(5, dim=1)
         x = torch.addcmul(x, gate1[:, None], self.attn(modulate(self.norm1(x), shift1, scale1)))
         return self.ista(modulate(self.norm2(x), shift2, scale2))
 
