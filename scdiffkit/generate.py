@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from anndata import AnnData
 from scipy import sparse
 
@@ -292,7 +293,7 @@ def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) 
 
     What a cell holds goes with its depth: a small cell given a large one's depth would be no real cell.
     """
-    _, combination = torch.unique(codes, dim=0, return_inverse=True)
+    _, combination = torch.unique(F.pad(codes, (0, 1)), dim=0, return_inverse=True)  # torch refuses K = 0
     by_size, by_drawn = (_sorted_within(values, combination) for values in (sizes, drawn))
     return torch.empty_like(sizes).index_copy_(0, by_drawn, sizes[by_size])
 

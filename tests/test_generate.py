@@ -6,13 +6,15 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
 
 import scdiffkit
 from scdiffkit.codecs import CODECS, GeneCodec
 from scdiffkit.config import SampleConfig, make
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
-from scdiffkit.generate import steps_of
+from scdiffkit.generate import _in_order_of, steps_of
 
 SMALL = {
     "codec.name": "gene",
@@ -308,6 +310,24 @@ def test_library_sizes_as_asked(deep, tmp_path, recwarn):
     assert not [w for w in recwarn if w.category is ScdiffWarning]
     with pytest.warns(ScdiffWarning, match="10001 is more than 10 times that of the deepest training cell"):
         assert set(draw(deep, 20, config={"library_size": 10_001}).obs["total_counts"]) == {10_001}
+
+
+@given(st.data(), st.integers(0, 2), st.integers(1, 40))
+def test_depths_are_dealt_in_the_order_of_those_drawn(data, columns, n):
+    """Within each combination of conditions, of which there may be none: the same depths, deepest to the deepest."""
+
+    def values(strategy):
+        return data.draw(st.lists(strategy, min_size=n, max_size=n))
+
+    codes = np.array([values(st.integers(0, 2)) for _ in range(columns)], dtype=np.int64).reshape(columns, n).T
+    sizes = np.array(values(st.integers(1, 30)), dtype=np.float32)
+    drawn = np.array(values(st.floats(1, 1e5, width=32)), dtype=np.float32)
+    dealt = _in_order_of(*(torch.from_numpy(a) for a in (sizes, drawn, codes))).numpy()
+    for combination in np.unique(codes, axis=0) if columns else [()]:
+        here = (codes == combination).all(axis=1)
+        np.testing.assert_array_equal(np.sort(dealt[here]), np.sort(sizes[here]))
+        deeper = drawn[here][:, None] > drawn[here]
+        assert (dealt[here][:, None] >= dealt[here])[deeper].all()
 
 
 def test_other_library_sizes_than_those_of_like(deep, tiny):
