@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -249,17 +246,16 @@ def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: Samp
     )  # fmt: skip
     batch_size = config.batch_size or _batch_size(run_config.model, codec.dim, fabric.device)
     prefix = f"{provenance['run_id'][:6]}-{config.seed}"
-    stop = threading.Event()
-
-    def batch(i: int) -> Batch:
-        here = slice(i * batch_size, (i + 1) * batch_size)
-        part = codes[here]
+    for i, start in enumerate(range(0, len(codes), batch_size)):
+        part = codes[start : start + batch_size]
         generator = torch.Generator(fabric.device)
         generator.manual_seed(int(np.random.SeedSequence([config.seed, i]).generate_state(1, np.uint64)[0] >> 1))
         with torch.inference_mode(), fabric.autocast():
             of_part = torch.from_numpy(part).to(fabric.device)
-            size_of_part = None if sizes is None else torch.from_numpy(sizes[here]).to(fabric.device)
-            x0 = _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator, stop)
+            size_of_part = None
+            if sizes is not None:
+                size_of_part = torch.from_numpy(sizes[start : start + batch_size]).to(fabric.device)
+            x0 = _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator)
             if size_of_part is not None and isinstance(codec, CountCodec):
                 size_of_part = _in_order_of(size_of_part, codec.library_size(x0), of_part)
             counts, library_size = codec.decode(x0, of_part, size_of_part, generator)
@@ -268,24 +264,8 @@ def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: Samp
         X = lognormalise(raw, codec.target_sum, size)
         obs = conditions.decode(part)
         obs[LIBRARY_SIZE] = size
-        obs.index = pd.Index([f"{prefix}-{here.start + j}" for j in range(len(part))])
-        return Batch(X, raw.astype(np.int32), obs)
-
-    # Much of a batch keeps one core busy, so cores have batches of their own; while one is written, the next are drawn.
-    count, threads = math.ceil(len(codes) / batch_size), torch.get_num_threads()
-    workers = min(threads, count) if fabric.device.type == "cpu" else 1
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
-    ahead: deque[Future[Batch]] = deque()
-    try:
-        for i in range(count):
-            ahead.append(pool.submit(batch, i))
-            if len(ahead) > workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])
+        yield Batch(X, raw.astype(np.int32), obs)
 
 
 def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -312,9 +292,8 @@ def _diffuse(
     guidance: float | list[float],
     steps: int,
     generator: torch.Generator,
-    stop: threading.Event,
 ) -> torch.Tensor:
-    """x0 (B, D) for codes (B, K), from fresh noise; unfinished, for nobody to use, when stopped."""
+    """x0 (B, D) for codes (B, K), from fresh noise."""
     x = torch.randn(len(codes), dim, generator=generator, device=codes.device)
     conditions = codes if codes.shape[1] else None
     if config.sampler == "ddpm":
@@ -325,8 +304,7 @@ def _diffuse(
             conditions=conditions, eta=config.eta, cfg_scale=guidance, generator=generator,
         )  # fmt: skip
     for _, x in path:  # noqa: B007
-        if stop.is_set():
-            break
+        pass
     return x
 
 
@@ -334,7 +312,7 @@ def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, device
     """Cells at once so that a layer's activations stay within a fixed share of memory."""
     width = model.channels if isinstance(model, UNetConfig) else model.hidden_size
     floats_a_cell = 8 * width * math.ceil(dim / model.patch_size)
-    budget = 2**21 if device.type == "cpu" else 2**28
+    budget = 2**22 if device.type == "cpu" else 2**28
     return max(8, min(4096, budget // floats_a_cell))
 
 

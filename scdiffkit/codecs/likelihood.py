@@ -103,21 +103,21 @@ def draw_counts(
     of the batch, its rates are taken as they are.
     """
     if dispersion is not None:
-        rates = shares[:, dispersion.genes] * library_size[:, None]
+        rates = shares.index_select(1, dispersion.genes) * library_size[:, None]
         theta = dispersion.at(rates)
         excess = rates / theta
         matters = (excess.amax(0) > NEGLIGIBLE_OVERDISPERSION) & ((excess * rates).amax(0) > NEGLIGIBLE_PAIRS)
         places = matters.nonzero()[:, 0]
-        theta, genes = theta[:, places], dispersion.genes[places]
+        theta, genes = theta.index_select(1, places), dispersion.genes[places]
         noise = torch._standard_gamma(theta, generator=generator) / theta  # never exactly 0
-        shares = shares.index_copy(1, genes, shares[:, genes] * noise)
+        shares = shares.index_copy(1, genes, shares.index_select(1, genes) * noise)
     if tails is not None and len(tails.genes):
         chance = torch.rand(len(shares), len(tails.genes), generator=generator, device=shares.device)
         weights, factors = tails.log_weights.exp(), tails.log_factors.exp()
         factor = factors[:, USUAL].expand_as(chance)
         factor = torch.where(chance < weights[:, LOW], factors[:, LOW], factor)
         factor = torch.where(chance > 1 - weights[:, HIGH], factors[:, HIGH], factor)
-        shares = shares.index_copy(1, tails.genes, shares[:, tails.genes] * factor)
+        shares = shares.index_copy(1, tails.genes, shares.index_select(1, tails.genes) * factor)
     return _multinomial(shares, library_size, generator)
 
 
