@@ -3,7 +3,8 @@
 A cell is described by a few latent coordinates and its library size. The encoder starts from principal components
 of the log-normalised training cells, the decoder gives every gene's share of the counts. Two things keep few cells
 from being memorised: the decoder's weights carry a Gaussian prior, and the components of a training cell are
-those of a model that has not seen it (cross-fitting), as they will be for any new cell.
+those of a model that has not seen it (cross-fitting), as they will be for any new cell. When all that is learnt, genes
+that are seen often get tails: levels of their own for the few cells that hold far less or far more than expected.
 
 Sources: variational autoencoder with a negative binomial (scVI, Lopez et al. 2018); cross-fitting (Chernozhukov et al.
 2018).

@@ -196,3 +196,13 @@ def test_several_outputs_a_coordinate(name):
     out = network(torch.randn(5, 33), torch.arange(5), torch.ones(5, 1, dtype=torch.long))
     assert out.shape == (5, 2, 33)
     assert not torch.allclose(out[:, 0], out[:, 1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cells_at_the_same_step_with_the_same_conditions_share_what_depends_on_nothing_else(name):
+    network = wake(build(40, CONFIGS[name], [3, 2]))
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(12, 40, generator=generator), torch.tensor([7, 500]).repeat(6)
+    y = torch.stack([torch.randint(n, (12,), generator=generator) for n in (4, 3)], dim=1)
+    torch.testing.assert_close(network(x, t, y), network.train()(x, t, y), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(network.eval()(x, t, None), network.train()(x, t, None), atol=1e-5, rtol=1e-4)
