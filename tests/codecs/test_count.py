@@ -114,6 +114,8 @@ def test_tails_are_recovered(monkeypatch):
     def zeros_and_far(fewest):
         monkeypatch.setattr(count, "TAILS_MIN_COUNTS", fewest)
         codec = fitted(cells, max_steps=150, latent_dim=2)
+        tails = codec.net.tails()
+        np.testing.assert_allclose((tails.log_weights + tails.log_factors).exp().sum(1), 1, rtol=1e-5)  # mean factor
         counts, sizes, codes = cells.batch(np.arange(400))
         x0 = codec.encode(counts, sizes, codes, generator=generator())
         return of(codec.decode(x0, codes, sizes, generator())[0].numpy())
