@@ -290,12 +290,17 @@ def test_a_decoder_without_conditions():
 
 @pytest.mark.parametrize("options", [{}, {"latent_dim": 3, "likelihood": "poisson"}, {"condition_decoder": False}])
 def test_the_state_is_all_there_is(known, options):
-    cells = known[0]
+    counts = known[0].counts.toarray()
+    counts[:, :40] *= np.random.default_rng(0).random((700, 40)) < 0.02  # too rare for tails, or for dispersion too
+    cells = cells_of(counts, known[0].codes)
     codec = fitted(cells, np.arange(200), np.arange(200, 230), **options)
     settings = json.loads(json.dumps(codec.settings()))
     state = {name: tensor.clone() for name, tensor in codec.state().items()}
     again = codecs.build(codec.config, **settings)
     again.load_state(state)
+    for mine, yours in ((again.net.dispersion(), codec.net.dispersion()), (again.net.tails(), codec.net.tails())):
+        assert (mine is None) == (yours is None)
+        assert mine is None or torch.equal(mine.genes, yours.genes)
     assert (again.dim, again.bounds, again.library_sizes()) == (codec.dim, codec.bounds, codec.library_sizes())
     counts, sizes, codes = cells.batch(np.arange(230, 260))
     x0 = codec.encode(counts, sizes, codes, generator=generator())
