@@ -114,6 +114,8 @@ def test_tails_are_recovered(monkeypatch):
     def zeros_and_far(fewest):
         monkeypatch.setattr(count, "TAILS_MIN_COUNTS", fewest)
         codec = fitted(cells, max_steps=150, latent_dim=2)
+        tails = codec.net.tails()
+        np.testing.assert_allclose((tails.log_weights + tails.log_factors).exp().sum(1), 1, rtol=1e-5)  # mean factor
         counts, sizes, codes = cells.batch(np.arange(400))
         x0 = codec.encode(counts, sizes, codes, generator=generator())
         return of(codec.decode(x0, codes, sizes, generator())[0].numpy())
@@ -288,12 +290,17 @@ def test_a_decoder_without_conditions():
 
 @pytest.mark.parametrize("options", [{}, {"latent_dim": 3, "likelihood": "poisson"}, {"condition_decoder": False}])
 def test_the_state_is_all_there_is(known, options):
-    cells = known[0]
+    counts = known[0].counts.toarray()
+    counts[:, :40] *= np.random.default_rng(0).random((700, 40)) < 0.02  # too rare for tails, or for dispersion too
+    cells = cells_of(counts, known[0].codes)
     codec = fitted(cells, np.arange(200), np.arange(200, 230), **options)
     settings = json.loads(json.dumps(codec.settings()))
     state = {name: tensor.clone() for name, tensor in codec.state().items()}
     again = codecs.build(codec.config, **settings)
     again.load_state(state)
+    for mine, yours in ((again.net.dispersion(), codec.net.dispersion()), (again.net.tails(), codec.net.tails())):
+        assert (mine is None) == (yours is None)
+        assert mine is None or torch.equal(mine.genes, yours.genes)
     assert (again.dim, again.bounds, again.library_sizes()) == (codec.dim, codec.bounds, codec.library_sizes())
     counts, sizes, codes = cells.batch(np.arange(230, 260))
     x0 = codec.encode(counts, sizes, codes, generator=generator())
