@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
-NEGLIGIBLE_PAIRS = 0.002  # change of the probability of a zero, or of two counts, that nobody sees
+NEGLIGIBLE_PAIRS = 0.001  # twice the change of the probability of a zero, or of two counts, that nobody sees
+RARE = 0.05  # counts a cell, below which it is quicker to draw counts than genes
 LEAST_RATE = 1e-8
 LOG_THETA = (-3.0, 8.0)  # range
 MAX_CHUNK = 2**23  # single counts drawn at once
@@ -99,18 +100,20 @@ def draw_counts(
     """Counts (B, G), float32 integers that add up to library_size (B,), of genes with the given shares (B, G).
 
     A negative binomial is a Poisson whose rate is gamma distributed, and Poisson counts of a given total are
-    multinomial: rates are drawn, then counts. Where dispersion adds next to nothing to a gene's variance in every cell
-    of the batch, its rates are taken as they are.
+    multinomial: rates are drawn, then counts. Where dispersion adds next to nothing to the variance of a gene in a
+    cell, the rate is taken as it is.
     """
     if dispersion is not None:
         rates = shares.index_select(1, dispersion.genes) * library_size[:, None]
         theta = dispersion.at(rates)
         excess = rates / theta
-        matters = (excess.amax(0) > NEGLIGIBLE_OVERDISPERSION) & ((excess * rates).amax(0) > NEGLIGIBLE_PAIRS)
-        places = matters.nonzero()[:, 0]
-        theta, genes = theta.index_select(1, places), dispersion.genes[places]
-        noise = torch._standard_gamma(theta, generator=generator) / theta  # never exactly 0
-        shares = shares.index_copy(1, genes, shares.index_select(1, genes) * noise)
+        matters = (excess > NEGLIGIBLE_OVERDISPERSION) & (excess * rates > NEGLIGIBLE_PAIRS)
+        places = matters.flatten().nonzero()[:, 0]
+        shape = theta.flatten().index_select(0, places)
+        noise = torch.ones_like(theta).flatten()
+        noise[places] = torch._standard_gamma(shape, generator=generator) / shape  # never exactly 0
+        some = shares.index_select(1, dispersion.genes) * noise.view_as(theta)
+        shares = shares.index_copy(1, dispersion.genes, some)
     if tails is not None and len(tails.genes):
         chance = torch.rand(len(shares), len(tails.genes), generator=generator, device=shares.device)
         weights, factors = tails.log_weights.exp(), tails.log_factors.exp()
@@ -124,24 +127,38 @@ def draw_counts(
 def _multinomial(shares: Tensor, total: Tensor, generator: torch.Generator | None) -> Tensor:
     """Counts (B, G) that add up to total (B,), with chances in proportion to shares (B, G).
 
-    Most come from Poisson draws a little short of the total, the rest one by one. Should the first be too many, a
-    random choice of them is taken away. Either way the result is multinomial.
+    Most come from Poisson draws that fall a little short of the total, where rare genes share one draw among them, and
+    the rest one by one. Should the first be too many, a random choice of them is taken away. Either way the result is
+    multinomial.
     """
+    shares = shares / shares.sum(1, keepdim=True)
     counts = torch.zeros_like(shares)
     short = (total - 4 * total.sqrt()).clamp(min=0)
-    if short.any():
-        counts = torch.poisson(shares / shares.sum(1, keepdim=True) * short[:, None], generator=generator)
+    is_rare = shares.mean(0) * short.mean() < RARE
+    often, rare = (~is_rare).nonzero()[:, 0], is_rare.nonzero()[:, 0]
+    counts.index_copy_(1, often, torch.poisson(shares.index_select(1, often) * short[:, None], generator=generator))
+    of_rare = shares.index_select(1, rare)
+    n = torch.poisson(of_rare.sum(1) * short, generator=generator)
+    counts.index_copy_(1, rare, _one_by_one(of_rare, n, generator))
     missing = total - counts.sum(1)
     for row in (missing < 0).nonzero()[:, 0].tolist():  # one cell in tens of thousands
         gene = torch.arange(shares.shape[1], device=shares.device).repeat_interleave(counts[row].long())
         taken = torch.randperm(len(gene), generator=generator, device=shares.device)[: int(-missing[row])]
         counts[row] -= torch.bincount(gene[taken], minlength=shares.shape[1])
-    edges = shares.cumsum(1, dtype=torch.float64)
-    most, width = int(missing.max()), max(1, MAX_CHUNK // len(shares))
+    return counts.add_(_one_by_one(shares, missing, generator))
+
+
+def _one_by_one(shares: Tensor, total: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The same, with time that grows with the total; none where it is negative or there are no genes."""
+    counts = torch.zeros_like(shares)
+    if not shares.shape[1]:
+        return counts
+    edges = shares.cumsum(1)
+    most, width = int(total.max()), max(1, MAX_CHUNK // len(shares))
     for start in range(0, most, width):
         n = min(width, most - start)
-        u = torch.rand(len(shares), n, generator=generator, device=shares.device, dtype=torch.float64)
-        gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp(max=shares.shape[1] - 1)
-        drawn = (torch.arange(start, start + n, device=shares.device) < missing[:, None]).to(torch.float32)
+        u = torch.rand(len(shares), n, generator=generator, device=shares.device)
+        gene = torch.searchsorted(edges, u * edges[:, -1:], right=True).clamp_(max=shares.shape[1] - 1)
+        drawn = (torch.arange(start, start + n, device=shares.device) < total[:, None]).to(torch.float32)
         counts.scatter_add_(1, gene, drawn)
     return counts
