@@ -161,15 +161,14 @@ class CountCodec:
             log_sizes.append(size.log())
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
-        m = (totals / len(rows)).float()
-        net.mean_count.copy_(m)
+        net.mean_count.copy_((totals / len(rows)).float())
         sizes = torch.cat(log_sizes)
         net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
         self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
         self.net = net.to(device)
         self._train(cells, rows, val_rows, seed, device, on_step)
         net.requires_grad_(False).eval()
-        if c.likelihood == "nb" and (m >= TAILS_MIN_COUNTS).any():
+        if c.likelihood == "nb" and (net.mean_count >= TAILS_MIN_COUNTS).any():
             self._fit_tails(cells, rows, seed, device)
         self._standardise(cells, rows, device)
 
@@ -251,9 +250,7 @@ class CountCodec:
             places = np.sort(rng.choice(len(rows), TAILS_BATCH))
             counts, size, codes = cells.batch(rows[places], device)
             with torch.no_grad():
-                mean, log_var = net.encode(self._log_values(counts, size), size, folds[places].to(counts.device))
-                z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
-                rates = net.shares(z, codes) * size[:, None]
+                rates, *_ = self._rates(counts, size, codes, folds[places].to(counts.device), generator)
             for p in learnt:
                 p.requires_grad_(True)
             dispersion, tails = net.dispersion(), net.tails()
@@ -274,14 +271,19 @@ class CountCodec:
         self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Mean negative log likelihood and mean KL divergence of a batch, nats a cell."""
+        rates, mean, log_var = self._rates(counts, size, codes, fold, generator)
+        nll = negative_log_likelihood(counts, rates, self._net().dispersion()).mean()
+        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
+        return nll, kl
+
+    def _rates(
+        self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Expected counts (B, G) at a sample of each cell's posterior, and its mean and log variance (B, K)."""
         net = self._net()
         mean, log_var = net.encode(self._log_values(counts, size), size, fold)
         z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
-        shares = net.shares(z, codes)
-        rates = shares * size[:, None]
-        nll = negative_log_likelihood(counts, rates, net.dispersion()).mean()
-        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
-        return nll, kl
+        return net.shares(z, codes) * size[:, None], mean, log_var
 
     @torch.no_grad()
     def _val_loss(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> float:
