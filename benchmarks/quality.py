@@ -57,8 +57,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import SampleConfig
 from scdiffkit.data import Conditions
+from scdiffkit.data import split as data_split
 from scdiffkit.evaluate import shuffle_within
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics.joint import mmd_pca
@@ -370,8 +372,12 @@ def scdiffkit_cells(
         seconds = {"train": trained - start, "sample": time.perf_counter() - trained}
         made = {"synthetic": AnnData(cells.layers["counts"].astype(np.float32), obs=cells.obs, var=cells.var)}
         if given["codec"] != "gene":  # which learns nothing that it could keep to itself
-            seen = train[rows_like(train.obs, test.obs, dataset.keys, seed)]
-            made |= {"seen": through_codec(run, seen, seed), "held_out": through_codec(run, reference, seed)}
+            # The codec knows a cell it was trained on by the fold that the cell was left out of.
+            learnt, _ = data_split(train.n_obs, run.config().train.val_fraction, seed)
+            places = rows_like(train.obs.iloc[learnt], test.obs, dataset.keys, seed)
+            fold = torch.from_numpy(fold_of(len(learnt))[places])
+            made["seen"] = through_codec(run, train[learnt[places]], seed, fold=fold)
+            made["held_out"] = through_codec(run, reference, seed)
     return Generated(made, seconds)
 
 
@@ -506,8 +512,13 @@ def score_codec(seen: AnnData, held_out: AnnData, train: AnnData, test: AnnData,
     return scores
 
 
-def through_codec(run: Any, cells: AnnData, seed: int = 0, batch_size: int = 512) -> AnnData:
-    """Cells (raw counts) encoded and decoded by a run's codec, with the run's genes."""
+def through_codec(
+    run: Any, cells: AnnData, seed: int = 0, batch_size: int = 512, fold: torch.Tensor | None = None
+) -> AnnData:
+    """Cells (raw counts) encoded and decoded by a run's codec, with the run's genes.
+
+    fold (n,): of cells that the codec was trained on; None for others.
+    """
     codec, genes = run.codec(), run.genes()
     codes = torch.from_numpy(Conditions.from_dict(run.conditions()).encode(cells.obs))
     counts = find_counts(cells)[0]
@@ -518,7 +529,10 @@ def through_codec(run: Any, cells: AnnData, seed: int = 0, batch_size: int = 512
     with torch.inference_mode():
         for start in range(0, cells.n_obs, batch_size):
             part = slice(start, start + batch_size)
-            x0 = codec.encode(torch.from_numpy(counts[part].toarray()), sizes[part], codes[part])
+            of_part = None if fold is None else fold[part]
+            x0 = codec.encode(
+                torch.from_numpy(counts[part].toarray()), sizes[part], codes[part], generator=generator, fold=of_part
+            )
             made, size = codec.decode(x0, codes[part], sizes[part], generator)
             decoded.append(sparse.csr_matrix(made.numpy()))
             decoded_sizes.append(size.numpy())

@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -246,26 +247,50 @@ def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: Samp
     )  # fmt: skip
     batch_size = config.batch_size or _batch_size(run_config.model, codec.dim, fabric.device)
     prefix = f"{provenance['run_id'][:6]}-{config.seed}"
-    for i, start in enumerate(range(0, len(codes), batch_size)):
-        part = codes[start : start + batch_size]
+
+    def diffused(i: int, start: int) -> tuple[torch.Tensor, torch.Generator]:
         generator = torch.Generator(fabric.device)
         generator.manual_seed(int(np.random.SeedSequence([config.seed, i]).generate_state(1, np.uint64)[0] >> 1))
+        with torch.inference_mode(), fabric.autocast():
+            of_part = torch.from_numpy(codes[start : start + batch_size]).to(fabric.device)
+            return _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator), generator
+
+    def decoded(start: int, x0: torch.Tensor, generator: torch.Generator) -> Batch:
+        part = codes[start : start + batch_size]
         with torch.inference_mode(), fabric.autocast():
             of_part = torch.from_numpy(part).to(fabric.device)
             size_of_part = None
             if sizes is not None:
                 size_of_part = torch.from_numpy(sizes[start : start + batch_size]).to(fabric.device)
-            x0 = _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator)
             if size_of_part is not None and isinstance(codec, CountCodec):
                 size_of_part = _in_order_of(size_of_part, codec.library_size(x0), of_part)
             counts, library_size = codec.decode(x0, of_part, size_of_part, generator)
-        raw = sparse.csr_matrix(counts.cpu().numpy())
+            raw = _csr(counts.cpu())
         size = library_size.cpu().numpy()
         X = lognormalise(raw, codec.target_sum, size)
         obs = conditions.decode(part)
         obs[LIBRARY_SIZE] = size
         obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])
-        yield Batch(X, raw.astype(np.int32), obs)
+        return Batch(X, raw.astype(np.int32), obs)
+
+    # Drawing counts hardly uses more than one core: a batch is decoded while the next is diffused.
+    with ThreadPoolExecutor(1) as worker:
+        ahead = None
+        for i, start in enumerate(range(0, len(codes), batch_size)):
+            future = worker.submit(decoded, start, *diffused(i, start))
+            if ahead is not None:
+                yield ahead.result()
+            ahead = future
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
+    """Dense counts (B, G) on the CPU as CSR; torch finds what is not zero several times as fast as scipy."""
+    row, column = counts.nonzero(as_tuple=True)
+    starts = F.pad(torch.bincount(row, minlength=len(counts)).cumsum(0), (1, 0))
+    arrays = (counts[row, column], column.to(torch.int32), starts.to(torch.int32))
+    return sparse.csr_matrix(tuple(a.numpy() for a in arrays), shape=counts.shape)
 
 
 def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -312,7 +337,7 @@ def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, device
     """Cells at once so that a layer's activations stay within a fixed share of memory."""
     width = model.channels if isinstance(model, UNetConfig) else model.hidden_size
     floats_a_cell = 8 * width * math.ceil(dim / model.patch_size)
-    budget = 2**22 if device.type == "cpu" else 2**28
+    budget = 2**21 if device.type == "cpu" else 2**28
     return max(8, min(4096, budget // floats_a_cell))
 
 

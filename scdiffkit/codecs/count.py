@@ -25,6 +25,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from scdiffkit.codecs.likelihood import (
+    MAX_CHUNK,
     Dispersion,
     Tails,
     draw_counts,
@@ -42,7 +43,6 @@ REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unsee
 MAX_CELLS_FOR_COMPONENTS = 20_000
 FEWEST_CELLS, FEWEST_GENES = 3, 2  # with which there is a component that leaves out a fold
 MAX_VAL_CELLS = 2048
-MAX_CHUNK = 2**23  # values of a dense block while decoding
 HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
 CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
 SLOPE_PRIOR = 0.1  # variance over genes of the power with which dispersion follows the expected count

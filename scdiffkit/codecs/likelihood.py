@@ -15,7 +15,7 @@ NEGLIGIBLE_PAIRS = 0.001  # twice the change of the probability of a zero, or of
 RARE = 0.05  # counts a cell, below which it is quicker to draw counts than genes
 LEAST_RATE = 1e-8
 LOG_THETA = (-3.0, 8.0)  # range
-MAX_CHUNK = 2**23  # single counts drawn at once
+MAX_CHUNK = 2**21  # values of a dense block: the memory of larger ones is fetched anew each time
 LOW, USUAL, HIGH = range(3)
 
 
