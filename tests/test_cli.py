@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
-from scdiffkit.cli.console import parse_cfg_scale, parse_duration, seconds
+from scdiffkit.cli.console import parse_cfg_scale, parse_duration, progress, seconds, setup_logging
 from scdiffkit.errors import ConfigError
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
@@ -303,3 +303,23 @@ def test_durations_that_are_none(text):
 
 def test_seconds_read_well():
     assert [seconds(s) for s in (5.4, 90, 3725)] == ["5 s", "1 min 30 s", "1 h 2 min"]
+
+
+def test_time_left_is_that_of_the_stage_at_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A codec of 600 slow steps says nothing of how fast the diffusion's 1500 are."""
+    now = 0.0
+    monkeypatch.setattr("scdiffkit.cli.console.time.monotonic", lambda: now)
+    setup_logging()
+    with progress("training") as update:
+        for step in range(1, 601):
+            now += 0.2
+            update(step, "codec", 600)
+        for step in range(1, 1501):
+            now += 0.05
+            update(step, "diffusion", 1500)
+    lines = capsys.readouterr().err.splitlines()
+    left = {stage: [line.split(", ")[1] for line in lines if line.endswith(stage)] for stage in ("codec", "diffusion")}
+    assert left["codec"][0].startswith("1 min")  # 600 x 0.2 s and 10 s gone
+    assert left["diffusion"][0].startswith("1 min")  # 1500 x 0.05 s and up to 10 s gone

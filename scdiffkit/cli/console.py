@@ -101,11 +101,14 @@ def progress(what: str, total: float | None = None) -> Iterator[Update]:
 def _plain(what: str, total: float | None) -> Update:
     started = last = time.monotonic()
     first: float | None = None
+    before = 0.0
 
     def update(done: float, note: str = "", total: float | None = total) -> None:
-        nonlocal last, first
-        first = done if first is None else first  # a resumed run does not start at 0
+        nonlocal started, last, first, before
         now = time.monotonic()
+        if first is None or done < before:  # a resumed run does not start at 0, and after the codec comes diffusion
+            started, first = now, done
+        before = done
         if now - last < PLAIN_EVERY:
             return
         last = now
