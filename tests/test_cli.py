@@ -305,9 +305,7 @@ def test_seconds_read_well():
     assert [seconds(s) for s in (5.4, 90, 3725)] == ["5 s", "1 min 30 s", "1 h 2 min"]
 
 
-def test_time_left_is_that_of_the_stage_at_hand(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_time_left_is_that_of_the_stage_at_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """A codec of 600 slow steps says nothing of how fast the diffusion's 1500 are."""
     now = 0.0
     monkeypatch.setattr("scdiffkit.cli.console.time.monotonic", lambda: now)
