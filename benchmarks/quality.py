@@ -51,11 +51,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import SampleConfig
@@ -63,8 +60,10 @@ from scdiffkit.data import Conditions
 from scdiffkit.data import split as data_split
 from scdiffkit.evaluate import shuffle_within
 from scdiffkit.io import atomic_write_text
+from scdiffkit.metrics.celltypes import macro_f1
 from scdiffkit.metrics.joint import mmd_pca
 from scdiffkit.metrics.marginals import mean_mae, mean_per_gene, variance_mae, variance_per_gene, zeros_mae
+from scdiffkit.metrics.neighbours import precision_recall
 from scdiffkit.preprocess import find_counts, lognormalise
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +73,6 @@ DDIM_STEPS = 20
 TARGET_SUM = 1e4
 N_COMPONENTS, N_CLASSIFIER_COMPONENTS, N_VARIABLE_GENES = 20, 50, 2000
 N_TREES, N_FOLDS = 300, 5
-NEAREST_K = 5
 MIN_DETECTED = 0.05  # share of cells with a gene, for its fold change to be compared
 PARTIAL = 0.99  # a model with genes of a smaller share of all counts has left genes out
 
@@ -598,47 +596,9 @@ def auc(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> float:
     return float(roc_auc_score(is_synthetic, out_of_fold))
 
 
-def precision_recall(real: np.ndarray, synthetic: np.ndarray, k: int = NEAREST_K) -> dict[str, float]:
-    """Precision, recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et al. 2020,
-    arXiv 2002.09797) of synthetic (m, D) against real cells (n, D).
-
-    A cell's ball reaches to its k-th nearest neighbour on its own side. Precision: share of synthetic cells in any
-    real ball; recall: of real cells in any synthetic ball; density: real balls around a synthetic cell, over k;
-    coverage: share of real balls that hold a synthetic cell.
-    """
-    between = cdist(real, synthetic)
-    in_real_ball = between < radii(real, k)[:, None]
-    in_synthetic_ball = between < radii(synthetic, k)[None, :]
-    return {
-        "precision": float(in_real_ball.any(axis=0).mean()),
-        "recall": float(in_synthetic_ball.any(axis=1).mean()),
-        "density": float(in_real_ball.sum(axis=0).mean() / k),
-        "coverage": float(in_real_ball.any(axis=1).mean()),
-    }
-
-
-def radii(cells: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each cell (n, D) to its k-th nearest other cell, (n,)."""
-    k = min(k, len(cells) - 1)
-    return np.partition(cdist(cells, cells), k, axis=1)[:, k]  # position 0 is the cell itself
-
-
 def nearest(cells: np.ndarray, others: np.ndarray) -> float:
     """Median distance of cells (n, D) to the nearest of the others (m, D)."""
     return float(np.median(cdist(cells, others).min(axis=1)))
-
-
-def macro_f1(trained: np.ndarray, types: np.ndarray, test: np.ndarray, test_types: np.ndarray) -> float:
-    """Macro-F1, over the types of the test cells, of a logistic regression on standardised components.
-
-    Types weigh alike, and the weights are held small: without either, rare types make it a matter of luck.
-    """
-    if len(set(types)) == 1:
-        predicted = np.full(len(test), types[0])
-    else:
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
-        predicted = classifier.fit(trained, types).predict(test)
-    return float(f1_score(test_types, predicted, labels=np.unique(test_types), average="macro", zero_division=0))
 
 
 def best_covered(obs: pd.DataFrame, label: str, condition: str) -> str:

@@ -174,16 +174,31 @@ def evaluate(
     types = None if label is None else _count_types(sides, label, report)
 
     first, second, third = _equal_parts(sides, max_cells, seed, report)
-    shuffled = shuffle_within(second.X, second.types, np.random.default_rng([seed, 4]))
-    steps = [*METRICS, *([] if out is None else ["picture"])]
+    shuffled = _shuffled(second, seed)
+    typed = label is not None and sides["synthetic"].has_types and len(set(first.types)) > 1
+    metrics = [m for m in METRICS.values() if typed or not m.uses_types]
+    steps = [*(m.name for m in metrics), *([] if out is None else ["picture"])]
+    # What each figure compares: real cells with synthetic, other real and shuffled ones.
+    pairs = {"real": [(first, third), (first, second), (first, shuffled)]}
+    pairs["train"] = pairs["real"]
+    if train is not None:  # to what was learnt from, real cells that were held out are the floor
+        pairs["train"] = [(second, third), (second, first), (second, _shuffled(first, seed))]
     scores = []
-    spaces: dict[str, list[tuple[Any, Any]]] = {}
-    for i, metric in enumerate(METRICS.values()):
+    spaces: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
+    for i, metric in enumerate(metrics):
         if progress:
             progress(metric.name, i, len(steps))
-        if metric.space not in spaces:
-            spaces[metric.space] = [in_space(metric.space, first.X, X) for X in (third.X, second.X, shuffled)]
-        scores.append(_score(metric, spaces[metric.space], seed))
+        of_metric, key = pairs[metric.against], (metric.against, metric.space)
+        if key not in spaces:
+            spaces[key] = [in_space(metric.space, a.X, b.X) for a, b in of_metric]
+        scores.append(_score(metric, spaces[key], [(a.types, b.types) for a, b in of_metric], seed))
+    if sides["synthetic"].codec_auc:
+        report.notes.append(
+            "The model's codec alone: held-out cells encoded and decoded scored an AUC of {held_out:.2f}, training "
+            "cells {training:.2f}, cells as they are {floor:.2f} when the model was trained.".format(
+                **sides["synthetic"].codec_auc
+            )
+        )
     zeros = [1 - np.count_nonzero(part.X.data) / np.prod(part.X.shape) for part in (first, third)]
     report.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
@@ -268,6 +283,7 @@ class _Side:
     scale: str
     n_cells: int
     n_genes: int
+    codec_auc: dict[str, float]  # of the run that made the cells, where they say
 
     def rows(self, rows: np.ndarray) -> _Part:
         return _Part(self.X[rows], self.types[rows])
@@ -305,7 +321,9 @@ def _load(cells: dict[str, AnnData | str | Path], label: str | None) -> dict[str
         who = f"The {name} cells" if source == "memory" else f"The {name} cells ({source})"
         X, genes, scale = _log_values(adata, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns)
         types, has_types = _types_of(adata.obs, label, name, who)
-        sides[name] = _Side(name, source, X, genes, types, has_types, scale, *X.shape)
+        codec_auc = dict(adata.uns.get("scdiffkit", {}).get("codec_auc", {}))
+        n_cells, n_genes = X.shape
+        sides[name] = _Side(name, source, X, genes, types, has_types, scale, n_cells, n_genes, codec_auc)
     return sides
 
 
@@ -508,8 +526,14 @@ def draw_order(types: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def _score(metric: Metric, pairs: list[tuple[Any, Any]], seed: int) -> Score:
-    value, floor, shuffled = (metric(*pair, seed=seed) for pair in pairs)
+def _shuffled(part: _Part, seed: int) -> _Part:
+    return _Part(shuffle_within(part.X, part.types, np.random.default_rng([seed, 4])), part.types)
+
+
+def _score(
+    metric: Metric, pairs: list[tuple[Any, Any]], types: list[tuple[np.ndarray, np.ndarray]], seed: int
+) -> Score:
+    value, floor, shuffled = (metric(*pair, types=names, seed=seed) for pair, names in zip(pairs, types))
     return Score(
         metric=metric.name,
         value=value,

@@ -369,6 +369,7 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "device": config.device,
         "conditions": list(run_config.conditions),
         "target_sum": run_config.preprocess.target_sum,
+        **({"codec_auc": provenance["codec_auc"]} if provenance.get("codec_auc") else {}),
         "versions": {
             "scdiffkit": scdiffkit.__version__,
             "torch": str(torch.__version__),

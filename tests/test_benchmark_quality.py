@@ -68,22 +68,6 @@ def test_auc_of_equal_and_of_different_cells(quality: ModuleType) -> None:
     assert quality.auc(real, rng.normal(4, 1, size=(200, 5))) > 0.99
 
 
-def test_precision_recall_of_known_sets(quality: ModuleType) -> None:
-    """Points on a line, a unit apart: each ball with k = 2 reaches over its neighbours, but not to them (strictly)."""
-    real, k = np.arange(10.0)[:, None], 2
-    same = quality.precision_recall(real, real + 0.1, k)
-    assert same["precision"] == same["recall"] == same["coverage"] == 1
-    assert quality.precision_recall(real, real + 100, k) == dict.fromkeys(same, 0.0)
-    half = quality.precision_recall(real, real[:5], k)  # the last 5 have nothing near but at their edge
-    assert half["precision"] == 1
-    assert half["recall"] == 0.6  # 0 to 4, and 5 in the ball of 4, of radius 2
-    assert half["coverage"] == 0.5
-    collapsed = quality.precision_recall(real, np.full((10, 1), 4.0), k)
-    assert collapsed["precision"] == 1
-    assert collapsed["recall"] == 0  # its balls have no radius
-    assert collapsed["density"] == 0.5  # only the ball of 4 itself, radius 1, holds it strictly, over k = 2
-
-
 def test_nearest_of_copies_is_zero(quality: ModuleType) -> None:
     cells = np.arange(6.0).reshape(3, 2)
     assert quality.nearest(cells, cells) == 0

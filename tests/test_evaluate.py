@@ -110,6 +110,31 @@ def test_held_out_cells_are_compared_with_training_cells(tiny: AnnData) -> None:
     assert abs(evaluation["rf_auc"].floor - 0.5) < 0.2
 
 
+def test_copies_of_training_cells_are_found_out(tiny: AnnData) -> None:
+    held_out, train = halves(tiny)
+    evaluation = evaluate(held_out, train.copy(), train=train)
+    assert evaluation["nn_ratio"].value < 0.01
+    assert evaluation["nn_ratio"].floor == pytest.approx(1, abs=0.2)
+    assert evaluation["recall"].value > evaluation["recall"].shuffled  # which is of held-out cells
+
+
+def test_types_that_say_nothing_are_found_out(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    synthetic.obs["cell_type"] = np.random.default_rng(0).permutation(synthetic.obs["cell_type"])
+    scores = evaluate(real, synthetic, label="cell_type")["type_f1"]
+    assert scores.value < scores.floor - 0.3
+    assert scores.value < 0.3
+
+
+def test_what_the_codec_alone_can_do_is_noted(tiny: AnnData) -> None:
+    real, synthetic = halves(tiny)
+    made = as_made_here(synthetic)
+    made.uns["scdiffkit"]["codec_auc"] = {"held_out": 0.61, "training": 0.6, "floor": 0.5}
+    said = [note for note in evaluate(real, made).notes if "codec alone" in note]
+    assert len(said) == 1
+    assert "0.61" in said[0]
+
+
 def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     train, rest = halves(tiny)
     held_out, synthetic = halves(rest)
@@ -242,7 +267,8 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
     evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
-    assert calls == [(name, i, len(METRICS)) for i, name in enumerate(METRICS)]
+    untyped = [m.name for m in METRICS.values() if not m.uses_types]  # no label was given
+    assert calls == [(name, i, len(untyped)) for i, name in enumerate(untyped)]
 
 
 # refusals, each with its remedy

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-Space = Literal["genes", "pca"]
-Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5"]
-Function = Callable[[Any, Any], float]
+Space = Literal["genes", "variable", "pca"]
+Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
+Against = Literal["real", "train"]
+Function = Callable[..., float]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,10 @@ class Metric:
     """A figure that compares real with synthetic cells.
 
     function takes real (n, D) and synthetic (m, D) in `space` and gives a finite number for any two sets of
-    at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "pca": dense, D components
-    fitted on both sides together. It draws no random numbers of its own that are not fixed.
+    at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
+    them, dense. "pca": dense, D components fitted on both sides together. It draws no random numbers of its own
+    that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
+    place of the real ones. uses_types: function takes the cells' types (n,) and (m,) too, text.
     """
 
     name: str
@@ -31,14 +34,25 @@ class Metric:
     space: Space
     max_cells: int | None
     function: Function
+    against: Against = "real"
+    uses_types: bool = False
 
-    def __call__(self, real: Any, synthetic: Any, *, seed: int = 0) -> float:
+    def __call__(
+        self, real: Any, synthetic: Any, *, types: tuple[np.ndarray, np.ndarray] | None = None, seed: int = 0
+    ) -> float:
         """The figure for real (n, D) and synthetic (m, D), matrices in this metric's space.
 
-        Where there are more than `max_cells` cells on a side, as many are drawn with `seed`.
+        types: (n,) and (m,), which a metric that `uses_types` needs. Where there are more than `max_cells` cells on
+        a side, as many are drawn with `seed`.
         """
-        rows = np.random.default_rng([seed, 5])
-        value = float(self.function(*(_at_most(self.max_cells, side, rows) for side in (real, synthetic))))
+        rng = np.random.default_rng([seed, 5])
+        rows = [_at_most(self.max_cells, side.shape[0], rng) for side in (real, synthetic)]
+        given = [side[chosen] for side, chosen in zip((real, synthetic), rows)]
+        if self.uses_types:
+            if types is None:
+                raise TypeError(f"The metric {self.name} needs the types of the cells.")
+            given += [names[chosen] for names, chosen in zip(types, rows)]
+        value = float(self.function(*given))
         if not math.isfinite(value):
             raise ArithmeticError(f"The metric {self.name} gave {value}: a metric must define its edge cases.")
         return value
@@ -60,19 +74,24 @@ def metric(
     source: str,
     space: Space = "genes",
     max_cells: int | None = None,
+    against: Against = "real",
+    uses_types: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register the decorated function of two matrices as a metric; see `Metric` for the fields."""
+    """Register the decorated function as a metric; see `Metric` for the fields."""
 
     def register(function: Function) -> Function:
         if name in METRICS:
             raise ValueError(f"There are two metrics called {name!r}.")
-        METRICS[name] = Metric(name, direction, best, definition, source, space, max_cells, function)
+        METRICS[name] = Metric(
+            name, direction, best, definition, source, space, max_cells, function, against, uses_types
+        )
         return function
 
     return register
 
 
-def _at_most(n: int | None, cells: Any, rng: np.random.Generator) -> Any:
-    if n is None or cells.shape[0] <= n:
-        return cells
-    return cells[np.sort(rng.choice(cells.shape[0], n, replace=False))]
+def _at_most(n: int | None, n_cells: int, rng: np.random.Generator) -> np.ndarray | slice:
+    """Rows of at most n of n_cells cells, in their order."""
+    if n is None or n_cells <= n:
+        return slice(None)
+    return np.sort(rng.choice(n_cells, n, replace=False))

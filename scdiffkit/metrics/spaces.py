@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from scdiffkit.metrics.marginals import variance_per_gene
 from scdiffkit.metrics.registry import Space
 
 N_COMPONENTS = 20
+N_VARIABLE = 2000
 
 
 def as_csr(cells: Any) -> sparse.csr_matrix:
@@ -26,14 +28,18 @@ def as_csr(cells: Any) -> sparse.csr_matrix:
 def in_space(space: Space, real: Any, synthetic: Any) -> tuple[Any, Any]:
     """Log-normalised cells real (n, G) and synthetic (m, G), sparse or dense, in the given space.
 
-    "pca" is fitted on both sides together: fitted on the real ones alone, cells that the fit has not seen lie
-    elsewhere than those it has, and even two halves of one data set can be told apart (a random forest's
-    AUC on pbmc3k is then 0.81, instead of 0.51).
+    "variable": the 2000 genes of the highest variance in both sides together, dense. "pca" is fitted on both sides
+    together too: fitted on the real ones alone, cells that the fit has not seen lie elsewhere than those it has, and
+    even two halves of one data set can be told apart (a random forest's AUC on pbmc3k is then 0.81, instead of 0.51).
     """
     real, synthetic = as_csr(real), as_csr(synthetic)
     if space == "genes":
         return real, synthetic
-    components = principal_components(sparse.vstack([real, synthetic], format="csr"))
+    both = sparse.vstack([real, synthetic], format="csr")
+    if space == "variable":
+        genes = np.sort(np.argsort(-variance_per_gene(both), kind="stable")[:N_VARIABLE])
+        return real[:, genes].toarray(), synthetic[:, genes].toarray()
+    components = principal_components(both)
     return components[: real.shape[0]], components[real.shape[0] :]
 
 

@@ -10,6 +10,7 @@ from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
 from scdiffkit.metrics.joint import squared_distances
+from scdiffkit.metrics.neighbours import precision_recall
 
 RNG = np.random.default_rng(0)
 
@@ -166,6 +167,90 @@ def test_auc_agrees_with_cross_validation() -> None:
 def test_auc_of_copies_is_far_below_a_half() -> None:
     cells = np.random.default_rng(4).normal(size=(200, 5))
     assert METRICS["rf_auc"](cells, cells) < 0.2
+
+
+def test_auc_on_genes_sees_what_components_do_not() -> None:
+    """One gene of small variance is shifted: lost in the components of forty large ones."""
+    rng = np.random.default_rng(5)
+    real, synthetic = (np.exp(rng.normal(0, [1.0] * 40 + [0.1], size=(200, 41))) for _ in range(2))
+    synthetic[:, -1] += 0.3
+    values = {
+        name: METRICS[name](*in_space(METRICS[name].space, real, synthetic)) for name in ("rf_auc", "rf_auc_genes")
+    }
+    assert values["rf_auc"] < 0.7
+    assert values["rf_auc_genes"] > 0.9
+
+
+# neighbours
+
+
+def test_precision_recall_of_known_sets() -> None:
+    """Points on a line, a unit apart: each ball with k = 2 reaches over its neighbours, but not to them (strictly)."""
+    real, k = np.arange(10.0)[:, None], 2
+    same = precision_recall(real, real + 0.1, k)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+    assert precision_recall(real, real + 100, k) == dict.fromkeys(same, 0.0)
+    half = precision_recall(real, real[:5], k)  # the last 5 have nothing near but at their edge
+    assert half["precision"] == 1
+    assert half["recall"] == 0.6  # 0 to 4, and 5 in the ball of 4, of radius 2
+    assert half["coverage"] == 0.5
+    collapsed = precision_recall(real, np.full((10, 1), 4.0), k)
+    assert collapsed["precision"] == 1
+    assert collapsed["recall"] == 0  # its balls have no radius
+    assert collapsed["density"] == 0.5  # only the ball of 4 itself, radius 1, holds it strictly, over k = 2
+
+
+def test_neighbours_against_a_double_loop() -> None:
+    rng = np.random.default_rng(6)
+    real, synthetic, k = rng.normal(size=(40, 3)), rng.normal(0.5, 1, size=(30, 3)), 5
+
+    def ball(cells: np.ndarray, i: int) -> float:
+        return sorted(np.linalg.norm(cells[i] - other) for j, other in enumerate(cells) if j != i)[k - 1]
+
+    in_real = np.array([[np.linalg.norm(r - s) < ball(real, i) for s in synthetic] for i, r in enumerate(real)])
+    in_synthetic = np.array(
+        [[np.linalg.norm(r - s) < ball(synthetic, j) for j, s in enumerate(synthetic)] for r in real]
+    )
+    expected = {
+        "precision": in_real.any(axis=0).mean(),
+        "recall": in_synthetic.any(axis=1).mean(),
+        "density": in_real.sum() / (k * 30),
+        "coverage": in_real.any(axis=1).mean(),
+    }
+    for name, value in expected.items():
+        assert METRICS[name](real, synthetic) == pytest.approx(value), name
+
+
+def test_nn_ratio_of_copies_of_equals_and_of_far_cells() -> None:
+    rng = np.random.default_rng(7)
+    real, others = rng.normal(size=(2, 500, 4))
+    assert METRICS["nn_ratio"](real, others) == pytest.approx(1, abs=0.1)
+    assert METRICS["nn_ratio"](real, real[:100] + 1e-9) < 1e-3
+    assert METRICS["nn_ratio"](real, 10 * others) > 5
+
+
+# cell types
+
+
+def test_type_f1_of_clear_types_is_one_and_of_swapped_ones_zero() -> None:
+    rng = np.random.default_rng(8)
+    types = np.repeat(["a", "b"], 50)
+    real, synthetic = (np.where(types == "a", -3.0, 3.0)[:, None] + rng.normal(size=(100, 2)) for _ in range(2))
+    assert METRICS["type_f1"](real, synthetic, types=(types, types)) == 1
+    assert METRICS["type_f1"](real, synthetic, types=(types, types[::-1])) == 0
+    with pytest.raises(TypeError, match="types"):
+        METRICS["type_f1"](real, synthetic)
+
+
+def test_type_f1_counts_a_type_that_was_never_made() -> None:
+    """Of three types, each well apart, one is missing: its cells pass for a neighbour's."""
+    rng = np.random.default_rng(9)
+    types = np.repeat(["a", "b", "c"], 40)
+    place = np.repeat([0.0, 10.0, 30.0], 40)[:, None]
+    real, synthetic = (place + rng.normal(size=(120, 2)) for _ in range(2))
+    made = types != "c"
+    f1 = METRICS["type_f1"](real, synthetic[made], types=(types, types[made]))
+    assert f1 == pytest.approx((1 + 2 / 3 + 0) / 3, abs=0.01)  # b: all found, but half of those called b are c
 
 
 # spaces

@@ -1,0 +1,120 @@
+"""Do synthetic cells lie where real cells lie, everywhere that real cells lie, and are they copies?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scdiffkit.metrics.registry import metric
+
+K = 5
+RECALL = "Kynkäänniemi et al. 2019 (arXiv 1904.06991)"
+COVERAGE = "Naeem et al. 2020 (arXiv 2002.09797)"
+BALLS = (
+    f" A cell's ball reaches to its {K}th nearest neighbour on its own side, in 20 principal components of both sets; "
+    "at most 2000 cells a side."
+)
+
+
+@metric(
+    "precision",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    definition="Share of synthetic cells that lie in the ball of any real cell: are they realistic?" + BALLS,
+    source=RECALL,
+)
+def precision(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return precision_recall(real, synthetic)["precision"]
+
+
+@metric(
+    "recall",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    definition="Share of real cells that lie in the ball of any synthetic cell: is every kind of cell there?" + BALLS,
+    source=RECALL,
+)
+def recall(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return precision_recall(real, synthetic)["recall"]
+
+
+@metric(
+    "density",
+    direction="closest to 1",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    definition="Balls of real cells that a synthetic cell lies in, over those it should lie in: above 1, too many in "
+    "the middle of things." + BALLS,
+    source=COVERAGE,
+)
+def density(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return precision_recall(real, synthetic)["density"]
+
+
+@metric(
+    "coverage",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    definition="Share of real cells whose ball holds a synthetic cell." + BALLS,
+    source=COVERAGE,
+)
+def coverage(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return precision_recall(real, synthetic)["coverage"]
+
+
+@metric(
+    "nn_ratio",
+    direction="closest to 1",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    against="train",
+    definition="Median distance of a synthetic cell to the nearest cell that the model was trained on (the nearest "
+    "real cell, where those are not given), over that of those cells to the nearest other one, in 20 principal "
+    "components of both sets; at most 2000 cells a side. Well below 1: copies.",
+    source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
+)
+def nn_ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """real (n, D), synthetic (m, D) -> ratio; 1 where all cells are the same."""
+    from scipy.spatial.distance import cdist
+
+    both = np.vstack([real, synthetic])
+    least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # of cells in one place
+    if least == 0:
+        return 1.0
+    to_real = float(np.median(cdist(synthetic, real).min(axis=1)))
+    return max(to_real, least) / max(float(np.median(radii(real, 1))), least)
+
+
+def precision_recall(real: np.ndarray, synthetic: np.ndarray, k: int = K) -> dict[str, float]:
+    """Precision, recall, density and coverage of synthetic (m, D) against real cells (n, D).
+
+    A cell's ball reaches to its k-th nearest neighbour on its own side, without its edge. Precision: share of
+    synthetic cells in any real ball; recall: of real cells in any synthetic ball; density: real balls around a
+    synthetic cell, over k; coverage: share of real balls that hold a synthetic cell. Source: RECALL, COVERAGE.
+    """
+    from scipy.spatial.distance import cdist
+
+    between = cdist(real, synthetic)
+    in_real_ball = between < radii(real, k)[:, None]
+    in_synthetic_ball = between < radii(synthetic, k)[None, :]
+    return {
+        "precision": float(in_real_ball.any(axis=0).mean()),
+        "recall": float(in_synthetic_ball.any(axis=1).mean()),
+        "density": float(in_real_ball.sum(axis=0).mean() / k),
+        "coverage": float(in_real_ball.any(axis=1).mean()),
+    }
+
+
+def radii(cells: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each cell (n, D) to its k-th nearest other cell, (n,)."""
+    from scipy.spatial.distance import cdist
+
+    k = min(k, len(cells) - 1)
+    return np.partition(cdist(cells, cells), k, axis=1)[:, k]  # position 0 is the cell itself
