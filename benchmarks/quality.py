@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -133,7 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scvi-epochs", type=int, default=400)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality")
     parser.add_argument("--again", action="store_true", help="train and score what is there already")
-    parser.add_argument("--rescore", action="store_true", help="score the cells that are there again, without training")
+    parser.add_argument("--rescore", action="store_true", help="score cells that are there again, without training")
     parser.add_argument("--tables", action="store_true", help="only write the tables from the results that are there")
     parser.add_argument("--check", action="store_true", help="print which targets are met")
     options = parser.parse_args()
@@ -291,6 +292,8 @@ def result(
     if known and known["settings"] == settings and not (options.again or options.rescore):
         return
     print(f"{datetime.now():%H:%M:%S} {dataset.name}, seed {seed}: {model.name}", flush=True)
+    if options.rescore and not known:
+        raise MissingModel(f"{path.stem}: there are no cells to score again.")
     if known and options.rescore:
         kinds = ("synthetic", "seen", "held_out")
         files = {kind: path.with_suffix(f".{kind}.h5ad") for kind in kinds}
@@ -366,12 +369,16 @@ def scdiffkit_cells(
         )
         trained = time.perf_counter()
         config = SampleConfig(sampler="ddim", steps=given["ddim"], seed=seed)
-        cells = scdiffkit.sample(run, train.n_obs, like=test, config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The cells of --like tell no library sizes")
+            labels_alone = AnnData(obs=test.obs)  # the depths of test cells are none of the model's business
+            cells = scdiffkit.sample(run, train.n_obs, like=labels_alone, config=config)
         seconds = {"train": trained - start, "sample": time.perf_counter() - trained}
         made = {"synthetic": AnnData(cells.layers["counts"].astype(np.float32), obs=cells.obs, var=cells.var)}
         if given["codec"] != "gene":  # which learns nothing that it could keep to itself
             # The codec knows a cell it was trained on by the fold that the cell was left out of.
-            learnt, _ = data_split(train.n_obs, run.config().train.val_fraction, seed)
+            codes = Conditions.from_dict(run.conditions()).encode(train.obs)
+            learnt, _ = data_split(codes, run.config().train.val_fraction, seed)
             places = rows_like(train.obs.iloc[learnt], test.obs, dataset.keys, seed)
             fold = torch.from_numpy(fold_of(len(learnt))[places])
             made["seen"] = through_codec(run, train[learnt[places]], seed, fold=fold)
@@ -695,7 +702,10 @@ def write_tables(out: Path) -> list[dict[str, Any]]:
         lines += [f"## {name}", "", f"{n['train']} training cells, {n['test']} test cells, {seeds} seed(s).", ""]
         lines += [*table(of_dataset), ""]
         if any("codec_gap_genes" in r["scores"] for r in of_dataset):
-            lines += ["Real cells encoded and decoded, AUC against test cells:", ""]
+            lines += [
+                "Real cells encoded and decoded, those trained on by a fit without them; AUC against test cells:",
+                "",
+            ]
             lines += [*table([r for r in of_dataset if "codec_gap_genes" in r["scores"]], columns=CODEC_COLUMNS), ""]
     atomic_write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
     return results
@@ -760,11 +770,18 @@ def check(results: list[dict[str, Any]]) -> list[str]:
             missed = [
                 f"{key} {means[key]:.4g} (target {sign} {limit:g})"
                 for key, (sign, limit) in TARGETS.items()
-                if key in means and not (means[key] <= limit if sign == "<=" else means[key] >= limit)
+                if key in means and not is_met(key, means[key])
             ]
             held = f"{len(means) - len(missed)} of {len(means)} targets hold"
             lines.append(f"{name}, {model}: {held}" + (f"; missed: {', '.join(missed)}" if missed else ""))
     return lines
+
+
+def is_met(target: str, value: float) -> bool:
+    sign, limit = TARGETS[target]
+    if target.startswith("codec_gap"):  # training cells must not come back better than others, nor worse
+        value = abs(value)
+    return value <= limit if sign == "<=" else value >= limit
 
 
 if __name__ == "__main__":

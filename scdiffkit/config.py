@@ -19,6 +19,7 @@ from scdiffkit.errors import ConfigError, nearest
 Arch = Literal["dit", "whitebox", "unet"]
 ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
 CODEC_NAMES = ("count", "gene")
+GENE_SELECTION = {f"preprocess.{key}" for key in ("n_top_genes", "hvg_flavor", "genes", "batch_key")}
 SECTIONS = ("preprocess", "codec", "diffusion", "model", "train")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
@@ -393,6 +394,13 @@ def build_run_config(
             f"Preset {preset!r} has no values for --codec {codec}, only for {next(iter(per_codec))!r}; "
             "try --preset small."
         )
+    if codec != "gene":
+        for key in GENE_SELECTION & overrides.keys():
+            option = "--" + key.removeprefix("preprocess.").replace("_", "-")
+            raise ConfigError(
+                f"{option} ({key}) is read only with --codec gene: the {codec} codec models every gene that preparing "
+                "the data kept. Leave it out, or give --codec gene."
+            )
     values = per_codec[codec]
     per_arch: dict[str, Any] = values.pop("model")
     file_model = file_values.get("model") or {}

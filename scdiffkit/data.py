@@ -259,11 +259,20 @@ class Cells:
         return counts, size, codes
 
 
-def split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and for validation, each sorted; the same for the same seed."""
+def split(codes: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for validation, each sorted, of cells with codes (n, K); the same for the same seed.
+
+    Cells are held out at random, but none of a combination of conditions that training would not see at all.
+    """
+    n = len(codes)
     order = np.random.default_rng([seed, 1]).permutation(n)
-    n_val = round(n * val_fraction)
-    return np.sort(order[n_val:]), np.sort(order[:n_val])
+    held_out = np.zeros(n, dtype=bool)
+    held_out[order[: round(n * val_fraction)]] = True
+    if codes.shape[1]:
+        _, combination = np.unique(codes, axis=0, return_inverse=True)
+        learnt = np.bincount(combination.ravel()[~held_out], minlength=n) > 0
+        held_out &= learnt[combination.ravel()]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -85,14 +85,16 @@ def sample(
     if isinstance(like, str | Path):
         like = read(like)
     codes = _composition(conditions, n, where, like, depth_too=codec.takes_library_size)
-    sizes = _library_sizes(codec, conditions, codes, like, config) if codec.takes_library_size else None
+    sizes = None
+    if codec.takes_library_size:
+        sizes = _library_sizes(codec, run.genes(), conditions, codes, like, config)
     order = np.random.default_rng([config.seed, 0]).permutation(len(codes))
     codes, sizes = codes[order], None if sizes is None else sizes[order]  # any first cells are a fair sample
-    batches = _batches(run, codes, sizes, config)
     var = pd.DataFrame(index=pd.Index(run.genes(), name=None))
     uns = {"scdiffkit": _provenance(run, config, len(codes))}
     done = 0
     with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(contextlib.closing(_batches(run, codes, sizes, config)))
         writer = None
         if out is not None:
             writer = stack.enter_context(
@@ -171,12 +173,12 @@ def _guidance(run: Run, conditions: Conditions, config: SampleConfig) -> float |
 
 
 def _library_sizes(
-    codec: Any, conditions: Conditions, codes: np.ndarray, like: AnnData | None, config: SampleConfig
+    codec: Any, genes: list[str], conditions: Conditions, codes: np.ndarray, like: AnnData | None, config: SampleConfig
 ) -> np.ndarray | None:
     """The library size (n,) at which each cell of codes (n, K) is decoded; None: as the model draws it."""
     median, largest = codec.library_sizes()
     if config.library_size == "like":
-        depths = None if like is None else _depths(like)
+        depths = None if like is None else _depths(like, genes)
         if like is None or depths is None:
             return None
         sizes = _dealt(depths, conditions.encode(like.obs), codes, config.seed)
@@ -192,13 +194,13 @@ def _library_sizes(
     return sizes
 
 
-def _depths(adata: AnnData) -> np.ndarray | None:
-    """Library sizes (m,) of cells; None, with a ScdiffWarning, where they have no raw counts."""
+def _depths(adata: AnnData, genes: list[str]) -> np.ndarray | None:
+    """Library sizes (m,) of cells over the run's genes; None, with a ScdiffWarning, where they have no raw counts."""
     if "scdiffkit" in adata.uns and LIBRARY_SIZE in adata.obs:  # over all genes, also where few were kept
         depths = pd.to_numeric(adata.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
     else:
         try:
-            counts, _ = find_counts(adata)
+            counts, place = find_counts(adata)
         except DataError as e:
             warnings.warn(
                 f"The cells of --like tell no library sizes, so only their composition is copied. {e}",
@@ -206,7 +208,15 @@ def _depths(adata: AnnData) -> np.ndarray | None:
                 stacklevel=4,
             )
             return None
-        depths = np.asarray(counts.sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
+        there = (adata.raw.var_names if place == "raw" else adata.var_names).isin(genes)
+        if there.sum() < len(genes):
+            warnings.warn(
+                f"The cells of --like have {there.sum()} of the run's {len(genes)} genes: the library sizes copied are "
+                "sums over these alone. --library-size median or like, without --like, gives whole ones.",
+                ScdiffWarning,
+                stacklevel=4,
+            )
+        depths = np.asarray(counts[:, there].sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
     if not (depths > 0).all():  # NaN included
         raise DataError(
             f"{int((~(depths > 0)).sum())} cells of --like have no counts, so there is no library size to copy: drop "
@@ -229,7 +239,7 @@ def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: in
     return sizes
 
 
-def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Iterator[Batch]:
+def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Generator[Batch]:
     """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
 
     sizes: their library sizes (n,), or None where the model draws them.

@@ -244,6 +244,8 @@ def _as_csr(matrix: Any) -> sparse.csr_matrix:
         matrix = np.asarray(matrix)
     if matrix.dtype.kind not in "iufb":
         raise DataError(f"Values of type {matrix.dtype} are not counts: X and layers must hold numbers.")
+    if matrix.dtype == np.float16:  # which sparse matrices do not know
+        matrix = matrix.astype(np.float32)
     csr = sparse.csr_matrix(matrix, copy=True)
     csr.sum_duplicates()
     csr.eliminate_zeros()

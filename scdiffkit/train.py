@@ -40,7 +40,10 @@ from scdiffkit.preprocess import check_label, find_counts, is_prepared, lognorma
 from scdiffkit.run import RUNS, Run, check_new_run, fingerprint
 
 FEW_CELLS, FEW_OF_A_CATEGORY = 50, 5
-MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 30, 1000
+MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 50, 1000
+AUC_DRAWS = 3
+UNTRAINED = 0.05  # of the steps planned
+CODEC_SHARE_OF_TIME = 0.5  # of --max-time at most
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 log = logging.getLogger("scdiffkit")
 
@@ -81,7 +84,8 @@ def train(
     max_time: seconds, after which training saves and stops. resume: go on with the run in `out` (default: the
     latest) from its newest checkpoint.
 
-    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. Raises DataError for unusable cells,
+    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt; a codec that is still being fitted is not
+    saved, and a run that `out` names stays as it was. Raises DataError for unusable cells,
     ConfigError for unusable options, RunError when `resume` does not fit the run, FileError when `out` exists.
     """
     started = time.monotonic()
@@ -115,7 +119,7 @@ def train(
         cells = cells.over_these_genes()
     settings = f"{run_config.preprocess} {known_conditions.categories}"
     data_id = fingerprint("\n".join(genes), settings, *_arrays(cells))
-    train_rows, val_rows = split(len(cells), run_config.train.val_fraction, run_config.seed)
+    train_rows, val_rows = split(cells.codes, run_config.train.val_fraction, run_config.seed)
     if existing:
         run = existing
         if run.provenance()["data"]["fingerprint"] != data_id:
@@ -132,7 +136,10 @@ def train(
             target_sum=run_config.preprocess.target_sum,
             num_categories=known_conditions.num_categories,
         )
-        ceiling = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, max_time, on_status)
+        cut_at = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, max_time, on_status)
+        ceiling = None
+        if isinstance(codec, CountCodec) and not cut_at:
+            ceiling = _codec_auc(codec, cells, train_rows, val_rows, run_config.seed)
         provenance = {
             "run_id": fingerprint(run_config.to_yaml(), data_id),
             "data": {
@@ -147,6 +154,12 @@ def train(
         path = Path(out) if out is not None else _new_path(source, run_config.model.arch)
         run = Run.create(path, run_config, provenance, genes, known_conditions.to_dict(), codec, force=force)
     with run.logging():
+        if not existing and cut_at:
+            log.warning(
+                "half of --max-time was up: the codec stopped early, at step %d. --resume trains the diffusion on, not "
+                "the codec; for a better one start again with a longer --max-time.",
+                cut_at,
+            )
         log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
         _log_codec(run.provenance().get("codec_auc"))
         _fit(run, run_config, cells, train_rows, val_rows, started, max_time, on_status)
@@ -189,11 +202,11 @@ def _fit_codec(
     started: float,
     max_time: float | None,
     on_status: Callable[[TrainStatus], None] | None,
-) -> dict[str, float] | None:
-    """Fit the codec; of one that learns, also how well its cells pass for real ones."""
+) -> int:
+    """Fit the codec, in at most its share of max_time; the step at which that ended it early, or 0."""
     if not isinstance(codec, CountCodec):
         codec.fit(cells, rows)
-        return None
+        return 0
     batch_size, begun = codec.config.batch_size, time.monotonic()
     cut_at = 0
 
@@ -203,35 +216,27 @@ def _fit_codec(
         if on_status:
             rate = step * batch_size / max(now - begun, 1e-9)
             on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
-        out_of_time = max_time is not None and now - started >= max_time
+        out_of_time = max_time is not None and now - started >= CODEC_SHARE_OF_TIME * max_time
         cut_at = step if out_of_time and step < steps else 0
         return out_of_time
 
     device = make_fabric(run_config.train.device, "32").device
     codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
-    if cut_at:
-        log.warning(
-            "time is up: the codec stopped at step %d of %d. --resume trains the diffusion on, not the codec; for a "
-            "better one start again with a longer --max-time.",
-            cut_at, codec.config.max_steps,
-        )  # fmt: skip
-    return _codec_auc(codec, cells, rows, val_rows, run_config.seed)
+    return cut_at
 
 
 def _codec_auc(
     codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int
 ) -> dict[str, float] | None:
-    """AUC of a random forest that tells decoded from other real cells: the best that diffusion can reach.
+    """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
 
     held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
-    against the same further training cells. None with too few cells held out for the figures to mean anything.
+    against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures, by
+    chance alone. None with too few cells held out for the figures to mean anything.
     """
     if len(val_rows) < MIN_CELLS_FOR_AUC:
         return None
-    rng = np.random.default_rng([seed, 4])
     n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
-    places = rng.choice(len(rows), 2 * n, replace=False)
-    held_out, seen, other = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n]), rows[places[n:]]
     generator = torch.Generator().manual_seed(seed)
 
     def decoded(at: np.ndarray, fold: Tensor | None) -> sparse.csr_matrix:
@@ -243,20 +248,31 @@ def _codec_auc(
     def real(at: np.ndarray) -> sparse.csr_matrix:
         return lognormalise(cells.counts[at], codec.target_sum, cells.library_size[at])
 
-    sides = {
-        "held_out": decoded(held_out, None),
-        "training": decoded(rows[seen], torch.from_numpy(fold_of(len(rows))[seen])),
-        "floor": real(held_out),
+    aucs: dict[str, list[float]] = {}
+    for draw in range(AUC_DRAWS):
+        rng = np.random.default_rng([seed, 4, draw])
+        places = rng.choice(len(rows), 2 * n, replace=False)
+        held_out, seen, other = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n]), rows[places[n:]]
+        sides = {
+            "held_out": decoded(held_out, None),
+            "training": decoded(rows[seen], torch.from_numpy(fold_of(len(rows))[seen])),
+            "floor": real(held_out),
+        }
+        for name, side in sides.items():
+            aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
+    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)
+    return {name: round(float(np.mean(values)), 4) for name, values in aucs.items()} | {
+        "standard_error": round(standard_error, 4)
     }
-    return {name: round(rf_auc(*in_space("pca", real(other), side)), 4) for name, side in sides.items()}
 
 
 def _log_codec(auc: Mapping[str, float] | None) -> None:
     if auc:
         log.info(
             "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
-            "training cells %.2f, real cells %.2f (0.5: not at all). Diffusion cannot do better than the codec.",
-            auc["held_out"], auc["training"], auc["floor"],
+            "training cells %.2f, real cells %.2f (0.5: not at all; chance alone: +- %.2f). Diffusion can hardly do "
+            "better than the codec.",
+            auc["held_out"], auc["training"], auc["floor"], auc.get("standard_error", math.nan),
         )  # fmt: skip
 
 
@@ -472,6 +488,8 @@ def _fit(
                     "time is up (--resume goes on)" if out_of_time else f"no lower held-out loss since step {best_step}"
                 )
                 log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
+                if step < UNTRAINED * max_steps:
+                    log.warning("so few steps hardly train: cells drawn from here are noise. Go on with --resume")
                 break
     if best is not None:
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)

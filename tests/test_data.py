@@ -181,9 +181,19 @@ def test_epochs_differ_and_seeds_differ():
 
 @given(st.integers(1, 500), st.floats(0, 0.5), st.integers(0, 5))
 def test_the_split_is_a_partition(n, share, seed):
-    train, val = split(n, share, seed)
+    train, val = split(np.ones((n, 0), dtype=int), share, seed)
     assert sorted([*train, *val]) == list(range(n))
     assert len(val) == round(n * share)
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=60), st.floats(0, 0.9), st.integers(0, 5))
+def test_nothing_is_held_out_that_training_would_not_see(types, share, seed):
+    codes = np.array(types)[:, None]
+    train, val = split(codes, share, seed)
+    assert sorted([*train, *val]) == list(range(len(types)))
+    assert set(types) == set(codes[train, 0])
+    unlabelled = split(codes[:, :0], share, seed)[1]
+    assert set(val) <= set(unlabelled)  # the same cells but for those that were needed
 
 
 def test_batches_are_the_cells(tiny):

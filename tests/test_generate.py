@@ -8,6 +8,7 @@ import torch
 from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 import scdiffkit
 from scdiffkit.codecs import CODECS, GeneCodec
@@ -270,18 +271,19 @@ def depths(cells):
     return cells.obs.groupby(["cell_type", "donor"], observed=True)["total_counts"].apply(sorted).to_dict()
 
 
-def real_depths(tiny):
-    obs = tiny.obs.assign(total_counts=np.asarray(tiny.X.sum(axis=1)).ravel())
+def real_depths(tiny, run):
+    """The same of real cells, over the run's genes."""
+    obs = tiny.obs.assign(total_counts=np.asarray(tiny[:, run.genes()].X.sum(axis=1)).ravel())
     return obs.groupby(["cell_type", "donor"], observed=True)["total_counts"].apply(sorted).to_dict()
 
 
 def test_like_copies_the_depths_of_each_combination(deep, tiny):
     config = {"batch_size": 50}
     cells = draw(deep, None, like=tiny, config=config)
-    assert depths(cells) == real_depths(tiny)
+    assert depths(cells) == real_depths(tiny, deep)
     assert cells.obs["total_counts"].tolist() != sorted(cells.obs["total_counts"])  # among the cells by chance
     made_here = draw(deep, None, like=cells[:, 3:].copy(), config=config)  # their counts are in genes left out here
-    assert depths(made_here) == real_depths(tiny)
+    assert depths(made_here) == real_depths(tiny, deep)
     again, other = (draw(deep, None, like=tiny, config={**config, "seed": seed}) for seed in (0, 1))
     assert again.obs["total_counts"].equals(cells.obs["total_counts"])
     assert other.obs["total_counts"].tolist() != cells.obs["total_counts"].tolist()
@@ -289,7 +291,7 @@ def test_like_copies_the_depths_of_each_combination(deep, tiny):
 
 @pytest.mark.parametrize("n", [60, 600])
 def test_depths_are_resampled_within_a_combination(deep, tiny, n):
-    pools = real_depths(tiny)
+    pools = real_depths(tiny, deep)
     for combination, drawn in depths(draw(deep, n, like=tiny)).items():
         pool = pools[combination]
         assert set(drawn) <= set(pool)
@@ -351,4 +353,14 @@ def test_depths_are_copied_without_conditions_too(tiny, tmp_path, monkeypatch):
     run = scdiffkit.train(tiny, arch="dit", out=tmp_path / "run", overrides=SMALL)
     monkeypatch.setitem(CODECS, "gene", DeepCodec)
     cells = draw(run, None, like=tiny)
-    assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(tiny.X.sum(axis=1)).ravel())
+    assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(tiny[:, run.genes()].X.sum(axis=1)).ravel())
+
+
+def test_depths_over_some_of_the_genes_are_warned_of(deep, tiny):
+    known, unknown = tiny[:, deep.genes()[:12]].copy(), tiny[:, deep.genes()[12:]].copy()
+    unknown.var_names = [f"other-{i}" for i in range(unknown.n_vars)]
+    both = AnnData(sparse.hstack([known.X, unknown.X], format="csr"), obs=tiny.obs)
+    both.var_names = [*known.var_names, *unknown.var_names]
+    with pytest.warns(ScdiffWarning, match=f"have 12 of the run's {len(deep.genes())} genes"):
+        cells = draw(deep, None, like=both)
+    assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(known.X.sum(axis=1)).ravel())

@@ -100,23 +100,19 @@ def train(
     overrides = {key: value for key, value in overrides.items() if value is not None} | parse_settings(set_, "--set")
 
     from scdiffkit.config import build_run_config, load_file
-    from scdiffkit.errors import ConfigError
     from scdiffkit.train import TrainStatus
     from scdiffkit.train import train as fit
 
     file_values = load_file(config) if config else {}
     if not resume:  # before torch works for a minute: is the configuration one that can be built?
-        chosen = build_run_config(preset, arch, file_values, overrides)
-        if n_top_genes is not None and chosen.codec.name != "gene":
-            raise ConfigError(
-                "--n-top-genes is read only with --codec gene: the count codec models every gene that preparing the "
-                "data kept. Leave it out, or give --codec gene."
-            )
+        build_run_config(preset, arch, file_values, overrides)
     last: TrainStatus | None = None
+    stage: str | None = None
     with progress("training") as update:
 
         def show(status: TrainStatus) -> None:
-            nonlocal last
+            nonlocal last, stage
+            stage = status.stage
             if status.stage == "diffusion":
                 last = status
             held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"
@@ -133,7 +129,8 @@ def train(
             )  # fmt: skip
         except KeyboardInterrupt:
             if last is None:
-                log.warning("interrupted before training began: nothing was saved")
+                when = "while the codec was being fitted" if stage else "before training began"
+                log.warning("interrupted %s: nothing was saved", when)
             raise
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"

@@ -337,7 +337,10 @@ class CountCodec:
         generator: torch.Generator | None = None,
         fold: Tensor | None = None,
     ) -> Tensor:
-        """Raw counts (B, G) and total counts (B,) -> x0 (B, D), one sample of each cell's posterior."""
+        """Raw counts (B, G) and total counts (B,) -> x0 (B, D), one sample of each cell's posterior.
+
+        fold (B,): of training cells, as for `posterior`; without it they lie further out than cells never seen.
+        """
         mean, deviation = self.posterior(counts, library_size, codes, fold)
         return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
 
@@ -454,7 +457,7 @@ class _Autoencoder(nn.Module):
         """Every gene's expected share of the counts (B, G), from z (B, K) and condition codes (B, columns)."""
         logits = self.output(self.decoder(z)) + self.bias
         for k, shift in enumerate(self.shifts):
-            logits = logits + F.pad(shift, (0, 0, 1, 0))[codes[:, k]]  # code 0, unknown: no shift
+            logits = logits + F.embedding(codes[:, k], F.pad(shift, (0, 0, 1, 0)))  # code 0, unknown: no shift
         return F.softmax(logits, dim=1)
 
     def dispersion(self) -> Dispersion | None:
