@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
-from scdiffkit.metrics.joint import squared_distances
+from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
 from scdiffkit.metrics.neighbours import precision_recall
 
 RNG = np.random.default_rng(0)
@@ -49,6 +49,36 @@ def test_marginals_against_numpy_and_scipy() -> None:
     for name, (x, y) in pairs.items():
         assert METRICS[f"{name}_mae"](as_csr(a), as_csr(b)) == pytest.approx(np.abs(x - y).mean())
         assert METRICS[f"{name}_correlation"](as_csr(a), as_csr(b)) == pytest.approx(stats.pearsonr(x, y)[0])
+
+
+def test_distributions_of_genes_against_scipy() -> None:
+    real, synthetic = zero_inflated(40, 12, 20), zero_inflated(55, 12, 21)
+    real[:, 0] = 0
+    synthetic[:, 1] = 0
+    synthetic[:, 2] += 1
+    pairs = [(real[:, g], synthetic[:, g]) for g in range(12)]
+    sparse_pair = as_csr(real), as_csr(synthetic)
+    expected = np.mean([stats.wasserstein_distance(*pair) for pair in pairs])
+    assert METRICS["wasserstein_genes"](*sparse_pair) == pytest.approx(expected)
+    expected = np.mean([stats.ks_2samp(*pair).statistic for pair in pairs])
+    assert METRICS["ks_genes"](*sparse_pair) == pytest.approx(expected)
+
+
+def test_kl_of_genes_against_two_bernoullis() -> None:
+    """Genes that are 0 or 1: one bin of zeros and one of ones, half a cell added to each."""
+    real, synthetic = np.zeros((100, 1)), np.zeros((50, 1))
+    real[:30], synthetic[:25] = 1, 1
+    p, q = np.array([70.5, 30.5]) / 101, np.array([25.5, 25.5]) / 51
+    expected = stats.entropy(p, q)
+    assert METRICS["kl_genes"](as_csr(real), as_csr(synthetic)) == pytest.approx(expected)
+    assert METRICS["kl_genes"](as_csr(real), as_csr(np.tile(real, (3, 1)))) < 1e-3
+
+
+def test_kl_of_genes_comes_near_that_of_two_exponentials() -> None:
+    rng = np.random.default_rng(22)
+    real, synthetic = rng.exponential(1.0, (20000, 1)), rng.exponential(2.0, (20000, 1))
+    kl = METRICS["kl_genes"].function(as_csr(real), as_csr(synthetic))
+    assert kl == pytest.approx(np.log(2) + 1 / 2 - 1, abs=0.02)
 
 
 def test_genes_never_seen_have_cv_zero() -> None:
@@ -132,6 +162,47 @@ def test_unbiased_mmd_is_zero_on_average_for_equal_distributions() -> None:
     assert shifted > 5 * np.std(values)
 
 
+def test_wasserstein_of_shifted_cells_is_the_shift() -> None:
+    cells = np.random.default_rng(23).normal(size=(80, 3))
+    assert METRICS["wasserstein_pca"](cells, cells[::-1] + np.array([3.0, 4.0, 0.0])) == pytest.approx(5.0)
+
+
+def test_wasserstein_in_one_dimension_pairs_cells_in_their_order() -> None:
+    x, y = np.random.default_rng(24).normal(size=(2, 60))
+    expected = np.sqrt(np.mean((np.sort(x) - np.sort(y)) ** 2))
+    assert METRICS["wasserstein_pca"](x[:, None], y[:, None]) == pytest.approx(expected)
+
+
+def test_correlation_structure_against_pandas() -> None:
+    import pandas as pd
+
+    rng = np.random.default_rng(25)
+    real, synthetic = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(70, 8))
+    upper = np.triu_indices(8, 1)
+    flat = [pd.DataFrame(side).corr().to_numpy()[upper] for side in (real, synthetic)]
+    value = METRICS["correlation_structure"](real, synthetic)
+    assert value == pytest.approx(np.corrcoef(*flat)[0, 1])
+    assert METRICS["correlation_structure"](real, 2 * real + 1) == pytest.approx(1)
+
+
+def test_lisi_against_its_authors() -> None:
+    import pandas as pd
+    from harmonypy import compute_lisi
+
+    rng = np.random.default_rng(26)
+    cells = np.vstack([rng.normal(size=(150, 4)), rng.normal(0.7, 1, size=(150, 4))])
+    side = np.repeat([False, True], 150)
+    expected = compute_lisi(cells, pd.DataFrame({"side": side.astype(str)}), ["side"], perplexity=30).ravel()
+    np.testing.assert_allclose(lisi_of_cells(cells, side), expected, atol=0.01)
+
+
+def test_lisi_of_mixed_and_of_separate_cells() -> None:
+    rng = np.random.default_rng(27)
+    real, others = rng.normal(size=(2, 300, 4))
+    assert METRICS["lisi"](real, others) > 0.85  # of 30 neighbours, hardly ever exactly half
+    assert METRICS["lisi"](real, others + 20) == pytest.approx(0, abs=1e-6)
+
+
 def test_squared_distances_against_scipy() -> None:
     from scipy.spatial.distance import cdist
 
@@ -167,6 +238,24 @@ def test_auc_agrees_with_cross_validation() -> None:
 def test_auc_of_copies_is_far_below_a_half() -> None:
     cells = np.random.default_rng(4).normal(size=(200, 5))
     assert METRICS["rf_auc"](cells, cells) < 0.2
+
+
+def test_logistic_auc_sees_shifts_only() -> None:
+    rng = np.random.default_rng(28)
+    real, others = rng.normal(size=(2, 400, 4))
+    expected = stats.norm.cdf(1 / np.sqrt(2))  # of the best rule for two normals, a standard deviation apart
+    assert METRICS["logistic_auc"](real, others + np.eye(4)[0]) == pytest.approx(expected, abs=0.04)
+    assert METRICS["logistic_auc"](real, 3 * others) == pytest.approx(0.5, abs=0.07)
+    assert METRICS["rf_auc"](real, 3 * others) > 0.8
+
+
+def test_nearest_neighbours_of_one_distribution_of_two_and_of_copies() -> None:
+    rng = np.random.default_rng(29)
+    real, others = rng.normal(size=(2, 400, 4))
+    assert METRICS["nn_accuracy"](real, others) == pytest.approx(0.5, abs=0.07)
+    assert METRICS["nn_accuracy"](real, others + 20) == 1
+    assert METRICS["nn_accuracy"](real, real + 1e-9) == 0
+    assert METRICS["nn_accuracy"](real, others[:40]) == pytest.approx(0.5, abs=0.1)  # sides of unequal size
 
 
 def test_auc_on_genes_sees_what_components_do_not() -> None:
