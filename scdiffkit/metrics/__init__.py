@@ -4,7 +4,7 @@ A new metric is a function under `@metric(...)` in its family's file; evaluation
 table pick it up from there.
 """
 
-from scdiffkit.metrics import celltypes, classifier, joint, marginals, neighbours, papers, picture
+from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, picture, privacy
 from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
@@ -14,14 +14,16 @@ __all__ = [
     "Metric",
     "Space",
     "as_csr",
-    "celltypes",
+    "biology",
+    "cells",
     "classifier",
+    "coverage",
     "in_space",
     "joint",
     "marginals",
     "metric",
-    "neighbours",
     "papers",
     "picture",
     "principal_components",
+    "privacy",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from scdiffkit.metrics.registry import metric
 
-N_TREES = 300
+N_TREES = 100
 
 
 SOURCE = "classifier two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545)"
@@ -19,6 +19,7 @@ DEFINITION = (
 
 @metric(
     "rf_auc",
+    family="classifier",
     direction="closest to 0.5",
     best=0.5,
     space="pca",
@@ -43,11 +44,12 @@ def rf_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 @metric(
     "rf_auc_genes",
+    family="classifier",
     direction="closest to 0.5",
     best=0.5,
     space="variable",
-    max_cells=1000,
-    definition=DEFINITION.format("their log1p-normalised values of the 2000 most variable genes", 1000),
+    max_cells=500,
+    definition=DEFINITION.format("their log1p-normalised values of the 2000 most variable genes", 500),
     source=SOURCE,
 )
 def rf_auc_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -57,6 +59,7 @@ def rf_auc_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 @metric(
     "logistic_auc",
+    family="classifier",
     direction="closest to 0.5",
     best=0.5,
     space="pca",
@@ -84,6 +87,7 @@ def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 @metric(
     "nn_accuracy",
+    family="classifier",
     direction="closest to 0.5",
     best=0.5,
     space="pca",

@@ -20,6 +20,7 @@ CORRELATION = (
 
 @metric(
     "zeros_difference",
+    family="per gene",
     direction="closest to 0",
     best=0.0,
     definition="Share of zeros among all values of the synthetic cells minus that of the real cells: above 0, "
@@ -32,6 +33,7 @@ def zeros_difference(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 @metric(
     "zeros_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Share of cells in which a gene is zero, real against synthetic: mean absolute difference over genes.",
@@ -43,6 +45,7 @@ def zeros_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "mean_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format("means of log1p-normalised values"),
@@ -54,6 +57,7 @@ def mean_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 @metric(
     "mean_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Mean of a gene's log1p-normalised values, real against synthetic: mean absolute difference over genes.",
@@ -65,6 +69,7 @@ def mean_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "variance_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format("variances of log1p-normalised values"),
@@ -76,6 +81,7 @@ def variance_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) 
 
 @metric(
     "variance_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Variance of a gene's log1p-normalised values, real against synthetic: mean absolute difference "
@@ -91,6 +97,7 @@ CV = "coefficient of variation (standard deviation over mean of log1p-normalised
 
 @metric(
     "cv_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format(f"values of the {CV}"),
@@ -102,6 +109,7 @@ def cv_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> flo
 
 @metric(
     "cv_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition=f"Mean absolute difference over genes between real and synthetic {CV}.",
@@ -113,6 +121,7 @@ def cv_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "wasserstein_genes",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     max_cells=2000,
@@ -126,6 +135,7 @@ def wasserstein_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> 
 
 @metric(
     "ks_genes",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     max_cells=2000,
@@ -139,6 +149,7 @@ def ks_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "kl_genes",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     max_cells=2000,
@@ -150,7 +161,10 @@ def ks_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 def kl_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     values = []
     for x, y in _seen_values(real, synthetic):
-        p, q = (_binned(side, n, np.concatenate([x, y])) for side, n in ((x, real.shape[0]), (y, synthetic.shape[0])))
+        both = np.sort(np.concatenate([x, y]))
+        edges = both[np.arange(1, N_BINS) * len(both) // N_BINS] if len(both) else both
+        edges = np.unique(edges[edges < both[-1:]])  # else the last bin, beyond the largest value, is empty
+        p, q = (_binned(side, n, edges) for side, n in ((x, real.shape[0]), (y, synthetic.shape[0])))
         values.append(float((p * np.log(p / q)).sum()))
     return float(np.mean(values))
 
@@ -174,13 +188,11 @@ def _distances_of_cdfs(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) ->
         yield float((difference[:-1] * np.diff(places)).sum()), float(difference.max())
 
 
-def _binned(seen: np.ndarray, n: int, both: np.ndarray) -> np.ndarray:
-    """Shares of n cells in the bins of `kl_genes`; seen: their values that are not zero; both: those of both sides."""
-    edges = np.unique(np.quantile(both, np.linspace(0, 1, N_BINS + 1)[1:-1])) if len(both) else np.empty(0)
-    edges = edges[edges < both.max(initial=0)]  # else the last bin, beyond the largest value, is empty
+def _binned(seen: np.ndarray, n: int, edges: np.ndarray) -> np.ndarray:
+    """Shares of n cells in the bins of `kl_genes`; seen: their values that are not zero."""
     counts = np.bincount(np.searchsorted(edges, seen), minlength=len(edges) + 1)
-    counts = np.append(n - len(seen), counts) + 0.5
-    return counts / counts.sum()
+    shares = np.append(n - len(seen), counts) + 0.5
+    return shares / shares.sum()
 
 
 def zeros_per_gene(cells: sparse.csr_matrix) -> np.ndarray:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
+from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
-from scdiffkit.metrics.neighbours import precision_recall
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def naive_kernels(d2: float, bandwidths: list[float]) -> float:
 
 def test_marginals_by_hand() -> None:
     real, synthetic = as_csr([[0, 2.0], [4, 2]]), as_csr([[0, 0.0], [1, 2]])
-    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.space == "genes"}
+    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.family == "per gene"}
     assert values["zeros_difference"] == 2 / 4 - 1 / 4
     assert values["zeros_mae"] == (0 + 0.5) / 2
     assert values["mean_mae"] == (abs(2 - 0.5) + abs(2 - 1)) / 2

@@ -1,0 +1,213 @@
+"""Do synthetic cells say what real cells say: which types there are, by which genes, and how they respond?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.registry import metric
+
+N_MARKERS = 50
+MIN_CELLS_OF_TYPE = 10
+MIN_DETECTED = 0.05  # share of cells with a gene, for its fold change to be compared
+Contrast = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]
+
+
+@metric(
+    "type_f1",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    family="biology",
+    needs=("types",),
+    definition="Macro-F1, over the types of the real cells, of a classifier that learns the types from synthetic cells "
+    "and names those of real ones: logistic regression on 20 principal components of both sets.",
+    source="train on synthetic, test on real: Esteban et al. 2017 (arXiv 1706.02633)",
+)
+def type_f1(real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray) -> float:
+    """real (n, D), synthetic (m, D), and their types, text (n,) and (m,)."""
+    return macro_f1(synthetic, synthetic_types, real, real_types)
+
+
+@metric(
+    "type_f1_reverse",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    definition="The other way round: a classifier learns the types from real cells and names those of synthetic ones; "
+    "macro-F1 over the types of the synthetic cells.",
+    source="train on real, test on synthetic: Esteban et al. 2017 (arXiv 1706.02633)",
+)
+def type_f1_reverse(
+    real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    return macro_f1(real, real_types, synthetic, synthetic_types)
+
+
+@metric(
+    "marker_overlap",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    definition=f"Share of a type's {N_MARKERS} strongest marker genes (Welch's t, type against all other cells; a "
+    f"tenth of the genes, where they are few) that are among the strongest in synthetic cells too, mean over the types "
+    f"of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    source="markers by t-test as in scanpy's rank_genes_groups",
+)
+def marker_overlap(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """1 where no type has enough cells."""
+    shares = [
+        np.isin(_strongest(x), _strongest(y)).mean()
+        for x, y in _of_common_types(welch_t, real, synthetic, real_types, synthetic_types)
+    ]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+@metric(
+    "marker_auprc",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    definition=f"Area under the precision-recall curve when synthetic cells' t statistics are used to find a type's "
+    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_CELLS_OF_TYPE} or more cells "
+    "on both sides.",
+    source="average precision; markers by t-test as in scanpy's rank_genes_groups",
+)
+def marker_auprc(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """1 where no type has enough cells, or there are no more genes than markers."""
+    from sklearn.metrics import average_precision_score
+
+    values = []
+    for x, y in _of_common_types(welch_t, real, synthetic, real_types, synthetic_types):
+        is_marker = np.zeros(len(x), dtype=bool)
+        is_marker[_strongest(x)] = True
+        values.append(float(average_precision_score(is_marker, y)))
+    return float(np.mean(values)) if values else 1.0
+
+
+@metric(
+    "lfc_types",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    definition="Spearman correlation over genes between real and synthetic differences of mean log1p-normalised "
+    f"values, a type against all other cells, over genes in {MIN_DETECTED:.0%} of the real cells; mean over the types "
+    f"of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
+)
+def lfc_types(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """1 where no type has enough cells."""
+    used = 1 - zeros_per_gene(real) >= MIN_DETECTED
+    values = [
+        _spearman(x[used], y[used])
+        for x, y in _of_common_types(differences, real, synthetic, real_types, synthetic_types)
+    ]
+    return float(np.mean(values)) if values else 1.0
+
+
+@metric(
+    "lfc_conditions",
+    family="biology",
+    needs=("types", "conditions"),
+    direction="higher is better",
+    best=1.0,
+    definition="As lfc_types, but between conditions: within each type, a condition against all others, mean over "
+    f"types and conditions of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
+)
+def lfc_conditions(
+    real: sparse.csr_matrix,
+    synthetic: sparse.csr_matrix,
+    real_types: np.ndarray,
+    synthetic_types: np.ndarray,
+    real_conditions: np.ndarray,
+    synthetic_conditions: np.ndarray,
+) -> float:
+    """1 where nothing has enough cells."""
+    values = []
+    for name in sorted(set(real_types) & set(synthetic_types)):
+        rows, other_rows = real_types == name, synthetic_types == name
+        within = real[rows], synthetic[other_rows]
+        used = 1 - zeros_per_gene(within[0]) >= MIN_DETECTED
+        states = real_conditions[rows], synthetic_conditions[other_rows]
+        values += [_spearman(x[used], y[used]) for x, y in _of_common_types(differences, *within, *states)]
+    return float(np.mean(values)) if values else 1.0
+
+
+def _of_common_types(
+    contrast: Contrast,
+    real: sparse.csr_matrix,
+    synthetic: sparse.csr_matrix,
+    real_types: np.ndarray,
+    synthetic_types: np.ndarray,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """contrast(cells, which) of real and of synthetic cells, (G,) each, for each type with enough cells on both
+    sides and enough others beside them."""
+    found = []
+    for name in sorted(set(real_types) & set(synthetic_types)):
+        sides = [(real, real_types == name), (synthetic, synthetic_types == name)]
+        if all(min(which.sum(), (~which).sum()) >= MIN_CELLS_OF_TYPE for _, which in sides):
+            x, y = (contrast(*side) for side in sides)
+            found.append((x, y))
+    return found
+
+
+def _strongest(t: np.ndarray) -> np.ndarray:
+    """The genes of the highest t."""
+    return np.argsort(-t, kind="stable")[: max(1, min(N_MARKERS, len(t) // 10))]
+
+
+def welch_t(cells: sparse.csr_matrix, which: np.ndarray) -> np.ndarray:
+    """Welch's t of each gene, (G,), in the cells (n, G) that `which` (n,) marks against the others; 0 for a gene that
+    does not vary."""
+    parts = [cells[which], cells[~which]]
+    variances = [variance_per_gene(part) / max(part.shape[0] - 1, 1) for part in parts]  # of the mean
+    error = np.sqrt(variances[0] + variances[1])
+    difference = mean_per_gene(parts[0]) - mean_per_gene(parts[1])
+    return np.divide(difference, error, out=np.zeros_like(difference), where=error > 0)
+
+
+def differences(cells: sparse.csr_matrix, which: np.ndarray) -> np.ndarray:
+    """Of each gene, (G,), the mean in the cells (n, G) that `which` (n,) marks less that in the others."""
+    return mean_per_gene(cells[which]) - mean_per_gene(cells[~which])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """0 where a side is constant."""
+    from scipy.stats import spearmanr
+
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
+
+
+def macro_f1(learnt: np.ndarray, types: np.ndarray, test: np.ndarray, test_types: np.ndarray) -> float:
+    """Macro-F1, over the types of the test cells, of a logistic regression on standardised components.
+
+    Types weigh alike, and the weights are held small: without either, rare types make it a matter of luck.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(set(types)) == 1:
+        predicted = np.full(len(test), types[0])
+    else:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+        predicted = classifier.fit(learnt, types).predict(test)
+    return float(f1_score(test_types, predicted, labels=np.unique(test_types), average="macro", zero_division=0))

@@ -1,0 +1,98 @@
+"""Are synthetic cells copies of the cells that a model was trained on?
+
+Nothing here proves that they are not: a figure at its floor says that this test finds nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.metrics.coverage import radii
+from scdiffkit.metrics.registry import metric
+
+NEAR = 0.01  # share of the training cells that have a neighbour as near as what counts as a near duplicate
+
+
+@metric(
+    "nn_ratio",
+    family="privacy",
+    direction="closest to 1",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    against="train",
+    definition="Median distance of a synthetic cell to the nearest cell that the model was trained on (the nearest "
+    "real cell, where those are not given), over that of those cells to the nearest other one, in 20 principal "
+    "components of both sets; at most 2000 cells a side. Well below 1: copies.",
+    source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
+)
+def nn_ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """real (n, D), synthetic (m, D) -> ratio; 1 where all cells are the same."""
+    from scipy.spatial.distance import cdist
+
+    both = np.vstack([real, synthetic])
+    least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # of cells in one place
+    if least == 0:
+        return 1.0
+    to_real = float(np.median(cdist(synthetic, real).min(axis=1)))
+    return max(to_real, least) / max(float(np.median(radii(real, 1))), least)
+
+
+@metric(
+    "exact_duplicates",
+    family="privacy",
+    direction="lower is better",
+    best=0.0,
+    against="train",
+    definition="Share of synthetic cells with the very values of a cell that the model was trained on (of a real cell, "
+    "where those are not given), in all genes.",
+    source="exact matches, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
+)
+def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    known = set(fingerprints(real))
+    return float(np.mean([cell in known for cell in fingerprints(synthetic)]))
+
+
+@metric(
+    "near_duplicates",
+    family="privacy",
+    direction="lower is better",
+    best=0.0,
+    space="pca",
+    max_cells=2000,
+    against="train",
+    definition=f"Share of synthetic cells nearer to a cell that the model was trained on (to a real cell, where those "
+    f"are not given) than all but {NEAR:.0%} of those cells are to one another, in 20 principal components of both "
+    f"sets; about {NEAR} for cells that are no copies. At most 2000 cells a side.",
+    source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
+)
+def near_duplicates(real: np.ndarray, synthetic: np.ndarray) -> float:
+    from scipy.spatial.distance import cdist
+
+    usual = np.quantile(radii(real, 1), NEAR)
+    return float((cdist(synthetic, real).min(axis=1) < usual).mean())
+
+
+def fingerprints(cells: sparse.csr_matrix) -> list[bytes]:
+    """Of each cell's values (n, G): which genes, and how much to three digits (normalising twice may differ in the
+    last)."""
+    cells = cells.sorted_indices()
+    of_cell = np.split(np.arange(cells.nnz), cells.indptr[1:-1])
+    return [cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() for c in of_cell]
+
+
+def membership_auc(members: np.ndarray, others: np.ndarray, synthetic: np.ndarray) -> float:
+    """Can an attacker who holds synthetic cells tell training cells (members, (n, D)) from others (m, D)?
+
+    AUC of the attack that takes a cell for a member when it lies near a synthetic one, for how far it lies from its
+    own kind: the distance to the nearest synthetic cell over that to the nearest other candidate. 0.5: it cannot.
+    Source: Hilprecht et al. 2019 (PoPETs 2019:232), distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated.
+    """
+    from scipy.spatial.distance import cdist
+    from sklearn.metrics import roc_auc_score
+
+    candidates = np.vstack([members, others])
+    is_member = np.repeat([1, 0], [len(members), len(others)])
+    usual = np.maximum(radii(candidates, 1), 1e-12)
+    return float(roc_auc_score(is_member, -cdist(candidates, synthetic).min(axis=1) / usual))

@@ -1,0 +1,117 @@
+"""What a metric says of synthetic cells, beside what it says of real cells and of bad models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
+
+BAD_MODELS = ("shuffled", "pooled", "copies")
+NEAR_FLOOR = 0.1  # of the way to bad models, where a single resample tells no spread
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric: its values for the synthetic cells, one a resample, and the same for real cells and bad models."""
+
+    metric: str
+    family: str
+    values: tuple[float, ...]
+    floors: tuple[float, ...]
+    ceilings: dict[str, tuple[float, ...]]
+    direction: Direction
+    best: float
+    definition: str
+    source: str
+
+    @property
+    def value(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def floor(self) -> float:
+        return float(np.mean(self.floors))
+
+    def ceiling(self, name: str) -> float:
+        """Of one bad model; KeyError where it says nothing of this metric."""
+        return float(np.mean(self.ceilings[name]))
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Holds another resample's value 19 times in 20; None with a single resample."""
+        return _range(self.values)
+
+    @property
+    def floor_range(self) -> tuple[float, float] | None:
+        return _range(self.floors)
+
+    @property
+    def position(self) -> float:
+        """Where the value lies: 0 at the floor or better, 1 as bad as the worst of the bad models; may be more."""
+        at, floor = (float(np.mean(self._distances(values))) for values in (self.values, self.floors))
+        worst = max(float(np.mean(self._distances(values))) for values in self.ceilings.values())
+        above = at - floor
+        if above <= 0:
+            return 0.0
+        bounds = _range(self._distances(self.floors))  # where bad models are no worse than real cells, chance decides
+        by_chance = 0.0 if bounds is None else bounds[1] - floor
+        return above / max(worst - floor, by_chance, 1e-12)
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether real cells score as badly now and then; with a single resample, whether it is close to the floor."""
+        bounds = _range(self._distances(self.floors))
+        if bounds is None:
+            return self.position <= NEAR_FLOOR
+        return float(np.mean(self._distances(self.values))) <= bounds[1]
+
+    def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(distance_from_best(self.direction, self.best, value) for value in values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "family": self.family,
+            "value": self.value,
+            "value_range": self.value_range,
+            "floor": self.floor,
+            "floor_range": self.floor_range,
+            **{name: self.ceiling(name) if name in self.ceilings else None for name in BAD_MODELS},
+            "position": self.position,
+            "at_floor": self.at_floor,
+            "direction": self.direction,
+            "best": self.best,
+            "definition": self.definition,
+            "source": self.source,
+        }
+
+
+def _range(values: tuple[float, ...]) -> tuple[float, float] | None:
+    """Prediction interval of one more value, 95%."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return None
+    margin = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) * (1 + 1 / n) ** 0.5)
+    mean = float(np.mean(values))
+    return mean - margin, mean + margin
+
+
+def score_of(metric: Metric, figures: list[dict[str, float]]) -> Score:
+    """From value, floor and ceilings of each resample."""
+    by_name = {which: tuple(figure[which] for figure in figures) for which in figures[0]}
+    return Score(
+        metric=metric.name,
+        family=metric.family,
+        values=by_name.pop("value"),
+        floors=by_name.pop("floor"),
+        ceilings=by_name,
+        direction=metric.direction,
+        best=metric.best,
+        definition=metric.definition,
+        source=metric.source,
+    )
