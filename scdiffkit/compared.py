@@ -5,9 +5,10 @@ Knows AnnData and obs columns; knows no metric.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,8 @@ NO_TYPE = "(none)"
 class Side:
     """One of the data sets: X (cells, genes) log1p-normalised CSR, its genes, and what is known of its cells.
 
-    counts: raw counts (cells, genes), None where there are none. types, conditions: (cells,) text, the latter None
-    unless asked for. codec_auc: of the run that made the cells, where they say.
+    counts: raw counts (cells, genes), None where there are none. types, conditions, donors: (cells,) text, the latter
+    two None unless asked for. codec_auc: of the run that made the cells, where they say.
     """
 
     name: str
@@ -48,16 +49,19 @@ class Side:
     types: np.ndarray
     has_types: bool
     conditions: np.ndarray | None
+    donors: np.ndarray | None
     scale: str
     n_cells: int
     n_genes: int
     codec_auc: dict[str, float]
+    sha256: str | None
 
     def take(self, rows: np.ndarray) -> None:
         """Keep these cells only."""
         self.X, self.types = self.X[rows], self.types[rows]
         self.counts = None if self.counts is None else self.counts[rows]
         self.conditions = None if self.conditions is None else self.conditions[rows]
+        self.donors = None if self.donors is None else self.donors[rows]
 
     def keep_genes(self, genes: pd.Index) -> None:
         """Keep these genes only, in this order."""
@@ -73,6 +77,8 @@ class Side:
             of_cells["types"] = self.types[rows]
         if self.conditions is not None:
             of_cells["conditions"] = self.conditions[rows]
+        if self.donors is not None:
+            of_cells["donors"] = self.donors[rows]
         if self.counts is not None:
             of_cells["library_size"] = np.asarray(self.counts[rows].sum(axis=1), dtype=float).ravel()
         mitochondrial = self.genes.str.upper().str.startswith("MT-")
@@ -84,7 +90,8 @@ class Side:
         return Part(X, self.types[rows], of_cells)
 
     def describe(self) -> dict[str, Any]:
-        return {"source": self.source, "cells": self.n_cells, "genes": self.n_genes, "scale": self.scale}
+        about = {"source": self.source, "cells": self.n_cells, "genes": self.n_genes, "scale": self.scale}
+        return about | ({"sha256": self.sha256} if self.sha256 else {})
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ class Part:
     X: sparse.csr_matrix
     types: np.ndarray
     of_cells: dict[str, np.ndarray]
+
+    @property
+    def has_types(self) -> bool:
+        return "types" in self.of_cells
+
+    def in_genes(self, genes: np.ndarray) -> Part:
+        """The same cells, these genes (places) of them."""
+        return replace(self, X=self.X[:, genes])
 
     def shuffled(self, rng: np.random.Generator) -> Part:
         """The same cells with each gene shuffled among the cells of a type."""
@@ -113,6 +128,13 @@ class Part:
         return Part(X, self.types[rows], of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
 
+def candidates(others: Part, members: Part) -> Part:
+    """Both as one set, of_cells["member"] telling 0.0 and 1.0."""
+    is_member = np.repeat([0.0, 1.0], [len(others.types), len(members.types)])
+    X = sparse.vstack([others.X, members.X], format="csr")
+    return Part(X, np.concatenate([others.types, members.types]), {"member": is_member})
+
+
 class Remarks:
     """Collects what a reader of the scores must know."""
 
@@ -125,7 +147,9 @@ class Remarks:
         self.warnings.append(message)
 
 
-def load(cells: dict[str, AnnData | str | Path], label: str | None, conditions: Sequence[str] = ()) -> dict[str, Side]:
+def load(
+    cells: dict[str, AnnData | str | Path], label: str | None, conditions: Sequence[str] = (), donor: str | None = None
+) -> dict[str, Side]:
     """The sides by name; synthetic cells may lack the columns, others may not (DataError)."""
     read_in = {name: read(c) if isinstance(c, (str, Path)) else c for name, c in cells.items()}
     target_sum = _target_sum(read_in["synthetic"]) or _target_sum(read_in["real"]) or TARGET_SUM
@@ -135,12 +159,31 @@ def load(cells: dict[str, AnnData | str | Path], label: str | None, conditions: 
         who = f"The {name} cells" if source == "memory" else f"The {name} cells ({source})"
         X, genes, scale = _log_values(adata, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns)
         types, has_types = _types_of(adata.obs, label, name, who)
-        codec_auc = dict(adata.uns.get("scdiffkit", {}).get("codec_auc", {}))
-        n_cells, n_genes = X.shape
-        counts = _counts(adata, genes)
-        states = _conditions_of(adata.obs, conditions, name, who)
-        sides[name] = Side(name, source, X, counts, genes, types, has_types, states, scale, n_cells, n_genes, codec_auc)
+        sides[name] = Side(
+            name=name,
+            source=source,
+            X=X,
+            counts=_counts(adata, genes),
+            genes=genes,
+            types=types,
+            has_types=has_types,
+            conditions=_texts(adata.obs, conditions, "--condition", name, who),
+            donors=_texts(adata.obs, [donor] if donor else [], "--donor", name, who),
+            scale=scale,
+            n_cells=X.shape[0],
+            n_genes=X.shape[1],
+            codec_auc=dict(adata.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            sha256=_sha256(Path(source)),
+        )
     return sides
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file; None of anything else."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _target_sum(adata: AnnData) -> float | None:
@@ -234,13 +277,13 @@ def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tupl
     return types, True
 
 
-def _conditions_of(obs: pd.DataFrame, columns: Sequence[str], name: str, who: str) -> np.ndarray | None:
-    """Conditions of cells (n,), several columns as one text; only synthetic cells may lack them."""
+def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, who: str) -> np.ndarray | None:
+    """Values of columns as one text a cell, (n,); None where none is asked for. Only synthetic cells may lack them."""
     missing = [column for column in columns if column not in obs]
     if not columns or (missing and name == "synthetic"):
         return None
     if missing:
-        raise DataError(f"{who} have no obs column {missing[0]!r} (--condition); {nearest(missing[0], obs.columns)}")
+        raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {nearest(missing[0], obs.columns)}")
     values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
     return np.array([" | ".join(row) for row in zip(*values)], dtype=object)
 

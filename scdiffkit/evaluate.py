@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ from scdiffkit.compared import (
     Part,
     Remarks,
     Side,
+    candidates,
     cells_a_side,
     count_types,
     draw_order,
@@ -41,8 +44,11 @@ from scdiffkit.compared import (
 from scdiffkit.errors import ConfigError, FileError, nearest
 from scdiffkit.io import atomic_path, atomic_write_text
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import METRICS, Metric, Space, in_space, picture
+from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space, in_space, picture
+from scdiffkit.metrics.marginals import cv_per_gene
 from scdiffkit.metrics.score import Score, score_of
+from scdiffkit.metrics.spaces import N_VARIABLE
+from scdiffkit.preprocess import preprocess
 from scdiffkit.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -51,12 +57,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("scdiffkit")
 
 SCHEMA = 2
-SCORES, PICTURE = "metrics.json", "cells.png"
+SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "cells.png"
 RESAMPLES, CELLS_OF_RESAMPLE = 5, 1000
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
-MAX_PICTURE_CELLS = 3000  # a side
+MAX_PICTURE_CELLS = 2000  # a side
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
 OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
+OF_DONORS = ("exact_duplicates", "near_duplicates", "membership_auc")  # and against the cells of each donor
 
 HALVES = (
     "Half of the real cells against the other half (disjoint, drawn at random within types): what perfect "
@@ -78,27 +85,47 @@ CEILINGS = {
 class Evaluation:
     """What `evaluate` found.
 
-    scores: of every metric. of_types: of each cell type, the scores OF_TYPES within it. inputs: for "real",
-    "synthetic" and perhaps "train", where they came from, their size and scale. n_cells: cells on each side of a
-    comparison. n_genes: genes compared. types: cells of each type by side, before any were left out (None without a
-    label). skipped: metrics that could not be computed, and why. notes: what was done. warnings: what to be wary of.
+    scores: of every metric. of_types, of_donors: of each cell type the scores OF_TYPES within it, of each donor the
+    scores OF_DONORS against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
+    inputs: for "real", "synthetic" and perhaps "train", where they came
+    from, their size, scale and, for files, SHA-256. n_cells: cells on each side of a comparison. n_genes: genes
+    compared. types: cells of each type by side, before any were left out (None without a label). skipped: metrics that
+    could not be computed, and why. notes: what was done. warnings: what to be wary of. html: the report as it was
+    written, None without `out`.
     """
 
     scores: list[Score]
     of_types: dict[str, list[Score]]
+    of_donors: dict[str, list[Score]]
     inputs: dict[str, dict[str, Any]]
     n_cells: int
     n_genes: int
     resamples: int
     seed: int
+    max_cells: int
     label: str | None
     conditions: tuple[str, ...]
+    donor: str | None
+    protocol: str | None
+    of_protocol: list[Score]
     floor_definition: str
     types: dict[str, dict[str, int]] | None
     skipped: dict[str, str]
     notes: list[str]
     warnings: list[str]
-    picture: Path | None = None
+    html: Path | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the scores mean, in words."""
+        return judge(
+            self.scores,
+            few_cells=self.n_cells < FEW_CELLS,
+            floor_is="real cells against training cells" if "train" in self.inputs else "two halves of the real cells",
+            within=f"within {self.label}" if self.label else "between cells",
+            worst_type=self.worst_type(),
+            missing_types=self.missing_types(),
+        )
 
     def __getitem__(self, metric: str) -> Score:
         """The score of a metric by its name; KeyError when there is none."""
@@ -117,47 +144,82 @@ class Evaluation:
         """One row per cell type and metric; column type and those of `to_frame`."""
         return pd.DataFrame([{"type": name, **_row(s)} for name, scores in self.of_types.items() for s in scores])
 
+    def donors_to_frame(self) -> pd.DataFrame:
+        """One row per donor and metric; column donor and those of `to_frame`."""
+        return pd.DataFrame([{"donor": name, **_row(s)} for name, scores in self.of_donors.items() for s in scores])
+
+    def missing_types(self) -> list[str]:
+        """The types of the real cells that no synthetic cell has; none where those have no types."""
+        counts = self.types or {}
+        if not any(count["synthetic"] for count in counts.values()):
+            return []
+        return [name for name, count in counts.items() if count["real"] and not count["synthetic"]]
+
     def worst_type(self) -> str | None:
-        """The type whose synthetic cells are furthest from real ones, by mmd_pca; None when none was scored."""
-        of = {
-            name: score.position
+        """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when
+        none was scored, or all are as real cells are."""
+        off = {
+            name: float(np.mean([0.0 if score.at_floor else score.position for score in scores]))
             for name, scores in self.of_types.items()
-            for score in scores
-            if score.metric == "mmd_pca"
         }
-        return max(of, key=of.__getitem__) if of else None
+        worst = max(off, key=off.__getitem__, default=None)
+        return worst if worst is not None and off[worst] > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 2, verdict {word, reasons, findings, text}, scores (list, see Score.to_dict), of_types {type: list},
-        worst_type, definitions {floor, shuffled, pooled, copies}, cells_compared, genes_compared, resamples, inputs
-        {real, synthetic, train?: {source, cells, genes, scale}}, label, conditions, seed, types {name: {real,
-        synthetic}} or null, skipped {metric: reason}, notes, warnings, picture (file name or null), versions
-        {package: version}.
+        schema: 2, verdict (see Verdict), scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
+        list}, worst_type, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
+        genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256?}},
+        label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
+        types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
         """
-        found = verdict(self)
         return {
             "schema": SCHEMA,
-            "verdict": found.to_dict(),
+            "verdict": self.verdict.to_dict(),
             "scores": [score.to_dict() for score in self.scores],
             "of_types": {name: [score.to_dict() for score in scores] for name, scores in self.of_types.items()},
+            "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
             "worst_type": self.worst_type(),
+            "missing_types": self.missing_types(),
             "definitions": {"floor": self.floor_definition, **ceilings_of(self.label)},
             "cells_compared": self.n_cells,
             "genes_compared": self.n_genes,
             "resamples": self.resamples,
+            "max_cells": self.max_cells,
             "inputs": self.inputs,
             "label": self.label,
             "conditions": list(self.conditions),
+            "donor": self.donor,
+            "protocol": None
+            if self.protocol is None
+            else asdict(PROTOCOLS[self.protocol])
+            | {"name": self.protocol, "scores": [score.to_dict() for score in self.of_protocol]},
             "seed": self.seed,
+            "command": self.command(),
             "types": self.types,
             "skipped": self.skipped,
             "notes": self.notes,
             "warnings": self.warnings,
-            "picture": self.picture.name if self.picture else None,
             "versions": _versions(),
         }
+
+    def command(self) -> str:
+        """What repeats these scores in a shell."""
+        words = ["scdiff", "evaluate", *(self.inputs[side]["source"] for side in ("real", "synthetic"))]
+        options: dict[str, Any] = {"--label": self.label, "--donor": self.donor, "--protocol": self.protocol}
+        if "train" in self.inputs:
+            options["--train"] = self.inputs["train"]["source"]
+        options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
+        words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+        words += [word for column in self.conditions for word in ("--condition", column)]
+        return shlex.join(words)
+
+    def _repr_html_(self) -> str:
+        """Verdict and scores, for a notebook."""
+        from scdiffkit.report import summary_html
+
+        return summary_html(self)
 
 
 def ceilings_of(label: str | None) -> dict[str, str]:
@@ -184,6 +246,8 @@ def evaluate(
     train: AnnData | str | Path | None = None,
     label: str | None = None,
     conditions: Sequence[str] = (),
+    donor: str | None = None,
+    protocol: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
@@ -195,9 +259,11 @@ def evaluate(
 
     real, synthetic, train: AnnData or a file that `read` takes, with raw counts or log1p-normalised X; genes
     are matched by name. train: the cells the model was trained on, when `real` are others (cells that are in
-    both are taken out of `real`): the floor is then `real` against `train`. label, conditions: obs columns with the
-    types, and with what differs between cells of one type (treatment, donor). out: folder for metrics.json (see
-    Evaluation.to_dict) and cells.png, replaced only with `force`. resamples: how often everything is scored, with
+    both are taken out of `real`): the floor is then `real` against `train`. label, conditions, donor: obs columns
+    with the types, with what differs between cells of one type (treatment), and with the donors, each of whose cells
+    are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
+    added (see PROTOCOLS). out: folder for report.html, metrics.json (see Evaluation.to_dict),
+    metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
     other cells; max_cells: at most so many cells a side each time. progress(name, i, n) is called before each of n
     steps.
 
@@ -209,10 +275,12 @@ def evaluate(
         raise ConfigError(f"--max-cells must be at least {MIN_CELLS}, not {max_cells}.")
     if resamples < 1:
         raise ConfigError(f"--resamples must be at least 1, not {resamples}.")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ConfigError(f"There is no --protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
     if out is not None:
         _check_out(Path(out), force)
     given = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    sides = load(given, label, conditions)
+    sides = load(given, label, conditions, donor)
     remarks = Remarks()
     note_scales(sides, remarks)
     match_genes(sides, remarks)
@@ -237,62 +305,102 @@ def evaluate(
             )
         )
 
+    protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
     found: dict[str, list[dict[str, float]]] = {}
+    of_protocol: dict[str, list[dict[str, float]]] = {}
     of_types: dict[str, dict[str, list[dict[str, float]]]] = {}
+    of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
     for r in range(resamples):
-        round_ = Round(*parts(sides, n, seed + 1000 * r), trained=train is not None, seed=seed + r)
+        drawn = parts(sides, n, seed + 1000 * r)
+        round_ = Round(*drawn, trained=train is not None, seed=seed + r)
         metrics, skipped = _computable(round_, label)
         steps = len(metrics) * resamples + (out is not None)
         for i, metric in enumerate(metrics):
             if progress:
-                progress(metric.name, r * len(metrics) + i, steps)
+                progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
             found.setdefault(metric.name, []).append(round_.score(metric))
-        for name, scores in round_.score_types().items():
-            for metric_name, figures in scores.items():
-                of_types.setdefault(name, {}).setdefault(metric_name, []).append(figures)
+        for parts_of, groups in ((of_types, round_.score_types()), (of_donors, round_.score_donors())):
+            for name, scores in groups.items():
+                for metric_name, figures in scores.items():
+                    parts_of.setdefault(name, {}).setdefault(metric_name, []).append(figures)
+        if protocol is not None and protocol_genes is not None:
+            in_genes = Round(*(part.in_genes(protocol_genes) for part in drawn), trained=False, seed=seed + r)
+            for metric in (METRICS[name] for name in PROTOCOLS[protocol].metrics):
+                if not all(need in part.of_cells for need in metric.needs for part in drawn):
+                    skipped[metric.name] = WITHOUT["types"]
+                    continue
+                if progress:
+                    progress(f"{protocol}: {metric.name}", (r + 1) * len(metrics), steps)
+                of_protocol.setdefault(metric.name, []).append(in_genes.score(metric))
         if r == 0:
             zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
             remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
-    if out is not None and progress:
-        progress("picture", steps - 1, steps)
     evaluation = Evaluation(
         scores=[score_of(METRICS[name], figures) for name, figures in found.items()],
-        of_types={
-            name: [score_of(METRICS[metric], figures) for metric, figures in scores.items()]
-            for name, scores in sorted(of_types.items())
-        },
+        of_types=_scores_of(of_types),
+        of_donors=_scores_of(of_donors),
         inputs={name: side.describe() for name, side in sides.items()},
         n_cells=n,
         n_genes=len(sides["real"].genes),
         resamples=resamples,
         seed=seed,
+        max_cells=max_cells,
         label=label,
         conditions=tuple(conditions),
+        donor=donor,
+        protocol=protocol,
+        of_protocol=[score_of(METRICS[name], figures) for name, figures in of_protocol.items()],
         floor_definition=HALVES if train is None else HELD_OUT,
         types=types,
         skipped=skipped,
         notes=remarks.notes,
         warnings=remarks.warnings,
-        picture=None if out is None else _draw(sides, label, seed, Path(out)),
+        html=None if out is None else Path(out) / REPORT,
     )
     if out is not None:
-        text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
-        atomic_write_text(Path(out) / SCORES, text + "\n")
+        if progress:
+            progress("pictures", steps - 1, steps)
+        _write(evaluation, sides, Path(out))
     return evaluation
 
 
-def verdict(evaluation: Evaluation) -> Verdict:
-    """What the scores mean, in words."""
-    return judge(
-        evaluation.scores,
-        few_cells=evaluation.n_cells < FEW_CELLS,
-        floor_is="real cells against training cells"
-        if "train" in evaluation.inputs
-        else "two halves of the real cells",
-        within=f"within {evaluation.label}" if evaluation.label else "between cells",
-        worst_type=evaluation.worst_type(),
+def _write(evaluation: Evaluation, sides: dict[str, Side], out: Path) -> None:
+    """The report, its picture on its own, and its figures as JSON and CSV."""
+    from scdiffkit import report
+
+    seed, label = evaluation.seed, evaluation.label
+    first, second, third = parts(sides, min(evaluation.n_cells, evaluation.max_cells), seed)
+    shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, evaluation.max_cells * min(2, evaluation.resamples)))
+    types = [part.types if label and part.has_types else None for part in shown]
+    positions = picture.layout(shown[0].X, shown[1].X, seed=seed)
+    with atomic_path(out / PICTURE) as temporary:
+        picture.draw(temporary, *positions, *types, label=label, seed=seed)
+    html = report.html(
+        evaluation, genes=sides["real"].genes, first=first, second=second, third=third, shown=shown, umap=positions
     )
+    text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+    atomic_write_text(out / SCORES, text + "\n")
+    atomic_write_text(out / TABLE, evaluation.to_frame().to_csv(index=False))
+    atomic_write_text(out / REPORT, html)
+
+
+def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, Part]:
+    """As many real as synthetic cells."""
+    real, synthetic = sides["real"], sides["synthetic"]
+    n = min(real.X.shape[0], synthetic.X.shape[0], most)
+    orders = (
+        draw_order(side.types, np.random.default_rng([seed, 7, i]))[:n] for i, side in enumerate((real, synthetic))
+    )
+    a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
+    return a, b
+
+
+def _scores_of(groups: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, list[Score]]:
+    return {
+        name: [score_of(METRICS[metric], figures) for metric, figures in scores.items()]
+        for name, scores in sorted(groups.items())
+    }
 
 
 class Round:
@@ -300,6 +408,8 @@ class Round:
 
     def __init__(self, first: Part, second: Part, third: Part, *, trained: bool, seed: int) -> None:
         self.first, self.second, self.third, self.seed = first, second, third, seed
+        known, unknown = (second, first) if trained else (first, second)  # to a model, as far as that is told
+        self.known = known
         self.pairs: dict[str, dict[str, tuple[Part, Part]]] = {
             "real": {
                 "value": (first, third),
@@ -308,12 +418,16 @@ class Round:
                 "pooled": (first, second.pooled()),
             },
             # To what was learnt from, real cells that were held out are the floor.
-            "train": {
-                "value": (second if trained else first, third),
-                "floor": (second, first) if trained else (first, second),
-                "copies": (second, second) if trained else (first, first),
-            },
+            "train": {"value": (known, third), "floor": (known, unknown), "copies": (known, known)},
         }
+        if trained:
+            both, n = candidates(first, second), len(first.types)
+            guessed = np.random.default_rng([seed, 8]).permutation(n) % 2.0
+            neither = replace(first, of_cells=first.of_cells | {"member": guessed})
+            third, second = (
+                replace(p, of_cells=p.of_cells | {"member": np.zeros(len(p.types))}) for p in (third, second)
+            )
+            self.pairs["candidates"] = {"value": (both, third), "floor": (neither, third), "copies": (both, second)}
         self._in_space: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 
     def matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
@@ -324,12 +438,15 @@ class Round:
             self._in_space[key] = in_space(space, a.X, b.X)
         return self._in_space[key]
 
-    def score(self, metric: Metric) -> dict[str, float]:
-        """Its value, floor and ceilings by name."""
+    def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
+        """Its value, floor and ceilings by name; of the first set of each pair only the cells (mask) that `keep`
+        tells."""
         found = {}
         for which, (a, b) in self.pairs[metric.against].items():
-            given = {need: (a.of_cells[need], b.of_cells[need]) for need in metric.needs}
-            found[which] = metric(*self.matrices(metric.against, which, metric.space), seed=self.seed, **given)
+            rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
+            x, y = self.matrices(metric.against, which, metric.space)
+            given = {need: (a.of_cells[need][rows], b.of_cells[need]) for need in metric.needs}
+            found[which] = metric(x[rows], y, seed=self.seed, **given)
         return found
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -349,19 +466,59 @@ class Round:
                 found.setdefault(name, {})[metric.name] = figures
         return found
 
+    def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
+        donors = self.known.of_cells.get("donors", np.array([]))
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name in sorted(set(donors)):
+            mine = donors == name
+            if mine.sum() < MIN_CELLS_OF_TYPE:
+                continue
+
+            def keep(which: str, part: Part, mine: np.ndarray = mine) -> np.ndarray:
+                """This donor's cells; of candidates, beside all that were held out."""
+                if len(part.types) == len(mine):
+                    return mine if "member" not in part.of_cells else np.ones(len(mine), dtype=bool)
+                return np.concatenate([np.ones(len(part.types) - len(mine), dtype=bool), mine])
+
+            for metric in (METRICS[m] for m in OF_DONORS):
+                if metric.against in self.pairs:
+                    found.setdefault(name, {})[metric.name] = self.score(metric, keep)
+        return found
+
 
 def _computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
     """The metrics that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
-    for metric in METRICS.values():
-        missing = [need for need in metric.needs for part in (round_.first, round_.third) if need not in part.of_cells]
-        if missing:
+    for metric in (m for m in METRICS.values() if m.default):
+        missing = [
+            n for n in metric.needs if n != "member" and not all(n in p.of_cells for p in (round_.first, round_.third))
+        ]
+        if metric.against not in round_.pairs:
+            skipped[metric.name] = "the cells that the model was trained on are not given (--train)"
+        elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
         else:
             metrics.append(metric)
     return metrics, skipped
+
+
+def _genes_of(protocol: str, real: Side) -> np.ndarray:
+    """Places of the genes that a protocol looks at, in the order of the genes."""
+    which, n_genes = PROTOCOLS[protocol].genes, real.X.shape[1]
+    if which == "all" or n_genes <= N_VARIABLE:
+        return np.arange(n_genes)
+    if which == "cv":
+        return np.sort(np.argsort(-cv_per_gene(real.X), kind="stable")[:N_VARIABLE])
+    if real.counts is None:
+        raise ConfigError(f"--protocol {protocol} chooses genes by raw counts of the real cells, which they lack.")
+    from anndata import AnnData
+
+    counts = AnnData(real.counts, var=pd.DataFrame(index=real.genes))
+    chosen = preprocess(counts, hvg_flavor="seurat_v3", n_top_genes=N_VARIABLE, min_cells=0, min_genes=0)
+    return np.sort(real.genes.get_indexer(chosen.var_names))
 
 
 WITHOUT = {
@@ -375,8 +532,8 @@ WITHOUT = {
 
 def _versions() -> dict[str, str]:
     """Of the packages that the scores depend on."""
-    found = {}
-    for name in ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "anndata"):
+    found = {"python": platform.python_version()}
+    for name in ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "pot", "anndata"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a source tree that was not installed
@@ -388,25 +545,10 @@ def _check_out(out: Path, force: bool) -> None:
     """Fail now rather than after the scores are computed."""
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; the report needs a folder. Choose another name.")
-    there = [name for name in (SCORES, PICTURE) if (out / name).exists()]
+    there = [name for name in (SCORES, TABLE, REPORT, PICTURE) if (out / name).exists()]
     if there and not force:
         raise FileError(f"{out} holds {' and '.join(there)} already: choose another folder, or use --force.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-
-
-def _draw(sides: dict[str, Side], label: str | None, seed: int, out: Path) -> Path:
-    """As many real as synthetic cells in one layout, as cells.png."""
-    real, synthetic = sides["real"], sides["synthetic"]
-    n = min(real.X.shape[0], synthetic.X.shape[0], MAX_PICTURE_CELLS)
-    parts = [
-        side.part(draw_order(side.types, np.random.default_rng([seed, 7, i]))[:n])
-        for i, side in enumerate((real, synthetic))
-    ]
-    positions = picture.layout(parts[0].X, parts[1].X, seed=seed)
-    types = [part.types if label and side.has_types else None for part, side in zip(parts, (real, synthetic))]
-    with atomic_path(out / PICTURE) as temporary:
-        picture.draw(temporary, *positions, *types, label=label, seed=seed)
-    return out / PICTURE

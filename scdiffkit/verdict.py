@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from scdiffkit.metrics.score import Score
 
-Word = Literal["indistinguishable", "close", "usable in part", "poor"]
+Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied"]
 Grade = Literal["good", "fair", "poor"]
 
 # Where a score lies between real cells (0) and bad models (1).
 GOOD, FAIR = 0.15, 0.5
 # Of the forest's AUC above the floor. Two halves of one data set come to 0.5 +- 0.03 with a few hundred cells.
 AUC_SAME, AUC_CLOSE, AUC_OBVIOUS = 0.05, 0.15, 0.95
-COPIED = 0.25  # of the way from real cells to copies
+AUC_COPIED = 0.1  # below the floor
+# Of the way from real cells to copies: of cells that are duplicates a few are too many.
+COPIED = {"exact_duplicates": 0.02, "near_duplicates": 0.1, "nn_ratio": 0.25, "membership_auc": 0.25}
 FINDINGS = 3
 
 # What cells are used for, and the families of metrics that say whether they serve.
@@ -24,6 +27,20 @@ USES: dict[str, tuple[str, ...]] = {
     "clustering, embeddings and benchmarks of methods": ("joint", "coverage", "classifier"),
     "cell types, marker genes and responses": ("biology",),
 }
+
+
+MEANING: dict[Word, str] = {
+    "indistinguishable": f"The forest's AUC (rf_auc) is at most {AUC_SAME} above what real cells score, no use is "
+    "graded poor, and no type is missing.",
+    "close": f"At most {AUC_CLOSE} above, better than shuffled cells, and no use is graded poor.",
+    "usable in part": f"AUC below {AUC_OBVIOUS}, better than shuffled cells, and at least one use is not graded poor.",
+    "poor": "None of these.",
+    "copied": "Scores of privacy, or an AUC far below that of real cells, tell of copies.",
+}
+GRADES = (
+    f"Good: at least two thirds of its scores lie at real cells or within {GOOD:.0%} of the way to bad models, and "
+    f"none beyond {FAIR:.0%}. Poor: half of them lie beyond {FAIR:.0%}. Fair: between."
+)
 
 
 @dataclass(frozen=True)
@@ -45,23 +62,36 @@ class Verdict:
         return asdict(self) | {"text": str(self)}
 
 
-def judge(scores: Iterable[Score], *, few_cells: bool, floor_is: str, within: str, worst_type: str | None) -> Verdict:
-    """few_cells: whether the scores are rough; floor_is, within: the floor and the shuffle in words."""
+def judge(
+    scores: Iterable[Score],
+    *,
+    few_cells: bool,
+    floor_is: str,
+    within: str,
+    worst_type: str | None,
+    missing_types: Sequence[str] = (),
+) -> Verdict:
+    """few_cells: whether the scores are rough; floor_is, within: the floor and the shuffle in words; missing_types:
+    of which there are real cells and no synthetic ones."""
     scores = list(scores)
     by_name = {score.metric: score for score in scores}
     grades = {use: _grade([s for s in scores if s.family in families]) for use, families in USES.items()}
     uses = {use: grade for use, grade in grades.items() if grade}
     auc = by_name["rf_auc"]
-    above = auc.value - auc.floor
+    above = auc.value - max(auc.floor, auc.best)
     shuffled = auc.ceiling("shuffled")
-    copies = above < -AUC_SAME or any(s.family == "privacy" and s.position > COPIED and not s.at_floor for s in scores)
-    undecided = shuffled - auc.floor <= AUC_SAME
+    copied = [s for s in scores if s.metric in COPIED and s.position > COPIED[s.metric] and not s.at_floor]
+    copies = auc.value - auc.floor < -AUC_COPIED or bool(copied)
+    undecided = shuffled - max(auc.floor, auc.best) <= AUC_SAME
 
     good = [use for use, grade in uses.items() if grade == "good"]
     bad = [use for use, grade in uses.items() if grade == "poor"]
     no_better = above > AUC_SAME and auc.value >= shuffled - AUC_SAME
-    if above <= AUC_SAME and not bad:
-        word: Word = "indistinguishable"
+    if copies:
+        word: Word = "copied"
+        sentence = "Copied: there are cells among these that are copies, or nearly so, of real ones."
+    elif above <= AUC_SAME and not bad and not missing_types:
+        word = "indistinguishable"
         sentence = "Indistinguishable: by these tests the cells are as close to real cells as other real cells are."
     elif above <= AUC_CLOSE and not bad and not no_better:
         word, sentence = "close", "Close: most cells pass for real ones."
@@ -90,14 +120,16 @@ def judge(scores: Iterable[Score], *, few_cells: bool, floor_is: str, within: st
         )
     if copies:
         reasons.append(
-            "Cells may be copies of those that the model was trained on: do not share them in the place of real ones, "
-            "and judge them by real cells that the model has not seen."
+            "Do not share them in the place of real ones, and do not take their other scores for quality: they say how "
+            "like real cells copies of real cells are. Judge the model by real cells that it has not seen (--train)."
         )
-    if worst_type and word != "indistinguishable":
+    if missing_types:
+        reasons.append(f"There are no synthetic cells of {_listed(missing_types)}.")
+    if worst_type and word not in ("indistinguishable", "copied"):
         reasons.append(f"The type furthest from its real cells is {worst_type}.")
     if few_cells:
         reasons.append("With so few cells these figures are rough.")
-    return Verdict(word, sentence, reasons, uses, _findings(scores), copies)
+    return Verdict(word, sentence, reasons, uses, _findings(scores, copies), copies)
 
 
 def _grade(scores: list[Score]) -> Grade | None:
@@ -111,17 +143,20 @@ def _grade(scores: list[Score]) -> Grade | None:
     return "good" if share["poor"] == 0 and share["good"] >= 2 / 3 else "fair"
 
 
-def _findings(scores: list[Score]) -> list[str]:
-    """The scores furthest from the floor, in words."""
+def _findings(scores: list[Score], copied: bool) -> list[str]:
+    """The scores furthest from the floor, in words; those that tell of copies first."""
     off = [s for s in scores if not s.at_floor and s.position > GOOD and s.family != "papers"]
-    off.sort(key=lambda s: -s.position)
+    off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:
-        bad = ", ".join(f"{name} {s.ceiling(name):.3g}" for name in s.ceilings)
-        what = s.definition.split(". ")[0].rstrip(".")
-        found.append(f"{s.metric} is {s.value:.3g}; real cells {s.floor:.3g}, bad models: {bad}. {what}.")
+        worse = [name for name in s.ceilings if s.is_worse(name)]
+        bad = f", bad models: {', '.join(f'{name} {s.ceiling(name):.3g}' for name in worse)}" if worse else ""
+        what = re.split(r"(?<=[.?]) ", s.definition)[0].rstrip(".")
+        found.append(
+            f"{s.metric} is {s.value:.3g}; real cells {s.floor:.3g}{bad}. {what}{'' if what.endswith('?') else '.'}"
+        )
     return found
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

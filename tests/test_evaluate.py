@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
+import scdiffkit
 from scdiffkit.compared import draw_order, shuffle_within
-from scdiffkit.evaluate import Evaluation, evaluate, verdict
+from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
+from scdiffkit.evaluate import Evaluation
 from scdiffkit.metrics import METRICS, picture
 from scdiffkit.preprocess import lognormalise, preprocess
 
@@ -25,6 +30,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells 
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not hang on the forest's size."""
     monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 60)
+
+
+def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
+    """With a single resample unless a test says more."""
+    return scdiffkit.evaluate(*args, resamples=resamples, **options)
 
 
 def halves(cells: AnnData, seed: int = 0) -> tuple[AnnData, AnnData]:
@@ -61,15 +71,16 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 
 def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
-    assert [score.metric for score in evaluation.scores] == [m for m in METRICS if m != "lfc_conditions"]
-    assert set(evaluation.skipped) == {"lfc_conditions"}
+    skipped = {"lfc_conditions", "mitochondrial_share", "membership_auc"}  # no conditions, MT- genes, training cells
+    assert set(evaluation.skipped) == skipped
+    assert [score.metric for score in evaluation.scores] == [m for m in METRICS if m not in skipped]
     assert evaluation.n_cells == 140  # 80% of half the cells
     assert evaluation.n_genes == 765
     for score in evaluation.scores:
         assert len(score.values) == len(score.floors) == 2
         at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
-        assert at_value < 1.5 * at_floor + 0.05, score
-    found = verdict(evaluation)
+        assert at_value < 1.5 * at_floor + 0.07, score
+    found = evaluation.verdict
     assert found.word == "indistinguishable"
     assert "as close to real cells as other real cells" in str(found)
     assert not found.copies
@@ -92,13 +103,14 @@ def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
     evaluation = evaluate(real, synthetic, label="cell_type", resamples=2)
     auc = evaluation["rf_auc"]
     assert auc.value == pytest.approx(auc.ceiling("shuffled"), abs=0.08)
-    assert "no better than shuffled" in str(verdict(evaluation))
+    assert "no better than shuffled" in str(evaluation.verdict)
 
 
 def test_copies_are_found_out(tiny: AnnData) -> None:
     evaluation = evaluate(tiny, tiny.copy(), label="cell_type")
     assert evaluation["rf_auc"].value < 0.4
-    assert "may be copies" in str(verdict(evaluation))
+    assert evaluation.verdict.word == "copied"
+    assert evaluation.verdict.findings[0].startswith("exact_duplicates")
 
 
 def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
@@ -106,7 +118,7 @@ def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
     wrong.X = sparse.csr_matrix(wrong.X.toarray()[:, ::-1])
     evaluation = evaluate(tiny, wrong)
     assert evaluation["rf_auc"].value > 0.95
-    assert "recognised" in str(verdict(evaluation))
+    assert "recognised" in str(evaluation.verdict)
 
 
 def test_held_out_cells_are_compared_with_training_cells(tiny: AnnData) -> None:
@@ -152,6 +164,67 @@ def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     assert mixed.n_cells == 60
     with pytest.raises(DataError, match="leave --train out"):
         evaluate(train, held_out, train=train)
+
+
+def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
+    real, other = halves(demo)
+    lost = real.obs["cell_type"].value_counts().index[0]
+    synthetic = other[other.obs["cell_type"] != lost].copy()
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    assert evaluation.missing_types() == [lost]
+    assert f"no synthetic cells of {lost}" in str(evaluation.verdict)
+    assert evaluation.verdict.word != "indistinguishable"
+    assert evaluation["recall"].position > 0.1
+
+
+def test_counts_scaled_by_two_are_caught_by_the_cells(demo: AnnData) -> None:
+    real, other = halves(demo)
+    doubled = other.copy()
+    doubled.X = other.X * 2
+    size = evaluate(real, doubled, resamples=3)["library_size"]
+    assert size.value == pytest.approx(np.log10(2), abs=0.05)
+    assert not size.at_floor
+    assert evaluate(real, other, resamples=3)["library_size"].at_floor
+
+
+def test_members_are_told_from_others_by_copies_and_not_by_fresh_cells(demo: AnnData) -> None:
+    held_out, rest = halves(demo)
+    train, fresh = halves(rest)
+    of_copies = evaluate(held_out, train.copy(), train=train, resamples=3)
+    assert of_copies["membership_auc"].value > 0.95
+    assert of_copies.verdict.word == "copied"
+    of_fresh = evaluate(held_out, fresh, train=train, resamples=3)
+    assert of_fresh["membership_auc"].value == pytest.approx(0.5, abs=0.1)
+    assert not of_fresh.verdict.copies
+
+
+def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
+    held_out, train = halves(demo)
+    for cells in (held_out, train):
+        cells.obs["donor"] = np.resize(["anna", "bert"], cells.n_obs)
+    anna = train[train.obs["donor"] == "anna"].copy()
+    frame = evaluate(held_out, anna, train=train, donor="donor").donors_to_frame().set_index(["donor", "metric"])
+    assert frame.loc[("anna", "exact_duplicates"), "value"] == 1
+    assert frame.loc[("bert", "exact_duplicates"), "value"] == 0
+    assert frame.loc[("anna", "membership_auc"), "value"] > 0.95 > frame.loc[("bert", "membership_auc"), "value"]
+    with pytest.raises(DataError, match=r"no obs column 'donors' \(--donor\); did you mean 'donor'"):
+        evaluate(held_out, anna, donor="donors")
+
+
+def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
+    rng = np.random.default_rng(0)
+    cells = demo.copy()
+    cells.obs["state"] = rng.choice(["treated", "not"], cells.n_obs)
+    X = cells.X.toarray()
+    treated, genes = cells.obs["state"].to_numpy() == "treated", rng.permutation(cells.n_vars)[:200]
+    X[np.ix_(treated, genes)] += rng.poisson(3, (treated.sum(), 200))
+    cells.X = sparse.csr_matrix(X)
+    real, synthetic = halves(cells)
+    lost = synthetic.copy()
+    lost.obs["state"] = rng.permutation(lost.obs["state"])
+    kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
+    assert kept["lfc_conditions"].value > 0.6
+    assert without["lfc_conditions"].value < 0.3
 
 
 # the border: scales, genes, labels
@@ -243,7 +316,7 @@ def test_few_genes_and_few_cells_are_warned_of(tiny: AnnData) -> None:
     assert "Only 60 genes" in said
     assert "Only 10 cells a side" in said
     assert all(math.isfinite(x) for x in values(evaluation))
-    assert "rough" in str(verdict(evaluation))
+    assert "rough" in str(evaluation.verdict)
 
 
 def test_types_missing_on_a_side_are_named(tiny: AnnData) -> None:
@@ -276,8 +349,9 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
     evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
-    untyped = [m.name for m in METRICS.values() if not m.uses_types]  # no label was given
-    assert calls == [(name, i, len(untyped)) for i, name in enumerate(untyped)]
+    asked = [f"{m.family}: {m.name}" for m in METRICS.values() if not {"types", "member"} & set(m.needs)]
+    asked.remove("per cell: mitochondrial_share")
+    assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
 
 
 # refusals, each with its remedy
@@ -370,8 +444,8 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
         raise AssertionError(f"{constant} in metrics.json")
 
     read = json.loads((out / "metrics.json").read_text(), parse_constant=refuse)
-    assert read == evaluation.to_dict()
-    assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "notes", "versions"} <= set(read)
+    assert read == json.loads(json.dumps(evaluation.to_dict()))
+    assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "command", "versions"} <= set(read)
     assert read["scores"][0].keys() >= {"metric", "value", "floor", "shuffled", "direction", "best", "definition"}
     assert read["inputs"]["synthetic"] == {
         "source": "memory", "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
@@ -380,8 +454,11 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
 
 def test_frame_has_a_row_per_metric(report: tuple[Evaluation, Path]) -> None:
     frame = report[0].to_frame()
-    assert list(frame["metric"]) == list(METRICS)
-    assert list(frame.columns[:5]) == ["metric", "value", "floor", "shuffled", "direction"]
+    assert list(frame["metric"]) == [score.metric for score in report[0].scores]
+    assert list(frame.columns[:4]) == ["metric", "family", "value", "value_low"]
+    assert ((frame["value_low"] <= frame["value"]) & (frame["value"] <= frame["value_high"])).all()
+    written = pd.read_csv(report[1] / "metrics.csv")
+    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
 
 
 def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
@@ -392,9 +469,8 @@ def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
 def test_picture_is_a_small_png(report: tuple[Evaluation, Path]) -> None:
     from matplotlib.image import imread
 
-    evaluation, out = report
-    assert evaluation.picture == out / "cells.png"
-    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.json"]
+    _, out = report
+    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.csv", "metrics.json", "report.html"]
     pixels = imread(out / "cells.png")
     assert pixels.shape[:2] == (645, 2025)
     assert (out / "cells.png").stat().st_size < 400_000
@@ -426,12 +502,43 @@ def test_picture_of_almost_nothing(tiny: AnnData, tmp_path: Path, genes: int) ->
 def test_rare_types_share_a_grey(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     types = np.array([f"type {min(i // 4, 14)}" for i in range(100)], dtype=object)
-    colours, n_other = picture._colours(types)
+    colours, n_other = picture.colours_of(types)
     assert (len(colours), n_other) == (10, 5)
     assert "type 14" in colours  # the most frequent
     positions = rng.normal(size=(2, 100, 2))
     picture.draw(tmp_path / "p.png", *positions, types, None, label="cell_type")
     assert (tmp_path / "p.png").exists()
+
+
+def test_the_report_is_one_small_page_that_says_it_all(report: tuple[Evaluation, Path]) -> None:
+    evaluation, out = report
+    page = (out / "report.html").read_text()
+    assert len(page) < 5_000_000
+    assert page.index(html.escape(evaluation.verdict.sentence)) < page.index("<picture>")
+    for score in evaluation.scores:
+        assert f">{score.metric}</a>" in page
+        assert html.escape(score.definition) in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
+    assert html.escape(evaluation.command()) in page
+    for name in evaluation.types or {}:
+        assert f'<th scope="row">{html.escape(name)}</th>' in page
+    assert page.count("<img ") == page.count('alt="') == 7
+    assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)|url\(|@import""", page)
+
+
+def test_names_of_files_and_types_cannot_break_the_report(tiny: AnnData, tmp_path: Path) -> None:
+    cells = tiny.copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "<script>alert(1)</script>")
+    real, synthetic = halves(cells)
+    evaluate(real, synthetic, label="cell_type", out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_notebooks_show_a_summary(report: tuple[Evaluation, Path]) -> None:
+    shown = report[0]._repr_html_()
+    assert shown.count("<tr>") == len(report[0].scores) + 1
+    assert html.escape(report[0].verdict.sentence) in shown
 
 
 # parts

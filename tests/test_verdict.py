@@ -21,14 +21,15 @@ def score(metric: str, family: str, value: float, floor: float = 0.0, bad: float
 def said(auc: tuple[float, float, float], **positions: float) -> Verdict:
     """Of a forest's AUC of synthetic, real and shuffled cells, and scores of other families so far from real cells."""
     scores = [score("rf_auc", "classifier", *auc, best=0.5)]
-    scores += [score(f"a {family}", family.replace("_", " "), position) for family, position in positions.items()]
+    for family, position in positions.items():
+        scores.append(score("nn_ratio" if family == "privacy" else f"a {family}", family.replace("_", " "), position))
     return judge(scores, few_cells=False, floor_is="two halves", within="within cell_type", worst_type="NK")
 
 
 @pytest.mark.parametrize(
     ("auc", "word", "text"),
     [
-        ((0.30, 0.50, 0.70), "indistinguishable", "may be copies"),
+        ((0.30, 0.50, 0.70), "copied", "Do not share"),
         ((0.52, 0.50, 0.70), "indistinguishable", "as close to real cells as other real cells"),
         ((0.60, 0.50, 0.95), "close", "most cells pass"),
         ((0.69, 0.50, 0.70), "poor", "no better than shuffled"),
@@ -73,5 +74,13 @@ def test_the_worst_findings_come_first_and_the_papers_figures_are_none() -> None
 def test_copies_are_not_to_be_shared() -> None:
     found = said((0.52, 0.50, 0.95), privacy=0.6)
     assert found.copies
-    assert "do not share" in str(found)
+    assert found.word == "copied"
     assert not said((0.52, 0.50, 0.95), privacy=0.1).copies
+
+
+def test_types_that_are_missing_are_named() -> None:
+    scores = [score("rf_auc", "classifier", 0.51, 0.5, 0.9, best=0.5)]
+    words = {"few_cells": False, "floor_is": "two halves", "within": "within cell_type", "worst_type": None}
+    found = judge(scores, missing_types=["B", "NK"], **words)
+    assert found.word == "close"
+    assert "no synthetic cells of B and NK" in str(found)

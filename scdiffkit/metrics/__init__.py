@@ -5,11 +5,13 @@ table pick it up from there.
 """
 
 from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, picture, privacy
+from scdiffkit.metrics.protocols import PROTOCOLS
 from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
 __all__ = [
     "METRICS",
+    "PROTOCOLS",
     "Direction",
     "Metric",
     "Space",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy import sparse
 
@@ -11,6 +9,7 @@ from scdiffkit.metrics.registry import metric
 
 PAPER = "scRDiT (arXiv 2404.06153)"
 N_BINS = 20  # of a gene's values above zero
+TREND_BINS = 20
 COMMON = "common practice, e.g. Crowell et al. 2023 (Genome Biology 24:62)"
 CORRELATION = (
     "Pearson correlation over genes between real and synthetic {}. Where all genes have the same value it is "
@@ -124,13 +123,15 @@ def cv_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     family="per gene",
     direction="lower is better",
     best=0.0,
+    space="variable",
     max_cells=2000,
     definition="One-dimensional Wasserstein distance between a gene's log1p-normalised values in real and in synthetic "
-    "cells, mean over genes; at most 2000 cells a side.",
+    "cells, mean over the 2000 most variable genes; at most 2000 cells a side.",
     source="scRDiT (arXiv 2404.06153): Wasserstein distance, here within each gene",
 )
-def wasserstein_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    return float(np.mean([wasserstein for wasserstein, _ in _distances_of_cdfs(real, synthetic)]))
+def wasserstein_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
+    values, difference = _cdfs(real, synthetic)
+    return float((difference[:-1] * np.diff(values, axis=0)).sum(axis=0).mean())
 
 
 @metric(
@@ -138,13 +139,22 @@ def wasserstein_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> 
     family="per gene",
     direction="lower is better",
     best=0.0,
+    space="variable",
     max_cells=2000,
     definition="Kolmogorov-Smirnov statistic of a gene: the largest difference between the shares of real and of "
-    "synthetic cells up to any log1p-normalised value, mean over genes; at most 2000 cells a side.",
+    "synthetic cells up to any log1p-normalised value, mean over the 2000 most variable genes; at most 2000 cells a "
+    "side.",
     source=COMMON,
 )
-def ks_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    return float(np.mean([ks for _, ks in _distances_of_cdfs(real, synthetic)]))
+def ks_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return float(ks_of_genes(real, synthetic).mean())
+
+
+def ks_of_genes(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov statistic of each gene, (G,), of real (n, G) and synthetic (m, G)."""
+    values, difference = _cdfs(real, synthetic)
+    last = np.vstack([np.diff(values, axis=0) > 0, np.ones((1, values.shape[1]), dtype=bool)])  # of equal values
+    return np.where(last, difference, 0).max(axis=0)
 
 
 @metric(
@@ -152,40 +162,82 @@ def ks_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     family="per gene",
     direction="lower is better",
     best=0.0,
+    space="variable",
     max_cells=2000,
     definition=f"KL(real || synthetic) in nats of a gene's log1p-normalised values, in bins: one of zeros and {N_BINS} "
-    "that hold as many of both sides' other values each, half a cell added to every bin; mean over genes. At most 2000 "
-    "cells a side.",
+    "that hold as many of both sides' other values each, half a cell added to every bin; mean over the 2000 most "
+    "variable genes. At most 2000 cells a side.",
     source="Kullback & Leibler 1951, on histograms",
 )
-def kl_genes(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
     values = []
-    for x, y in _seen_values(real, synthetic):
-        both = np.sort(np.concatenate([x, y]))
+    for x, y in zip(real.T, synthetic.T):
+        x_seen, y_seen = x[x != 0], y[y != 0]
+        both = np.sort(np.concatenate([x_seen, y_seen]))
         edges = both[np.arange(1, N_BINS) * len(both) // N_BINS] if len(both) else both
         edges = np.unique(edges[edges < both[-1:]])  # else the last bin, beyond the largest value, is empty
-        p, q = (_binned(side, n, edges) for side, n in ((x, real.shape[0]), (y, synthetic.shape[0])))
+        p, q = (_binned(seen, n, edges) for seen, n in ((x_seen, len(x)), (y_seen, len(y))))
         values.append(float((p * np.log(p / q)).sum()))
     return float(np.mean(values))
 
 
-def _seen_values(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each gene, the values that are not zero in real and in synthetic cells."""
-    sides = [side.tocsc() for side in (real, synthetic)]
-    for g in range(real.shape[1]):
-        x, y = (side.data[side.indptr[g] : side.indptr[g + 1]] for side in sides)
-        yield x[x != 0], y[y != 0]
+@metric(
+    "mean_variance_trend",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    definition="Do genes of one mean vary as much? Median log10 variance of the genes as a function of their mean, in "
+    f"{TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over the "
+    "real means (0.3: twice the variance, or half).",
+    source=COMMON,
+)
+def mean_variance_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    return _between_trends(*(trend(mean_per_gene(x), _log10(variance_per_gene(x))) for x in (real, synthetic)))
 
 
-def _distances_of_cdfs(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Iterator[tuple[float, float]]:
-    """Of each gene, the area between its distributions in real and synthetic cells, and the largest difference."""
-    n, m = real.shape[0], synthetic.shape[0]
-    for x, y in _seen_values(real, synthetic):
-        places = np.sort(np.concatenate([[0.0], x, y]))
-        # All values are positive: what was not seen is zero, below every other value.
-        below_x, below_y = (np.searchsorted(np.sort(side), places, side="right") for side in (x, y))
-        difference = np.abs((n - len(x) + below_x) / n - (m - len(y) + below_y) / m)
-        yield float((difference[:-1] * np.diff(places)).sum()), float(difference.max())
+@metric(
+    "mean_zeros_trend",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    definition="Are genes of one mean zero as often? Median share of zeros of the genes as a function of their mean, "
+    f"in {TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over "
+    "the real means.",
+    source=COMMON,
+)
+def mean_zeros_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    return _between_trends(*(trend(mean_per_gene(x), zeros_per_gene(x)) for x in (real, synthetic)))
+
+
+def trend(means: np.ndarray, figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of log10 mean and of a figure, up to TREND_BINS each, over bins of genes of like mean; both inputs (G,).
+    Genes that no cell has are left out."""
+    seen = np.flatnonzero(means > 0)
+    seen = seen[np.argsort(means[seen], kind="stable")]
+    bins = [part for part in np.array_split(seen, TREND_BINS) if len(part)]
+    return tuple(np.array([np.median(x[part]) for part in bins]) for x in (_log10(means), figure))  # type: ignore[return-value]
+
+
+def _between_trends(real: tuple[np.ndarray, np.ndarray], synthetic: tuple[np.ndarray, np.ndarray]) -> float:
+    """0 where no cell has any gene, on either side."""
+    if not (len(real[0]) and len(synthetic[0])):
+        return 0.0
+    return float(np.abs(real[1] - np.interp(real[0], *synthetic)).mean())
+
+
+def _log10(values: np.ndarray) -> np.ndarray:
+    """Of values >= 0, with a floor far below what a gene in a single cell has."""
+    return np.log10(np.maximum(values, 1e-9))
+
+
+def _cdfs(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each gene, all values of real (n, G) and synthetic (m, G) sorted, and how far the two distributions are apart
+    at each, (n + m, G) both; among equal values only the last counts."""
+    both = np.vstack([real, synthetic])
+    order = np.argsort(both, axis=0, kind="stable")
+    is_real = order < len(real)
+    difference = np.abs(np.cumsum(is_real, axis=0) / len(real) - np.cumsum(~is_real, axis=0) / len(synthetic))
+    return np.take_along_axis(both, order, axis=0), difference
 
 
 def _binned(seen: np.ndarray, n: int, edges: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ def kl_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 @metric(
     "wasserstein_paper_means",
     family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     definition="One-dimensional Wasserstein distance between the genes' means in real and in synthetic cells "
@@ -62,6 +63,7 @@ def wasserstein_paper_means(real: sparse.csr_matrix, synthetic: sparse.csr_matri
 @metric(
     "wasserstein_paper_entries",
     family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     definition="One-dimensional Wasserstein distance between all values of all genes in real and in synthetic "
@@ -78,6 +80,7 @@ def wasserstein_paper_entries(real: sparse.csr_matrix, synthetic: sparse.csr_mat
 @metric(
     "mmd_paper",
     family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     max_cells=500,
@@ -94,6 +97,7 @@ def mmd_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 @metric(
     "mmd_paper_blocks",
     family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     max_cells=100,

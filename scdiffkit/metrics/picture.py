@@ -16,6 +16,10 @@ REAL, SYNTHETIC = "#0072B2", "#E69F00"  # blue and orange of Okabe & Ito 2008
 COLOURS = (
     "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255", "#000000",
 )  # fmt: skip
+# Tol's "light" scheme, for dark pages, and white
+LIGHT_COLOURS = (
+    "#77AADD", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#EEDD88", "#EE8866", "#FFAABB", "#DDDDDD", "#FFFFFF",
+)  # fmt: skip
 OTHER = "#C8C8C8"
 DPI = 150
 N_NEIGHBORS = 15
@@ -86,31 +90,32 @@ def draw(
     order = np.random.default_rng([seed, 6]).permutation(len(both))  # neither side covers the other
     points(axes[0], both[order], np.repeat([REAL, SYNTHETIC], [len(real), len(synthetic)])[order], 0.6)
     axes[0].set_title("Real and synthetic cells")
-    _legend(axes[0], {f"real ({len(real):,})": REAL, f"synthetic ({len(synthetic):,})": SYNTHETIC}, ncols=2)
+    legend(axes[0], {f"real ({len(real):,})": REAL, f"synthetic ({len(synthetic):,})": SYNTHETIC}, ncols=2)
     if real_types is None:
         points(axes[1], synthetic, SYNTHETIC, 0.6)
         axes[1].set_title("Synthetic cells")
     else:
         seen = real_types if synthetic_types is None else np.concatenate([real_types, synthetic_types])
-        colours, n_other = _colours(seen)
+        colours, n_other = colours_of(seen)
         sides = (("Real", real, real_types), ("Synthetic", synthetic, synthetic_types))
         for ax, (title, xy, types) in zip(axes[1:], sides):
             known = types is not None
             points(ax, xy, OTHER if types is None else [colours.get(name, OTHER) for name in types])
             ax.set_title(f"{title} by {label}" if known else f"{title} (no {label})")
         others = {f"{n_other} other types": OTHER} if n_other else {}
-        _legend(figure, colours | others, loc="outside right center")
+        legend(figure, colours | others, loc="outside right center")
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
-def _colours(types: np.ndarray) -> tuple[dict[str, str], int]:
-    """A colour for each of the most frequent types, in the order of their names; how many have none."""
+def colours_of(types: np.ndarray, *, dark: bool = False) -> tuple[dict[str, str], int]:
+    """A colour for each of the most frequent types, in the order of their names; how many have none. dark: the page."""
     names, counts = np.unique(types, return_counts=True)
     frequent = sorted(names[np.argsort(-counts, kind="stable")][: len(COLOURS)])
-    return dict(zip(frequent, COLOURS)), len(names) - len(frequent)
+    return dict(zip(frequent, LIGHT_COLOURS if dark else COLOURS)), len(names) - len(frequent)
 
 
-def _legend(place: Any, colours: dict[str, str], **options: Any) -> None:
+def legend(place: Any, colours: dict[str, str], **options: Any) -> None:
+    """Coloured dots and their names; on a figure with `loc`, else below an axes."""
     from matplotlib.lines import Line2D
 
     handles = [

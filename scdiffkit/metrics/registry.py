@@ -11,8 +11,8 @@ import numpy as np
 
 Space = Literal["genes", "variable", "pca"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
-Against = Literal["real", "train"]
-Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share"]
+Against = Literal["real", "train", "candidates"]
+Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share", "member"]
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
 
@@ -25,7 +25,9 @@ class Metric:
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
     them, dense. "pca": dense, D components fitted on both sides together. It draws no random numbers of its own
     that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
-    place of the real ones. needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
+    place of the real ones, "candidates" where both do, of which an attacker does not know which were trained on.
+    needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
+    default: False where it is computed for a protocol only.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Metric:
     family: Family = "joint"
     against: Against = "real"
     needs: tuple[Need, ...] = ()
+    default: bool = True
 
     def __call__(self, real: Any, synthetic: Any, *, seed: int = 0, **given: tuple[np.ndarray, np.ndarray]) -> float:
         """The figure for real (n, D) and synthetic (m, D), matrices in this metric's space.
@@ -63,7 +66,14 @@ class Metric:
 
 
 def distance_from_best(direction: Direction, best: float, value: float) -> float:
-    return max(0.0, value - best) if direction == "lower is better" else abs(value - best)
+    off = value - best
+    return (
+        max(0.0, off)
+        if direction == "lower is better"
+        else max(0.0, -off)
+        if direction == "higher is better"
+        else abs(off)
+    )
 
 
 METRICS: dict[str, Metric] = {}
@@ -81,6 +91,7 @@ def metric(
     against: Against = "real",
     family: Family = "joint",
     needs: tuple[Need, ...] = (),
+    default: bool = True,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a metric; see `Metric` for the fields."""
 
@@ -88,7 +99,7 @@ def metric(
         if name in METRICS:
             raise ValueError(f"There are two metrics called {name!r}.")
         METRICS[name] = Metric(
-            name, direction, best, definition, source, space, max_cells, function, family, against, needs
+            name, direction, best, definition, source, space, max_cells, function, family, against, needs, default
         )
         return function
 

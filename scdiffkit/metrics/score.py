@@ -39,6 +39,14 @@ class Score:
         """Of one bad model; KeyError where it says nothing of this metric."""
         return float(np.mean(self.ceilings[name]))
 
+    def is_worse(self, name: str) -> bool:
+        """Whether a bad model does worse than real cells here."""
+        return float(np.mean(self._distances(self.ceilings[name]))) > float(np.mean(self._distances(self.floors)))
+
+    def worst_ceiling(self) -> str:
+        """The bad model that does worst here."""
+        return max(self.ceilings, key=lambda name: float(np.mean(self._distances(self.ceilings[name]))))
+
     @property
     def value_range(self) -> tuple[float, float] | None:
         """Holds another resample's value 19 times in 20; None with a single resample."""
@@ -50,15 +58,27 @@ class Score:
 
     @property
     def position(self) -> float:
-        """Where the value lies: 0 at the floor or better, 1 as bad as the worst of the bad models; may be more."""
-        at, floor = (float(np.mean(self._distances(values))) for values in (self.values, self.floors))
-        worst = max(float(np.mean(self._distances(values))) for values in self.ceilings.values())
-        above = at - floor
-        if above <= 0:
-            return 0.0
-        bounds = _range(self._distances(self.floors))  # where bad models are no worse than real cells, chance decides
+        """Where the value lies: 0 at the floor or better, 1 as bad as the worst of the bad models (where those are no
+        worse than real cells: twice as far from best as these); may be more."""
+        above = float(np.mean(self._distances(self.values))) - float(np.mean(self._distances(self.floors)))
+        return max(0.0, above) / self._width()
+
+    @property
+    def floor_position(self) -> float:
+        """How far real cells stray, on the same scale; with a single resample, what counts as close."""
+        bounds = _range(self._distances(self.floors))
+        if bounds is None:
+            return NEAR_FLOOR
+        return (bounds[1] - float(np.mean(self._distances(self.floors)))) / self._width()
+
+    def _width(self) -> float:
+        """From real cells to the worst of the bad models; where those are no worse, chance decides, or once more what
+        real cells are off."""
+        floor = float(np.mean(self._distances(self.floors)))
+        worst = float(np.mean(self._distances(self.ceilings[self.worst_ceiling()])))
+        bounds = _range(self._distances(self.floors))
         by_chance = 0.0 if bounds is None else bounds[1] - floor
-        return above / max(worst - floor, by_chance, 1e-12)
+        return max(worst - floor, by_chance, floor, 1e-12)
 
     @property
     def at_floor(self) -> bool:

@@ -29,7 +29,7 @@ def naive_kernels(d2: float, bandwidths: list[float]) -> float:
 
 def test_marginals_by_hand() -> None:
     real, synthetic = as_csr([[0, 2.0], [4, 2]]), as_csr([[0, 0.0], [1, 2]])
-    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.family == "per gene"}
+    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.family == "per gene" and m.space == "genes"}
     assert values["zeros_difference"] == 2 / 4 - 1 / 4
     assert values["zeros_mae"] == (0 + 0.5) / 2
     assert values["mean_mae"] == (abs(2 - 0.5) + abs(2 - 1)) / 2
@@ -57,11 +57,10 @@ def test_distributions_of_genes_against_scipy() -> None:
     synthetic[:, 1] = 0
     synthetic[:, 2] += 1
     pairs = [(real[:, g], synthetic[:, g]) for g in range(12)]
-    sparse_pair = as_csr(real), as_csr(synthetic)
     expected = np.mean([stats.wasserstein_distance(*pair) for pair in pairs])
-    assert METRICS["wasserstein_genes"](*sparse_pair) == pytest.approx(expected)
+    assert METRICS["wasserstein_genes"](real, synthetic) == pytest.approx(expected)
     expected = np.mean([stats.ks_2samp(*pair).statistic for pair in pairs])
-    assert METRICS["ks_genes"](*sparse_pair) == pytest.approx(expected)
+    assert METRICS["ks_genes"](real, synthetic) == pytest.approx(expected)
 
 
 def test_kl_of_genes_against_two_bernoullis() -> None:
@@ -70,19 +69,85 @@ def test_kl_of_genes_against_two_bernoullis() -> None:
     real[:30], synthetic[:25] = 1, 1
     p, q = np.array([70.5, 30.5]) / 101, np.array([25.5, 25.5]) / 51
     expected = stats.entropy(p, q)
-    assert METRICS["kl_genes"](as_csr(real), as_csr(synthetic)) == pytest.approx(expected)
-    assert METRICS["kl_genes"](as_csr(real), as_csr(np.tile(real, (3, 1)))) < 1e-3
+    assert METRICS["kl_genes"](real, synthetic) == pytest.approx(expected)
+    assert METRICS["kl_genes"](real, np.tile(real, (3, 1))) < 1e-3
 
 
 def test_kl_of_genes_comes_near_that_of_two_exponentials() -> None:
     rng = np.random.default_rng(22)
     real, synthetic = rng.exponential(1.0, (20000, 1)), rng.exponential(2.0, (20000, 1))
-    kl = METRICS["kl_genes"].function(as_csr(real), as_csr(synthetic))
+    kl = METRICS["kl_genes"].function(real, synthetic)
     assert kl == pytest.approx(np.log(2) + 1 / 2 - 1, abs=0.02)
+
+
+def test_trends_of_poisson_genes_and_of_genes_that_vary_twice_as_much() -> None:
+    """Counts with mean m: variance m and zeros exp(-m); doubled counts of half the mean have twice the variance."""
+    rng = np.random.default_rng(28)
+    means = np.geomspace(0.05, 5, 400)
+    poisson, other = rng.poisson(means, (3000, 400)), rng.poisson(means, (3000, 400))
+    doubled = 2 * rng.poisson(means / 2, (3000, 400))
+    trends = ("mean_variance_trend", "mean_zeros_trend")
+    assert all(METRICS[name](as_csr(poisson), as_csr(other)) < 0.02 for name in trends)
+    assert METRICS["mean_variance_trend"](as_csr(poisson), as_csr(doubled)) == pytest.approx(np.log10(2), abs=0.05)
+    expected = np.mean(np.exp(-means / 2) - np.exp(-means))
+    assert METRICS["mean_zeros_trend"](as_csr(poisson), as_csr(doubled)) == pytest.approx(expected, abs=0.02)
 
 
 def test_genes_never_seen_have_cv_zero() -> None:
     assert METRICS["cv_mae"](as_csr([[0, 1.0], [0, 3]]), as_csr([[2.0, 1], [2, 3]])) == 0
+
+
+# other papers' protocols
+
+
+def test_cfgen_by_its_formulae() -> None:
+    """One type; components of as many dimensions as genes only turn the cells, so distances are those of the genes."""
+    import ot
+    from scipy.spatial.distance import cdist
+
+    rng = np.random.default_rng(30)
+    real, synthetic, types = rng.exponential(1, (40, 5)), rng.exponential(1, (40, 5)), np.full(40, "B")
+    shift = real.mean(axis=0)
+    for suffix, moved in (("_centred", synthetic), ("", synthetic + shift)):  # not centred: off by the real mean
+        d2 = cdist(real, moved, "sqeuclidean")
+        pair = {"types": (types, types)}
+        assert METRICS[f"cfgen_w2{suffix}"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(
+            np.sqrt(ot.emd2([], [], d2))
+        )
+        within = [cdist(side, side, "sqeuclidean") for side in (real, synthetic)]
+        expected = sum(
+            sign * np.exp(-d / (2 * s * s)).mean() for d, sign in ((within[0], 1), (within[1], 1), (d2, -2))
+            for s in (0.01, 0.1, 1, 10, 100)
+        )  # fmt: skip
+        assert METRICS[f"cfgen_mmd{suffix}"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(expected)
+
+
+def test_cfgen_is_the_mean_over_types_and_uncentred_cells_score_badly() -> None:
+    rng = np.random.default_rng(31)
+    real, synthetic = rng.exponential(1, (2, 80, 6))
+    types = np.repeat(["a", "b"], 40)
+    real[40:, 0] += 3
+    synthetic[40:, 0] += 3
+    cells = as_csr(real), as_csr(synthetic)
+    values = {name: METRICS[name](*cells, types=(types, types)) for name in ("cfgen_w2", "cfgen_w2_centred")}
+    assert values["cfgen_w2"] > 1.5 * values["cfgen_w2_centred"]
+
+
+def test_scdiffusion_of_one_distribution_and_of_another() -> None:
+    rng = np.random.default_rng(32)
+    real, fresh = rng.exponential(1, (2, 200, 30)) * np.linspace(0.2, 2, 30)
+    others = real * rng.permutation(np.linspace(0.2, 2, 30))
+    good, bad = (
+        {n: METRICS[f"scdiffusion_{n}"](as_csr(real), as_csr(x)) for n in ("spearman", "pearson", "mmd", "lisi", "auc")}
+        for x in (fresh, others)
+    )
+    means = [np.mean(x, axis=0) for x in (real, others)]
+    assert bad["spearman"] == pytest.approx(stats.spearmanr(*means).statistic)
+    assert bad["pearson"] == pytest.approx(stats.pearsonr(*means).statistic)
+    assert good["auc"] == pytest.approx(0.5, abs=0.12)
+    assert bad["auc"] > 0.9
+    assert good["lisi"] > 0.8 > bad["lisi"]
+    assert 0 < good["mmd"] < bad["mmd"]
 
 
 # papers
@@ -211,6 +276,43 @@ def test_squared_distances_against_scipy() -> None:
         a, b = (x * (RNG.random(x.shape) < share_kept) for x in (a, b))
         for x, y in ((a, b), (as_csr(a), as_csr(b))):
             np.testing.assert_allclose(squared_distances(x, y), cdist(a, b, "sqeuclidean"), atol=1e-12)
+
+
+# biology
+
+
+def test_augmentation_helps_with_cells_that_are_right_and_harms_with_wrong_ones() -> None:
+    gain, harm = [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        centres = 0.8 * rng.normal(size=(4, 10))
+
+        def cells(
+            *n: int, rng: np.random.Generator = rng, centres: np.ndarray = centres
+        ) -> tuple[np.ndarray, np.ndarray]:
+            types = np.repeat([0, 1, 2, 3], n)
+            return rng.normal(size=(len(types), 10)) + centres[types], types.astype(str)
+
+        (real, types), (made, made_types) = cells(300, 300, 30, 30), cells(100, 100, 100, 100)
+        score = METRICS["augmentation_gain"]
+        gain.append(score(real, made, types=(types, made_types)))
+        harm.append(score(real, made, types=(types, rng.permutation(made_types))))
+    assert np.mean(gain) > 0.02
+    assert np.mean(harm) < -0.1
+
+
+# privacy
+
+
+def test_an_attacker_tells_members_where_the_model_copied_with_noise() -> None:
+    rng = np.random.default_rng(34)
+    members, others, fresh = rng.normal(size=(3, 150, 6))
+    real, member = np.vstack([others, members]), np.repeat([0.0, 1.0], 150)
+    copies = members + rng.normal(0, 0.2, members.shape)
+    attack = METRICS["membership_auc"]
+    assert attack(real, copies, member=(member, np.zeros(150))) > 0.9
+    assert attack(real, fresh, member=(member, np.zeros(150))) == pytest.approx(0.5, abs=0.1)
+    assert attack(real, fresh, member=(np.zeros(300), np.zeros(150))) == 0.5
 
 
 # classifier

