@@ -152,11 +152,11 @@ def _ranked(found: dict[str, Evaluation]) -> Comparison:
 
 
 def _distances(evaluation: Evaluation, metrics: set[str]) -> dict[str, float]:
-    """Mean position, at most 1 each, of the metrics of each family; 0 for what is as real cells are."""
+    """Mean position, at most 1 each, of the metrics of each family."""
     positions: dict[str, list[float]] = {}
     for score in evaluation.scores:
         if score.family in RANKED_BY and score.metric in metrics:
-            positions.setdefault(score.family, []).append(0.0 if score.at_floor else min(score.position, 1.0))
+            positions.setdefault(score.family, []).append(min(score.position, 1.0))
     return {family: float(np.mean(values)) for family, values in positions.items()}
 
 

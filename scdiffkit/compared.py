@@ -90,8 +90,13 @@ class Side:
         return Part(X, self.types[rows], of_cells)
 
     def describe(self) -> dict[str, Any]:
-        about = {"source": self.source, "cells": self.n_cells, "genes": self.n_genes, "scale": self.scale}
-        return about | ({"sha256": self.sha256} if self.sha256 else {})
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "cells": self.n_cells,
+            "genes": self.n_genes,
+            "scale": self.scale,
+        }
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,11 @@ class Part:
 
 def candidates(others: Part, members: Part) -> Part:
     """Both as one set, of_cells["member"] telling 0.0 and 1.0."""
-    is_member = np.repeat([0.0, 1.0], [len(others.types), len(members.types)])
+    of_cells = {"member": np.repeat([0.0, 1.0], [len(others.types), len(members.types)])}
+    if "donors" in others.of_cells:
+        of_cells["donors"] = np.concatenate([others.of_cells["donors"], members.of_cells["donors"]])
     X = sparse.vstack([others.X, members.X], format="csr")
-    return Part(X, np.concatenate([others.types, members.types]), {"member": is_member})
+    return Part(X, np.concatenate([others.types, members.types]), of_cells)
 
 
 class Remarks:

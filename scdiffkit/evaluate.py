@@ -61,6 +61,7 @@ SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "
 RESAMPLES, CELLS_OF_RESAMPLE = 5, 1000
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
+MOST_KNOWN = 5000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
 OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
 OF_DONORS = ("exact_duplicates", "near_duplicates", "membership_auc")  # and against the cells of each donor
@@ -170,7 +171,7 @@ class Evaluation:
 
         schema: 2, verdict (see Verdict), scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
         list}, worst_type, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
-        genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256?}},
+        genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}},
         label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
         types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
         """
@@ -306,25 +307,29 @@ def evaluate(
         )
 
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
+    exact = exact_shares(sides, seed)
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
     of_types: dict[str, dict[str, list[dict[str, float]]]] = {}
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
     for r in range(resamples):
         drawn = parts(sides, n, seed + 1000 * r)
-        round_ = Round(*drawn, trained=train is not None, seed=seed + r)
+        known = known_cells(sides, n, seed + 1000 * r)
+        round_ = Round(*drawn, known=known, trained=train is not None, seed=seed + r)
         metrics, skipped = _computable(round_, label)
         steps = len(metrics) * resamples + (out is not None)
         for i, metric in enumerate(metrics):
             if progress:
                 progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
-            found.setdefault(metric.name, []).append(round_.score(metric))
+            figures = exact if metric.name == "exact_duplicates" else round_.score(metric)
+            found.setdefault(metric.name, []).append(figures)
         for parts_of, groups in ((of_types, round_.score_types()), (of_donors, round_.score_donors())):
             for name, scores in groups.items():
-                for metric_name, figures in scores.items():
-                    parts_of.setdefault(name, {}).setdefault(metric_name, []).append(figures)
+                for metric_name, of_metric in scores.items():
+                    parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
         if protocol is not None and protocol_genes is not None:
-            in_genes = Round(*(part.in_genes(protocol_genes) for part in drawn), trained=False, seed=seed + r)
+            first, second, third = (part.in_genes(protocol_genes) for part in drawn)
+            in_genes = Round(first, second, third, known=first, trained=False, seed=seed + r)
             for metric in (METRICS[name] for name in PROTOCOLS[protocol].metrics):
                 if not all(need in part.of_cells for need in metric.needs for part in drawn):
                     skipped[metric.name] = WITHOUT["types"]
@@ -406,10 +411,10 @@ def _scores_of(groups: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str
 class Round:
     """One resample: real cells (first), other real or training cells (second) and synthetic ones (third)."""
 
-    def __init__(self, first: Part, second: Part, third: Part, *, trained: bool, seed: int) -> None:
-        self.first, self.second, self.third, self.seed = first, second, third, seed
-        known, unknown = (second, first) if trained else (first, second)  # to a model, as far as that is told
-        self.known = known
+    def __init__(self, first: Part, second: Part, third: Part, *, known: Part, trained: bool, seed: int) -> None:
+        """known: what the synthetic cells may be copies of, perhaps more cells; trained: whether these and `second` are
+        training cells."""
+        self.first, self.second, self.third, self.known, self.seed = first, second, third, known, seed
         self.pairs: dict[str, dict[str, tuple[Part, Part]]] = {
             "real": {
                 "value": (first, third),
@@ -418,7 +423,11 @@ class Round:
                 "pooled": (first, second.pooled()),
             },
             # To what was learnt from, real cells that were held out are the floor.
-            "train": {"value": (known, third), "floor": (known, unknown), "copies": (known, known)},
+            "train": {
+                "value": (known, third),
+                "floor": (known, first if trained else second),
+                "copies": (known, second if trained else first),
+            },
         }
         if trained:
             both, n = candidates(first, second), len(first.types)
@@ -435,7 +444,7 @@ class Round:
         key = (against, which, space)
         if key not in self._in_space:
             a, b = self.pairs[against][which]
-            self._in_space[key] = in_space(space, a.X, b.X)
+            self._in_space[key] = in_space(space, a.X, b.X, most=None if a is not self.known else len(self.first.types))
         return self._in_space[key]
 
     def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
@@ -468,23 +477,43 @@ class Round:
 
     def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
         """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
-        donors = self.known.of_cells.get("donors", np.array([]))
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in sorted(set(donors)):
-            mine = donors == name
-            if mine.sum() < MIN_CELLS_OF_TYPE:
-                continue
+        for name in sorted(set(self.known.of_cells.get("donors", ()))):
 
-            def keep(which: str, part: Part, mine: np.ndarray = mine) -> np.ndarray:
+            def keep(which: str, part: Part, name: str = name) -> np.ndarray:
                 """This donor's cells; of candidates, beside all that were held out."""
-                if len(part.types) == len(mine):
-                    return mine if "member" not in part.of_cells else np.ones(len(mine), dtype=bool)
-                return np.concatenate([np.ones(len(part.types) - len(mine), dtype=bool), mine])
+                mine = part.of_cells["donors"] == name
+                if "member" not in part.of_cells:
+                    return mine
+                return mine | (part.of_cells["member"] == 0) | (which == "floor")
 
             for metric in (METRICS[m] for m in OF_DONORS):
-                if metric.against in self.pairs:
+                if metric.against not in self.pairs:
+                    continue
+                if min(keep("value", part).sum() for part in (self.known, self.second)) >= MIN_CELLS_OF_TYPE:
                     found.setdefault(name, {})[metric.name] = self.score(metric, keep)
         return found
+
+
+def known_cells(sides: dict[str, Side], n: int, seed: int) -> Part:
+    """What synthetic cells may be copies of: training cells, or the real cells that no floor is made of."""
+    if "train" in sides:
+        train = sides["train"]
+        order = draw_order(train.types, np.random.default_rng([seed, sorted(sides).index("train")]))
+        return train.part(order[:MOST_KNOWN])
+    real = sides["real"]
+    order = draw_order(real.types, np.random.default_rng([seed, sorted(sides).index("real")]))
+    return real.part(np.concatenate([order[:n], order[2 * n :]])[:MOST_KNOWN])
+
+
+def exact_shares(sides: dict[str, Side], seed: int) -> dict[str, float]:
+    """exact_duplicates of all cells, as figures of a round."""
+    share, real, synthetic = METRICS["exact_duplicates"].function, sides["real"], sides["synthetic"]
+    if "train" in sides:
+        known = sides["train"].X
+        return {"value": share(known, synthetic.X), "floor": share(known, real.X), "copies": 1.0}
+    a, b = (real.X[rows] for rows in np.array_split(np.random.default_rng([seed, 9]).permutation(real.X.shape[0]), 2))
+    return {"value": share(real.X, synthetic.X), "floor": share(a, b), "copies": 1.0}
 
 
 def _computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:

@@ -80,7 +80,8 @@ def judge(
     auc = by_name["rf_auc"]
     above = auc.value - max(auc.floor, auc.best)
     shuffled = auc.ceiling("shuffled")
-    copied = [s for s in scores if s.metric in COPIED and s.position > COPIED[s.metric] and not s.at_floor]
+    copied = [s for s in scores if s.metric in COPIED and s.position > COPIED[s.metric]]
+    copied = [s for s in copied if s.metric == "exact_duplicates" or not s.at_floor]  # of all cells: no chance in it
     copies = auc.value - auc.floor < -AUC_COPIED or bool(copied)
     undecided = shuffled - max(auc.floor, auc.best) <= AUC_SAME
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -10,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not hang on the forest's size."""
-    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 60)
+    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
 
 
 def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
@@ -63,7 +65,7 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
     out = tmp_path_factory.mktemp("evaluate") / "new" / "report"
     with warnings.catch_warnings():
         warnings.simplefilter("error", ScdiffWarning)  # there is no cause for any
-        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out, resamples=2), out
+        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out, resamples=3), out
 
 
 # scores
@@ -71,13 +73,15 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 
 def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
-    skipped = {"lfc_conditions", "mitochondrial_share", "membership_auc"}  # no conditions, MT- genes, training cells
+    skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
     assert set(evaluation.skipped) == skipped
-    assert [score.metric for score in evaluation.scores] == [m for m in METRICS if m not in skipped]
+    assert [score.metric for score in evaluation.scores] == [
+        m for m in METRICS if m not in skipped and METRICS[m].default
+    ]
     assert evaluation.n_cells == 140  # 80% of half the cells
     assert evaluation.n_genes == 765
     for score in evaluation.scores:
-        assert len(score.values) == len(score.floors) == 2
+        assert len(score.values) == len(score.floors) == 3
         at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
         assert at_value < 1.5 * at_floor + 0.07, score
     found = evaluation.verdict
@@ -100,7 +104,7 @@ def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
     real, other = halves(demo)
     synthetic = as_made_here(other)
     synthetic.X = shuffle_within(synthetic.X, other.obs["cell_type"].to_numpy(), np.random.default_rng(0))
-    evaluation = evaluate(real, synthetic, label="cell_type", resamples=2)
+    evaluation = evaluate(real, synthetic, label="cell_type")
     auc = evaluation["rf_auc"]
     assert auc.value == pytest.approx(auc.ceiling("shuffled"), abs=0.08)
     assert "no better than shuffled" in str(evaluation.verdict)
@@ -110,7 +114,19 @@ def test_copies_are_found_out(tiny: AnnData) -> None:
     evaluation = evaluate(tiny, tiny.copy(), label="cell_type")
     assert evaluation["rf_auc"].value < 0.4
     assert evaluation.verdict.word == "copied"
-    assert evaluation.verdict.findings[0].startswith("exact_duplicates")
+    assert evaluation["exact_duplicates"].value == 1
+    assert evaluation.verdict.findings[0].split(" is ")[0] in ("exact_duplicates", "near_duplicates", "nn_ratio")
+
+
+def test_a_few_copies_among_many_cells_are_found(demo: AnnData) -> None:
+    held_out, train = halves(demo)
+    rng = np.random.default_rng(0)
+    fresh = held_out.copy()
+    fresh.X = sparse.csr_matrix(rng.poisson(held_out.X.toarray() * 0.9))  # no longer the held-out cells themselves
+    mixed = ad.concat([fresh, train[:18]], index_unique="-")
+    evaluation = evaluate(held_out, mixed, train=train, max_cells=50)
+    assert evaluation["exact_duplicates"].value == pytest.approx(18 / mixed.n_obs)
+    assert evaluation.verdict.word == "copied"
 
 
 def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
@@ -174,15 +190,15 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     assert evaluation.missing_types() == [lost]
     assert f"no synthetic cells of {lost}" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
-    assert evaluation["recall"].position > 0.1
+    assert evaluation["type_f1"].value < evaluation["type_f1"].floor - 0.03
 
 
-def test_counts_scaled_by_two_are_caught_by_the_cells(demo: AnnData) -> None:
-    real, other = halves(demo)
+def test_counts_scaled_by_two_are_caught_by_the_cells(tiny: AnnData) -> None:
+    real, other = halves(tiny)
     doubled = other.copy()
     doubled.X = other.X * 2
     size = evaluate(real, doubled, resamples=3)["library_size"]
-    assert size.value == pytest.approx(np.log10(2), abs=0.05)
+    assert size.value == pytest.approx(np.log10(2), abs=0.1)
     assert not size.at_floor
     assert evaluate(real, other, resamples=3)["library_size"].at_floor
 
@@ -190,8 +206,8 @@ def test_counts_scaled_by_two_are_caught_by_the_cells(demo: AnnData) -> None:
 def test_members_are_told_from_others_by_copies_and_not_by_fresh_cells(demo: AnnData) -> None:
     held_out, rest = halves(demo)
     train, fresh = halves(rest)
-    of_copies = evaluate(held_out, train.copy(), train=train, resamples=3)
-    assert of_copies["membership_auc"].value > 0.95
+    of_copies = evaluate(held_out, train.copy(), train=train)
+    assert of_copies["membership_auc"].value > 0.85
     assert of_copies.verdict.word == "copied"
     of_fresh = evaluate(held_out, fresh, train=train, resamples=3)
     assert of_fresh["membership_auc"].value == pytest.approx(0.5, abs=0.1)
@@ -206,7 +222,8 @@ def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
     frame = evaluate(held_out, anna, train=train, donor="donor").donors_to_frame().set_index(["donor", "metric"])
     assert frame.loc[("anna", "exact_duplicates"), "value"] == 1
     assert frame.loc[("bert", "exact_duplicates"), "value"] == 0
-    assert frame.loc[("anna", "membership_auc"), "value"] > 0.95 > frame.loc[("bert", "membership_auc"), "value"]
+    assert frame.loc[("anna", "membership_auc"), "value"] > 0.95
+    assert frame.loc[("bert", "membership_auc"), "value"] < 0.7
     with pytest.raises(DataError, match=r"no obs column 'donors' \(--donor\); did you mean 'donor'"):
         evaluate(held_out, anna, donor="donors")
 
@@ -279,6 +296,7 @@ def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp
     assert first["mean_mae"].value != other["mean_mae"].value
     assert first["mean_mae"].floor != other["mean_mae"].floor
     assert again.inputs["real"]["source"] == str(tmp_path / "real.h5ad")
+    assert again.inputs["real"]["sha256"] == hashlib.sha256((tmp_path / "real.h5ad").read_bytes()).hexdigest()
     assert first.inputs["real"]["source"] == "memory"
 
 
@@ -349,8 +367,7 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
     evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
-    asked = [f"{m.family}: {m.name}" for m in METRICS.values() if not {"types", "member"} & set(m.needs)]
-    asked.remove("per cell: mitochondrial_share")
+    asked = [f"{m.family}: {m.name}" for m in METRICS.values() if m.default and not {"types", "member"} & set(m.needs)]
     assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
 
 
@@ -448,7 +465,7 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
     assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "command", "versions"} <= set(read)
     assert read["scores"][0].keys() >= {"metric", "value", "floor", "shuffled", "direction", "best", "definition"}
     assert read["inputs"]["synthetic"] == {
-        "source": "memory", "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
+        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 
 BAD_MODELS = ("shuffled", "pooled", "copies")
-NEAR_FLOOR = 0.1  # of the way to bad models, where a single resample tells no spread
+FEWEST_RESAMPLES = 3  # that tell a spread
+NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Score:
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """Holds another resample's value 19 times in 20; None with a single resample."""
+        """Holds another resample's value 19 times in 20; None with fewer than three resamples."""
         return _range(self.values)
 
     @property
@@ -65,7 +66,7 @@ class Score:
 
     @property
     def floor_position(self) -> float:
-        """How far real cells stray, on the same scale; with a single resample, what counts as close."""
+        """How far real cells stray, on the same scale; with fewer than three resamples, what counts as close."""
         bounds = _range(self._distances(self.floors))
         if bounds is None:
             return NEAR_FLOOR
@@ -82,7 +83,8 @@ class Score:
 
     @property
     def at_floor(self) -> bool:
-        """Whether real cells score as badly now and then; with a single resample, whether it is close to the floor."""
+        """Whether real cells score as badly now and then; with fewer than three resamples, whether it is close to the
+        floor."""
         bounds = _range(self._distances(self.floors))
         if bounds is None:
             return self.position <= NEAR_FLOOR
@@ -110,11 +112,11 @@ class Score:
 
 
 def _range(values: tuple[float, ...]) -> tuple[float, float] | None:
-    """Prediction interval of one more value, 95%."""
+    """Prediction interval of one more value, 95%; two values say next to nothing of their spread."""
     from scipy.stats import t
 
     n = len(values)
-    if n < 2:
+    if n < FEWEST_RESAMPLES:
         return None
     margin = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) * (1 + 1 / n) ** 0.5)
     mean = float(np.mean(values))

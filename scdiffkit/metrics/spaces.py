@@ -25,26 +25,31 @@ def as_csr(cells: Any) -> sparse.csr_matrix:
     return csr
 
 
-def in_space(space: Space, real: Any, synthetic: Any) -> tuple[Any, Any]:
+def in_space(space: Space, real: Any, synthetic: Any, *, most: int | None = None) -> tuple[Any, Any]:
     """Log-normalised cells real (n, G) and synthetic (m, G), sparse or dense, in the given space.
 
     "variable": the 2000 genes of the highest variance in both sides together, dense. "pca" is fitted on both sides
     together too: fitted on the real ones alone, cells that the fit has not seen lie elsewhere than those it has, and
     even two halves of one data set can be told apart (a random forest's AUC on pbmc3k is then 0.81, instead of 0.51).
+    most: of the real cells, the first so many decide which genes or components.
     """
     real, synthetic = as_csr(real), as_csr(synthetic)
     if space == "genes":
         return real, synthetic
-    both = sparse.vstack([real, synthetic], format="csr")
+    both = sparse.vstack([real[:most], synthetic], format="csr")
     if space == "variable":
         genes = np.sort(np.argsort(-variance_per_gene(both), kind="stable")[:N_VARIABLE])
         return real[:, genes].toarray(), synthetic[:, genes].toarray()
-    components = principal_components(both)
-    return components[: real.shape[0]], components[real.shape[0] :]
+    n, n_fitted = both.shape[0] - synthetic.shape[0], both.shape[0]
+    components = principal_components(both, rest=real[n:])
+    return np.vstack([components[:n], components[n_fitted:]]), components[n:n_fitted]
 
 
-def principal_components(cells: sparse.csr_matrix, n_components: int = N_COMPONENTS) -> np.ndarray:
-    """Principal components (n, k) of cells (n, G), centred, not scaled per gene.
+def principal_components(
+    cells: sparse.csr_matrix, n_components: int = N_COMPONENTS, *, rest: sparse.csr_matrix | None = None
+) -> np.ndarray:
+    """Principal components (n, k) of cells (n, G), centred, not scaled per gene; then those of the rest (m, G), which
+    have no part in the fit.
 
     k is n_components, or fewer where cells or genes do not allow as many.
     """
@@ -52,6 +57,9 @@ def principal_components(cells: sparse.csr_matrix, n_components: int = N_COMPONE
 
     n_components = min(n_components, min(cells.shape) - 1)
     all_equal = (cells.max(axis=0) - cells.min(axis=0)).count_nonzero() == 0
+    every = cells if rest is None or rest.shape[0] == 0 else sparse.vstack([cells, rest], format="csr")
     if n_components < 1 or all_equal:  # one gene, or no directions to be found
-        return np.asarray(cells[:, 0].toarray() - cells[:, 0].mean())
-    return PCA(n_components, svd_solver="arpack", random_state=0).fit_transform(cells)
+        return np.asarray(every[:, 0].toarray() - cells[:, 0].mean())
+    pca = PCA(n_components, svd_solver="arpack", random_state=0)
+    fitted = pca.fit_transform(cells)
+    return fitted if every is cells else np.vstack([fitted, pca.transform(rest)])
