@@ -414,7 +414,8 @@ class Round:
     def __init__(self, first: Part, second: Part, third: Part, *, known: Part, trained: bool, seed: int) -> None:
         """known: what the synthetic cells may be copies of, perhaps more cells; trained: whether these and `second` are
         training cells."""
-        self.first, self.second, self.third, self.known, self.seed = first, second, third, known, seed
+        self.first, self.second, self.third, self.known = first, second, third, known
+        self.trained, self.seed = trained, seed
         self.pairs: dict[str, dict[str, tuple[Part, Part]]] = {
             "real": {
                 "value": (first, third),
@@ -426,7 +427,7 @@ class Round:
             "train": {
                 "value": (known, third),
                 "floor": (known, first if trained else second),
-                "copies": (known, second if trained else first),
+                "copies": (known, known),
             },
         }
         if trained:
@@ -441,10 +442,17 @@ class Round:
 
     def matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
         """A pair of sets in a space, made when first asked for."""
-        key = (against, which, space)
+        key, n = (against, which, space), len(self.first.types)
         if key not in self._in_space:
-            a, b = self.pairs[against][which]
-            self._in_space[key] = in_space(space, a.X, b.X, most=None if a is not self.known else len(self.first.types))
+            if which == "copies" and against == "train":  # a copy lies where its original lies, in any space
+                known, _ = self.matrices("train", "value", space)
+                self._in_space[key] = known, known[:n]
+            elif against == "real" and which in self.pairs["train"] and not self.trained:  # the first of what is known
+                known, other = self.matrices("train", which, space)
+                self._in_space[key] = known[:n], other
+            else:
+                a, b = self.pairs[against][which]
+                self._in_space[key] = in_space(space, a.X, b.X, most=n if a is self.known else None)
         return self._in_space[key]
 
     def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:

@@ -131,7 +131,7 @@ def cv_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 )
 def wasserstein_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
     values, difference = _cdfs(real, synthetic)
-    return float((difference[:-1] * np.diff(values, axis=0)).sum(axis=0).mean())
+    return float((difference[:, :-1] * np.diff(values, axis=1)).sum(axis=1).mean())
 
 
 @metric(
@@ -153,8 +153,8 @@ def ks_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
 def ks_of_genes(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
     """Kolmogorov-Smirnov statistic of each gene, (G,), of real (n, G) and synthetic (m, G)."""
     values, difference = _cdfs(real, synthetic)
-    last = np.vstack([np.diff(values, axis=0) > 0, np.ones((1, values.shape[1]), dtype=bool)])  # of equal values
-    return np.where(last, difference, 0).max(axis=0)
+    last = np.hstack([np.diff(values, axis=1) > 0, np.ones((len(values), 1), dtype=bool)])  # of equal values
+    return np.where(last, difference, 0).max(axis=1)
 
 
 @metric(
@@ -232,12 +232,12 @@ def _log10(values: np.ndarray) -> np.ndarray:
 
 def _cdfs(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each gene, all values of real (n, G) and synthetic (m, G) sorted, and how far the two distributions are apart
-    at each, (n + m, G) both; among equal values only the last counts."""
-    both = np.vstack([real, synthetic])
-    order = np.argsort(both, axis=0, kind="stable")
+    at each, (G, n + m) both; among equal values only the last counts."""
+    both = np.hstack([real.T, synthetic.T])
+    order = np.argsort(both, axis=1, kind="stable")
     is_real = order < len(real)
-    difference = np.abs(np.cumsum(is_real, axis=0) / len(real) - np.cumsum(~is_real, axis=0) / len(synthetic))
-    return np.take_along_axis(both, order, axis=0), difference
+    difference = np.abs(np.cumsum(is_real, axis=1) / len(real) - np.cumsum(~is_real, axis=1) / len(synthetic))
+    return np.take_along_axis(both, order, axis=1), difference
 
 
 def _binned(seen: np.ndarray, n: int, edges: np.ndarray) -> np.ndarray:

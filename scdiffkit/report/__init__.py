@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scdiffkit.compare import Comparison
     from scdiffkit.evaluate import Evaluation
 
-TSNE_CELLS = 1000  # a side
+TSNE_CELLS = 500  # a side
 GENES_SHOWN = 4  # most variable, and as many of those that differ most
 MARKERS_OF_TYPE, TYPES_SHOWN = 2, 15
 CELL_FIGURES = {
