@@ -146,7 +146,7 @@ def _grade(scores: list[Score]) -> Grade | None:
 
 def _findings(scores: list[Score], copied: bool) -> list[str]:
     """The scores furthest from the floor, in words; those that tell of copies first."""
-    off = [s for s in scores if not s.at_floor and s.position > GOOD and s.family != "papers"]
+    off = [s for s in scores if s.tells and not s.at_floor and s.position > GOOD and s.family != "papers"]
     off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:

@@ -94,8 +94,9 @@ def print_table(evaluation: Evaluation) -> None:
     for score in evaluation.scores:
         if score.metric in HEADLINES:
             bad = score.worst_ceiling()
-            at = "as real cells" if score.at_floor else f"{min(score.position, 1):.0%} of the way to bad"
-            table.add_row(score.metric, *(f"{x:.4g}" for x in (score.value, score.floor, score.ceiling(bad))), at)
+            table.add_row(
+                score.metric, *(f"{x:.4g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place
+            )
     Console(soft_wrap=True).print(table)
 
 

@@ -44,6 +44,12 @@ class Score:
         """Whether a bad model does worse than real cells here."""
         return float(np.mean(self._distances(self.ceilings[name]))) > float(np.mean(self._distances(self.floors)))
 
+    @property
+    def tells(self) -> bool:
+        """Whether bad models are clearly worse than real cells here: at least twice as far from best."""
+        floor = float(np.mean(self._distances(self.floors)))
+        return float(np.mean(self._distances(self.ceilings[self.worst_ceiling()]))) >= 2 * floor
+
     def worst_ceiling(self) -> str:
         """The bad model that does worst here."""
         return max(self.ceilings, key=lambda name: float(np.mean(self._distances(self.ceilings[name]))))
@@ -89,6 +95,13 @@ class Score:
         if bounds is None:
             return self.position <= NEAR_FLOOR
         return float(np.mean(self._distances(self.values))) <= bounds[1]
+
+    @property
+    def place(self) -> str:
+        """Where the value lies, in words."""
+        if self.at_floor or self.position < 0.01:
+            return "as real cells"
+        return "as bad models" if self.position >= 1 else f"{self.position:.0%} of the way to bad models"
 
     def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(distance_from_best(self.direction, self.best, value) for value in values)

@@ -107,13 +107,7 @@ def number(value: float | None, spread: tuple[float, float] | None = None) -> st
 
 def strip(score: Score) -> dict[str, Any]:
     """Where a score lies, for a strip from real cells (0) to bad models (1): share of its width, and in words."""
-    if score.at_floor:
-        words = "as real cells"
-    elif score.position >= 1:
-        words = "as bad models"
-    else:
-        words = f"{score.position:.0%} of the way to bad models"
-    return {"at": 100 * min(score.position, 1.0), "band": 100 * min(score.floor_position, 1.0), "words": words}
+    return {"at": 100 * min(score.position, 1.0), "band": 100 * min(score.floor_position, 1.0), "words": score.place}
 
 
 def _type_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
