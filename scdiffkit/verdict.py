@@ -19,6 +19,7 @@ AUC_SAME, AUC_CLOSE, AUC_OBVIOUS = 0.05, 0.15, 0.95
 AUC_COPIED = 0.1  # below the floor
 # Of the way from real cells to copies: of cells that are duplicates a few are too many.
 COPIED = {"exact_duplicates": 0.02, "near_duplicates": 0.1, "nn_ratio": 0.25, "membership_auc": 0.25}
+COPIED_OF_FEW = {"exact_duplicates": 0.02, "nn_ratio": 0.5}  # the others are a matter of luck then
 FINDINGS = 3
 
 # What cells are used for, and the families of metrics that say whether they serve.
@@ -80,9 +81,10 @@ def judge(
     auc = by_name["rf_auc"]
     above = auc.value - max(auc.floor, auc.best)
     shuffled = auc.ceiling("shuffled")
-    copied = [s for s in scores if s.metric in COPIED and s.position > COPIED[s.metric]]
+    bounds = COPIED_OF_FEW if few_cells else COPIED
+    copied = [s for s in scores if s.metric in bounds and s.position > bounds[s.metric]]
     copied = [s for s in copied if s.metric == "exact_duplicates" or not s.at_floor]  # of all cells: no chance in it
-    copies = auc.value - auc.floor < -AUC_COPIED or bool(copied)
+    copies = bool(copied) or (auc.value - auc.floor < -AUC_COPIED and not few_cells)
     undecided = shuffled - max(auc.floor, auc.best) <= AUC_SAME
 
     good = [use for use, grade in uses.items() if grade == "good"]

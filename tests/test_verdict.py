@@ -18,12 +18,12 @@ def score(metric: str, family: str, value: float, floor: float = 0.0, bad: float
     return Score(metric, family, spread(value), spread(floor), {"shuffled": spread(bad)}, direction, best, "It is.", "")
 
 
-def said(auc: tuple[float, float, float], **positions: float) -> Verdict:
+def said(auc: tuple[float, float, float], few_cells: bool = False, **positions: float) -> Verdict:
     """Of a forest's AUC of synthetic, real and shuffled cells, and scores of other families so far from real cells."""
     scores = [score("rf_auc", "classifier", *auc, best=0.5)]
     for family, position in positions.items():
         scores.append(score("nn_ratio" if family == "privacy" else f"a {family}", family.replace("_", " "), position))
-    return judge(scores, few_cells=False, floor_is="two halves", within="within cell_type", worst_type="NK")
+    return judge(scores, few_cells=few_cells, floor_is="two halves", within="within cell_type", worst_type="NK")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,11 @@ def test_copies_are_not_to_be_shared() -> None:
     assert found.copies
     assert found.word == "copied"
     assert not said((0.52, 0.50, 0.95), privacy=0.1).copies
+
+
+def test_few_cells_are_not_called_copies_by_chance() -> None:
+    assert not said((0.30, 0.50, 0.70), few_cells=True, privacy=0.4).copies
+    assert said((0.52, 0.50, 0.95), few_cells=True, privacy=0.9).copies
 
 
 def test_types_that_are_missing_are_named() -> None:
