@@ -66,6 +66,8 @@ class Comparison:
     def best(self, metric: str) -> str:
         """The set nearest to real cells; empty where all are as real cells are."""
         found = self.of_metric(metric)
+        fair = {name: s for name, s in found.items() if self.evaluations[name].verdict.word != COPIED_LAST}
+        found = fair or found
         if all(score.at_floor for score in found.values()):
             return ""
         return min(found, key=lambda name: found[name].position)
@@ -155,7 +157,7 @@ def _distances(evaluation: Evaluation, metrics: set[str]) -> dict[str, float]:
     """Mean position, at most 1 each, of the metrics of each family."""
     positions: dict[str, list[float]] = {}
     for score in evaluation.scores:
-        if score.family in RANKED_BY and score.metric in metrics:
+        if score.family in RANKED_BY and score.metric in metrics and score.bad_model is not None:
             positions.setdefault(score.family, []).append(min(score.position, 1.0))
     return {family: float(np.mean(values)) for family, values in positions.items()}
 

@@ -112,6 +112,10 @@ class Part:
     def has_types(self) -> bool:
         return "types" in self.of_cells
 
+    def take(self, rows: np.ndarray) -> Part:
+        """These cells of it, in this order."""
+        return Part(self.X[rows], self.types[rows], {name: values[rows] for name, values in self.of_cells.items()})
+
     def in_genes(self, genes: np.ndarray) -> Part:
         """The same cells, these genes (places) of them."""
         return replace(self, X=self.X[:, genes])
@@ -338,7 +342,7 @@ def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     """Take out of the real cells those that are also training cells: to a model they are not new."""
     real = sides["real"]
     trained_on = set(fingerprints(sides["train"].X))
-    new = np.array([cell not in trained_on for cell in fingerprints(real.X)])
+    new = np.array([cell is None or cell not in trained_on for cell in fingerprints(real.X)])
     if new.all():
         return
     if new.sum() < MIN_CELLS:

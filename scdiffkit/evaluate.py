@@ -17,7 +17,7 @@ import platform
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,9 @@ from scdiffkit.errors import ConfigError, FileError, nearest
 from scdiffkit.io import atomic_path, atomic_write_text
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space, in_space, picture
+from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.marginals import cv_per_gene
+from scdiffkit.metrics.privacy import repeated_share
 from scdiffkit.metrics.score import Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
 from scdiffkit.preprocess import preprocess
@@ -61,10 +63,11 @@ SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "
 RESAMPLES, CELLS_OF_RESAMPLE = 5, 1000
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
-MOST_KNOWN = 5000  # cells that a resample looks for copies of
+MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
 OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
-OF_DONORS = ("exact_duplicates", "near_duplicates", "membership_auc")  # and against the cells of each donor
+OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types")
+OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
 
 HALVES = (
     "Half of the real cells against the other half (disjoint, drawn at random within types): what perfect "
@@ -307,15 +310,15 @@ def evaluate(
         )
 
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
-    exact = exact_shares(sides, seed)
+    exact, exact_of = exact_shares(sides), dict[str, dict[str, float]]()
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
     of_types: dict[str, dict[str, list[dict[str, float]]]] = {}
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
     for r in range(resamples):
         drawn = parts(sides, n, seed + 1000 * r)
-        known = known_cells(sides, n, seed + 1000 * r)
-        round_ = Round(*drawn, known=known, trained=train is not None, seed=seed + r)
+        known, made = known_cells(sides, n, seed + 1000 * r)
+        round_ = Round(*drawn, known=known, made=made, trained=train is not None, seed=seed + r)
         metrics, skipped = _computable(round_, label)
         steps = len(metrics) * resamples + (out is not None)
         for i, metric in enumerate(metrics):
@@ -327,9 +330,13 @@ def evaluate(
             for name, scores in groups.items():
                 for metric_name, of_metric in scores.items():
                     parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
+        for name in donors_to_score(round_.second if train is not None else round_.first):
+            if name not in exact_of:
+                exact_of[name] = exact_shares(sides, name)
+            of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
         if protocol is not None and protocol_genes is not None:
             first, second, third = (part.in_genes(protocol_genes) for part in drawn)
-            in_genes = Round(first, second, third, known=first, trained=False, seed=seed + r)
+            in_genes = Round(first, second, third, known=first, made=third, trained=False, seed=seed + r)
             for metric in (METRICS[name] for name in PROTOCOLS[protocol].metrics):
                 if not all(need in part.of_cells for need in metric.needs for part in drawn):
                     skipped[metric.name] = WITHOUT["types"]
@@ -409,13 +416,21 @@ def _scores_of(groups: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str
 
 
 class Round:
-    """One resample: real cells (first), other real or training cells (second) and synthetic ones (third)."""
+    """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
 
-    def __init__(self, first: Part, second: Part, third: Part, *, known: Part, trained: bool, seed: int) -> None:
-        """known: what the synthetic cells may be copies of, perhaps more cells; trained: whether these and `second` are
-        training cells."""
-        self.first, self.second, self.third, self.known = first, second, third, known
-        self.trained, self.seed = trained, seed
+    known: what synthetic cells may be copies of, training cells where those are given (trained), with `second` among
+    them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells.
+    """
+
+    def __init__(
+        self, first: Part, second: Part, third: Part, *, known: Part, made: Part, trained: bool, seed: int
+    ) -> None:
+        self.first, self.second, self.third = first, second, third
+        self.known, self.trained, self.seed = known, trained, seed
+        unknown = first if trained else second
+        n, rows = len(unknown.types), np.random.default_rng([seed, 8]).permutation(len(unknown.types))
+        some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
+        neighbours = candidates(unknown, known)
         self.pairs: dict[str, dict[str, tuple[Part, Part]]] = {
             "real": {
                 "value": (first, third),
@@ -423,36 +438,29 @@ class Round:
                 "shuffled": (first, second.shuffled(np.random.default_rng([seed, 4]))),
                 "pooled": (first, second.pooled()),
             },
-            # To what was learnt from, real cells that were held out are the floor.
-            "train": {
-                "value": (known, third),
-                "floor": (known, first if trained else second),
-                "copies": (known, known),
+            "train": {"value": (known, third), "floor": (known, unknown), "copies": (known, known)},
+            # To what was learnt from, cells that were held out are the floor.
+            "neighbours": {
+                "value": (neighbours, third),
+                "floor": (candidates(some, known), others),
+                "copies": (neighbours, known.take(np.arange(min(n, len(known.types))))),
             },
         }
         if trained:
-            both, n = candidates(first, second), len(first.types)
-            guessed = np.random.default_rng([seed, 8]).permutation(n) % 2.0
-            neither = replace(first, of_cells=first.of_cells | {"member": guessed})
-            third, second = (
-                replace(p, of_cells=p.of_cells | {"member": np.zeros(len(p.types))}) for p in (third, second)
-            )
-            self.pairs["candidates"] = {"value": (both, third), "floor": (neither, third), "copies": (both, second)}
+            both = candidates(first, second)
+            self.pairs["candidates"] = {
+                "value": (both, made),
+                "floor": (candidates(some, others), made),  # neither was trained on
+                "copies": (both, known),
+            }
         self._in_space: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 
     def matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
         """A pair of sets in a space, made when first asked for."""
-        key, n = (against, which, space), len(self.first.types)
+        key = (against, which, space)
         if key not in self._in_space:
-            if which == "copies" and against == "train":  # a copy lies where its original lies, in any space
-                known, _ = self.matrices("train", "value", space)
-                self._in_space[key] = known, known[:n]
-            elif against == "real" and which in self.pairs["train"] and not self.trained:  # the first of what is known
-                known, other = self.matrices("train", which, space)
-                self._in_space[key] = known[:n], other
-            else:
-                a, b = self.pairs[against][which]
-                self._in_space[key] = in_space(space, a.X, b.X, most=n if a is self.known else None)
+            a, b = self.pairs[against][which]
+            self._in_space[key] = in_space(space, a.X, b.X, most=2 * len(self.first.types))
         return self._in_space[key]
 
     def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
@@ -462,7 +470,9 @@ class Round:
         for which, (a, b) in self.pairs[metric.against].items():
             rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
             x, y = self.matrices(metric.against, which, metric.space)
-            given = {need: (a.of_cells[need][rows], b.of_cells[need]) for need in metric.needs}
+            given = {
+                need: (a.of_cells[need][rows], b.of_cells.get(need, np.zeros(len(b.types)))) for need in metric.needs
+            }
             found[which] = metric(x[rows], y, seed=self.seed, **given)
         return found
 
@@ -486,57 +496,63 @@ class Round:
     def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
         """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in sorted(set(self.known.of_cells.get("donors", ()))):
+        for name in donors_to_score(self.second if self.trained else self.first):
 
             def keep(which: str, part: Part, name: str = name) -> np.ndarray:
-                """This donor's cells; of candidates, beside all that were held out."""
-                mine = part.of_cells["donors"] == name
-                if "member" not in part.of_cells:
-                    return mine
-                return mine | (part.of_cells["member"] == 0) | (which == "floor")
+                """This donor's known cells, beside all that were held out; all where no cell is known."""
+                held_out = part.of_cells["member"] == 0
+                neither = which == "floor" and len(part.types) == len(self.first.types)
+                return held_out | (part.of_cells["donors"] == name) | neither
 
             for metric in (METRICS[m] for m in OF_DONORS):
-                if metric.against not in self.pairs:
-                    continue
-                if min(keep("value", part).sum() for part in (self.known, self.second)) >= MIN_CELLS_OF_TYPE:
+                if metric.against in self.pairs:
                     found.setdefault(name, {})[metric.name] = self.score(metric, keep)
         return found
 
 
-def known_cells(sides: dict[str, Side], n: int, seed: int) -> Part:
-    """What synthetic cells may be copies of: training cells, or the real cells that no floor is made of."""
-    if "train" in sides:
-        train = sides["train"]
-        order = draw_order(train.types, np.random.default_rng([seed, sorted(sides).index("train")]))
-        return train.part(order[:MOST_KNOWN])
-    real = sides["real"]
-    order = draw_order(real.types, np.random.default_rng([seed, sorted(sides).index("real")]))
-    return real.part(np.concatenate([order[:n], order[2 * n :]])[:MOST_KNOWN])
+def donors_to_score(part: Part) -> list[str]:
+    """Those with enough cells."""
+    names, counts = np.unique(part.of_cells.get("donors", np.array([], dtype=str)), return_counts=True)
+    return [str(name) for name, count in zip(names, counts) if count >= MIN_CELLS_OF_TYPE]
 
 
-def exact_shares(sides: dict[str, Side], seed: int) -> dict[str, float]:
-    """exact_duplicates of all cells, as figures of a round."""
-    share, real, synthetic = METRICS["exact_duplicates"].function, sides["real"], sides["synthetic"]
+def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
+    """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
+    cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
+
+    def order(name: str) -> np.ndarray:
+        return draw_order(sides[name].types, np.random.default_rng([seed, sorted(sides).index(name)]))
+
+    most = max(n, MOST_KNOWN)
+    made = sides["synthetic"].part(order("synthetic")[:most])
     if "train" in sides:
-        known = sides["train"].X
-        return {"value": share(known, synthetic.X), "floor": share(known, real.X), "copies": 1.0}
-    a, b = (real.X[rows] for rows in np.array_split(np.random.default_rng([seed, 9]).permutation(real.X.shape[0]), 2))
-    return {"value": share(real.X, synthetic.X), "floor": share(a, b), "copies": 1.0}
+        return sides["train"].part(order("train")[:most]), made
+    rows = order("real")
+    return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
+
+
+def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, float]:
+    """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
+    known = sides.get("train", sides["real"])
+    X = known.X if donor is None or known.donors is None else known.X[known.donors == donor]
+    value = METRICS["exact_duplicates"].function(X, sides["synthetic"].X)
+    return {"value": value, "floor": repeated_share(X), "copies": 1.0}
 
 
 def _computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
     """The metrics that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
     for metric in (m for m in METRICS.values() if m.default):
-        missing = [
-            n for n in metric.needs if n != "member" and not all(n in p.of_cells for p in (round_.first, round_.third))
-        ]
+        drawn = (round_.first, round_.second, round_.third)
+        missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
         if metric.against not in round_.pairs:
             skipped[metric.name] = "the cells that the model was trained on are not given (--train)"
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
+        elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
+            skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
         else:
             metrics.append(metric)
     return metrics, skipped

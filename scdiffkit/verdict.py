@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from scdiffkit.metrics.score import Score
 
-Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied"]
+Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied", "undecided"]
 Grade = Literal["good", "fair", "poor"]
 
 # Where a score lies between real cells (0) and bad models (1).
@@ -36,6 +36,7 @@ MEANING: dict[Word, str] = {
     "close": f"At most {AUC_CLOSE} above, better than shuffled cells, and no use is graded poor.",
     "usable in part": f"AUC below {AUC_OBVIOUS}, better than shuffled cells, and at least one use is not graded poor.",
     "poor": "None of these.",
+    "undecided": f"AUC at most {AUC_SAME} above that of real cells, and so is that of shuffled cells.",
     "copied": "Scores of privacy, or an AUC far below that of real cells, tell of copies.",
 }
 GRADES = (
@@ -93,16 +94,25 @@ def judge(
     if copies:
         word: Word = "copied"
         sentence = "Copied: there are cells among these that are copies, or nearly so, of real ones."
+    elif undecided and above <= AUC_SAME:
+        word, sentence = "undecided", "Cannot tell: these data do not tell a good model from a bad one."
     elif above <= AUC_SAME and not bad and not missing_types:
         word = "indistinguishable"
         sentence = "Indistinguishable: by these tests the cells are as close to real cells as other real cells are."
-    elif above <= AUC_CLOSE and not bad and not no_better:
+    elif above <= AUC_CLOSE and not bad and not no_better and not missing_types:
         word, sentence = "close", "Close: most cells pass for real ones."
     elif auc.value < AUC_OBVIOUS and [use for use in uses if use not in bad] and not no_better:
         word = "usable in part"
         serves = good or [use for use in uses if use not in bad]
-        fails = bad or [use for use in uses if use not in serves]
-        sentence = f"Usable for {_listed(serves)}" + (f", not for {_listed(fails)}." if fails else ", with care.")
+        fair = [use for use in uses if use not in serves and use not in bad]
+        sentence = "".join(
+            [
+                f"Usable for {_listed(serves)}",
+                f", with care for {_listed(fair)}" if fair else "",
+                f", not for {_listed(bad)}" if bad else "",
+                "." if good else ", with care.",
+            ]
+        )
     else:
         word, sentence = "poor", "Poor: do not use these cells in the place of real ones."
 
@@ -112,10 +122,10 @@ def judge(
     ]
     if undecided:
         reasons.append(
-            "Shuffled cells pass as well as real ones here: these data are too few or too simple to tell a good model "
-            "from a bad one."
+            "Shuffled cells pass as well as real ones: the cells are too few, or of kinds too simple, for their scores "
+            "to mean much."
         )
-    elif auc.value >= AUC_OBVIOUS:
+    elif auc.value >= AUC_OBVIOUS and above > AUC_SAME:
         reasons.append("Nearly every synthetic cell is recognised.")
     elif no_better:
         reasons.append(
@@ -136,7 +146,9 @@ def judge(
 
 
 def _grade(scores: list[Score]) -> Grade | None:
-    """Of the scores of one use: good when two thirds are, and none is poor; poor when half are."""
+    """Of the scores of one use that tell good from bad models: good when two thirds are, and none is poor; poor when
+    half are."""
+    scores = [s for s in scores if s.bad_model is not None]
     if not scores:
         return None
     grades = ["good" if s.at_floor or s.position <= GOOD else "fair" if s.position <= FAIR else "poor" for s in scores]
@@ -148,7 +160,9 @@ def _grade(scores: list[Score]) -> Grade | None:
 
 def _findings(scores: list[Score], copied: bool) -> list[str]:
     """The scores furthest from the floor, in words; those that tell of copies first."""
-    off = [s for s in scores if s.tells and not s.at_floor and s.position > GOOD and s.family != "papers"]
+    off = [
+        s for s in scores if s.bad_model is not None and not s.at_floor and s.position > GOOD and s.family != "papers"
+    ]
     off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:

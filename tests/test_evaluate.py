@@ -337,6 +337,47 @@ def test_few_genes_and_few_cells_are_warned_of(tiny: AnnData) -> None:
     assert "rough" in str(evaluation.verdict)
 
 
+def test_types_of_other_names_are_no_match(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    synthetic.obs["cell_type"] = synthetic.obs["cell_type"].astype(str).str.lower()
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    for name in ("type_f1", "marker_overlap", "marker_auprc", "lfc_types"):
+        assert evaluation[name].value < 0.3 < evaluation[name].floor
+    assert evaluation.verdict.word not in ("indistinguishable", "close")
+
+
+def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) -> None:
+    held_out, rest = halves(tiny)
+    train, synthetic = halves(rest)
+    train.X = lognormalise(train.X, 1e4)
+    evaluation = evaluate(held_out, synthetic, train=train)
+    assert "raw counts" in evaluation.skipped["library_size"]
+
+
+def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scdiffkit.evaluate.MOST_KNOWN", 20)
+    assert evaluate(*halves(tiny), max_cells=60).n_cells == 60
+
+
+def test_shallow_cells_that_are_equal_by_chance_are_no_copies(tiny: AnnData) -> None:
+    rng = np.random.default_rng(0)
+    cells = AnnData(sparse.csr_matrix(rng.poisson(0.03, (300, 60)).astype(np.float32)), var=tiny.var)
+    evaluation = evaluate(cells[:200].copy(), cells[200:].copy())
+    assert evaluation["exact_duplicates"].value == 0
+    assert evaluation.verdict.word != "copied"
+
+
+def test_stored_zeros_hide_no_copies(tiny: AnnData) -> None:
+    copies = tiny.copy()
+    copies.X = copies.X.copy()
+    copies.X.data[::50] = 0  # explicit; in the real cells too, as they are the same cells
+    real = tiny.copy()
+    real.X = copies.X.copy()
+    real.X.eliminate_zeros()
+    share = (np.diff(real.X.indptr) >= 20).mean()
+    assert evaluate(real, copies)["exact_duplicates"].value == pytest.approx(share)
+
+
 def test_types_missing_on_a_side_are_named(tiny: AnnData) -> None:
     real = tiny[tiny.obs["cell_type"] != "T"].copy()
     synthetic = tiny[tiny.obs["cell_type"] != "B"].copy()

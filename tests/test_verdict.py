@@ -34,7 +34,7 @@ def said(auc: tuple[float, float, float], few_cells: bool = False, **positions: 
         ((0.60, 0.50, 0.95), "close", "most cells pass"),
         ((0.69, 0.50, 0.70), "poor", "no better than shuffled"),
         ((0.97, 0.50, 0.99), "poor", "Nearly every"),
-        ((0.51, 0.50, 0.52), "indistinguishable", "tell a good model from a bad one"),
+        ((0.51, 0.50, 0.52), "undecided", "tell a good model from a bad one"),
     ],
 )
 def test_the_classifier_decides(auc: tuple[float, float, float], word: str, text: str) -> None:
@@ -87,5 +87,5 @@ def test_types_that_are_missing_are_named() -> None:
     scores = [score("rf_auc", "classifier", 0.51, 0.5, 0.9, best=0.5)]
     words = {"few_cells": False, "floor_is": "two halves", "within": "within cell_type", "worst_type": None}
     found = judge(scores, missing_types=["B", "NK"], **words)
-    assert found.word == "close"
+    assert found.word == "usable in part"
     assert "no synthetic cells of B and NK" in str(found)

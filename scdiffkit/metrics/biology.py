@@ -11,7 +11,7 @@ from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_
 from scdiffkit.metrics.registry import metric
 
 N_MARKERS = 50
-MIN_CELLS_OF_TYPE = 10
+MIN_CELLS_OF_TYPE, FEWEST_OF_TYPE = 10, 5  # real and synthetic cells, for a type to be compared
 FEW_OF_TYPE = 20  # cells: more of a type leave nothing to be gained
 MIN_DETECTED = 0.05  # share of cells with a gene, for its fold change to be compared
 Contrast = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]
@@ -92,18 +92,15 @@ def augmentation_gain(
     best=1.0,
     definition=f"Share of a type's {N_MARKERS} strongest marker genes (Welch's t, type against all other cells; a "
     f"tenth of the genes, where they are few) that are among the strongest in synthetic cells too, mean over the types "
-    f"of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    f"of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack.",
     source="markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_overlap(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """1 where no type has enough cells."""
-    shares = [
-        np.isin(_strongest(x), _strongest(y)).mean()
-        for x, y in _of_common_types(welch_t, real, synthetic, real_types, synthetic_types)
-    ]
-    return float(np.mean(shares)) if shares else 1.0
+    """0 for a type that synthetic cells lack."""
+    pairs = _of_types(welch_t, real, synthetic, real_types, synthetic_types)
+    return _mean_over([float(np.isin(_strongest(p[0]), _strongest(p[1])).mean()) if p else 0.0 for p in pairs])
 
 
 @metric(
@@ -113,22 +110,25 @@ def marker_overlap(
     direction="higher is better",
     best=1.0,
     definition=f"Area under the precision-recall curve when synthetic cells' t statistics are used to find a type's "
-    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_CELLS_OF_TYPE} or more cells "
-    "on both sides.",
+    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_CELLS_OF_TYPE} or more real "
+    "cells, 0 for one that synthetic cells lack.",
     source="average precision; markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_auprc(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """1 where no type has enough cells, or there are no more genes than markers."""
+    """0 for a type that synthetic cells lack."""
     from sklearn.metrics import average_precision_score
 
     values = []
-    for x, y in _of_common_types(welch_t, real, synthetic, real_types, synthetic_types):
-        is_marker = np.zeros(len(x), dtype=bool)
-        is_marker[_strongest(x)] = True
-        values.append(float(average_precision_score(is_marker, y)))
-    return float(np.mean(values)) if values else 1.0
+    for pair in _of_types(welch_t, real, synthetic, real_types, synthetic_types):
+        if pair is None:
+            values.append(0.0)
+            continue
+        is_marker = np.zeros(len(pair[0]), dtype=bool)
+        is_marker[_strongest(pair[0])] = True
+        values.append(float(average_precision_score(is_marker, pair[1])))
+    return _mean_over(values)
 
 
 @metric(
@@ -139,19 +139,16 @@ def marker_auprc(
     best=1.0,
     definition="Spearman correlation over genes between real and synthetic differences of mean log1p-normalised "
     f"values, a type against all other cells, over genes in {MIN_DETECTED:.0%} of the real cells; mean over the types "
-    f"of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    f"of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_types(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """1 where no type has enough cells."""
+    """0 for a type that synthetic cells lack."""
     used = 1 - zeros_per_gene(real) >= MIN_DETECTED
-    values = [
-        _spearman(x[used], y[used])
-        for x, y in _of_common_types(differences, real, synthetic, real_types, synthetic_types)
-    ]
-    return float(np.mean(values)) if values else 1.0
+    pairs = _of_types(differences, real, synthetic, real_types, synthetic_types)
+    return _mean_over([_spearman(pair[0][used], pair[1][used]) if pair else 0.0 for pair in pairs])
 
 
 @metric(
@@ -161,7 +158,7 @@ def lfc_types(
     direction="higher is better",
     best=1.0,
     definition="As lfc_types, but between conditions: within each type, a condition against all others, mean over "
-    f"types and conditions of {MIN_CELLS_OF_TYPE} or more cells on both sides.",
+    f"types and conditions of {MIN_CELLS_OF_TYPE} or more real cells, 0 for what synthetic cells lack.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_conditions(
@@ -172,33 +169,43 @@ def lfc_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> float:
-    """1 where nothing has enough cells."""
+    """0 for a type or condition that synthetic cells lack."""
     values = []
-    for name in sorted(set(real_types) & set(synthetic_types)):
+    for name in sorted(set(real_types)):
         rows, other_rows = real_types == name, synthetic_types == name
         within = real[rows], synthetic[other_rows]
         used = 1 - zeros_per_gene(within[0]) >= MIN_DETECTED
-        states = real_conditions[rows], synthetic_conditions[other_rows]
-        values += [_spearman(x[used], y[used]) for x, y in _of_common_types(differences, *within, *states)]
-    return float(np.mean(values)) if values else 1.0
+        pairs = _of_types(differences, *within, real_conditions[rows], synthetic_conditions[other_rows])
+        values += [_spearman(pair[0][used], pair[1][used]) if pair else 0.0 for pair in pairs]
+    return _mean_over(values)
 
 
-def _of_common_types(
+def _of_types(
     contrast: Contrast,
     real: sparse.csr_matrix,
     synthetic: sparse.csr_matrix,
     real_types: np.ndarray,
     synthetic_types: np.ndarray,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """contrast(cells, which) of real and of synthetic cells, (G,) each, for each type with enough cells on both
-    sides and enough others beside them."""
-    found = []
-    for name in sorted(set(real_types) & set(synthetic_types)):
-        sides = [(real, real_types == name), (synthetic, synthetic_types == name)]
-        if all(min(which.sum(), (~which).sum()) >= MIN_CELLS_OF_TYPE for _, which in sides):
-            x, y = (contrast(*side) for side in sides)
-            found.append((x, y))
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """contrast(cells, which) of real and of synthetic cells, (G,) each, for each type with enough real cells and enough
+    others beside them; None where synthetic cells of the type, or others, are missing."""
+    found: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for name in types_to_compare(real_types):
+        which, other = real_types == name, synthetic_types == name
+        enough = min(other.sum(), (~other).sum()) >= FEWEST_OF_TYPE
+        found.append((contrast(real, which), contrast(synthetic, other)) if enough else None)
     return found
+
+
+def types_to_compare(types: np.ndarray) -> list[str]:
+    """Those with at least MIN_CELLS_OF_TYPE cells, and as many others."""
+    names, counts = np.unique(types, return_counts=True)
+    return [str(n) for n, count in zip(names, counts) if min(count, len(types) - count) >= MIN_CELLS_OF_TYPE]
+
+
+def _mean_over(values: list[float]) -> float:
+    """1 where there was nothing to compare."""
+    return float(np.mean(values)) if values else 1.0
 
 
 def _strongest(t: np.ndarray) -> np.ndarray:

@@ -5,6 +5,9 @@ Nothing here proves that they are not: a figure at its floor says that this test
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 from scipy import sparse
 
@@ -12,8 +15,9 @@ from scdiffkit.metrics.coverage import radii
 from scdiffkit.metrics.registry import metric
 
 ENOUGH = 1000  # cells, to know how far apart neighbours are
-BLOCK_OF_CELLS = 1000
-NEAR = 0.01  # share of the training cells that have a neighbour as near as what counts as a near duplicate
+BLOCK_OF_CELLS = 200
+FEWEST_GENES = 20  # of a cell, for an equal one to be a copy rather than chance
+NEAR = 0.33
 
 
 @metric(
@@ -22,20 +26,21 @@ NEAR = 0.01  # share of the training cells that have a neighbour as near as what
     direction="higher is better",
     best=1.0,
     space="pca",
-    against="train",
-    definition="Median distance of a synthetic cell to the nearest cell that the model was trained on (the nearest "
-    "real cell, where those are not given), over that of those cells to the nearest other one, in 20 principal "
-    "components of both sets; at most 5000 known cells. Well below 1: copies.",
+    against="neighbours",
+    needs=("member",),
+    definition="Median distance of a synthetic cell to the nearest known cell, one that the model was trained on (a "
+    "real cell, where those are not given), over that of known cells to the nearest other one, in 20 principal "
+    "components; at most 20,000 known cells. Well below 1: copies, or cells that are all too average.",
     source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
 )
-def nn_ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> ratio; 1 where all cells are the same."""
-    both = np.vstack([real, synthetic])
+def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) are known; synthetic (m, D) -> ratio; 1 where all cells are the same."""
+    both, known = np.vstack([real, synthetic]), real[member == 1]
     least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # of cells in one place
-    if least == 0:
+    if least == 0 or len(known) < 2:
         return 1.0
-    to_real = float(np.median(_to_nearest(synthetic, real)))
-    return max(to_real, least) / max(float(np.median(_between_neighbours(real))), least)
+    to_known = float(np.median(_to_nearest(synthetic, known)))
+    return max(to_known, least) / max(float(np.median(_between_neighbours(known))), least)
 
 
 @metric(
@@ -45,12 +50,19 @@ def nn_ratio(real: np.ndarray, synthetic: np.ndarray) -> float:
     best=0.0,
     against="train",
     definition="Share of synthetic cells with the very values of a cell that the model was trained on (of a real cell, "
-    "where those are not given), in all genes; all cells are looked at.",
+    "where those are not given), in all genes; cells of fewer than 20 genes are left aside.",
     source="exact matches, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
 def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     known = set(fingerprints(real))
-    return float(np.mean([cell in known for cell in fingerprints(synthetic)]))
+    return float(np.mean([cell is not None and cell in known for cell in fingerprints(synthetic)]))
+
+
+def repeated_share(cells: sparse.csr_matrix) -> float:
+    """Share of cells (n, G) that equal another one of them: what exact_duplicates finds among cells as they are."""
+    of_cell = fingerprints(cells)
+    counts = Counter(of_cell)
+    return float(np.mean([cell is not None and counts[cell] > 1 for cell in of_cell]))
 
 
 @metric(
@@ -59,21 +71,25 @@ def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
     direction="lower is better",
     best=0.0,
     space="pca",
-    against="train",
-    definition=f"Share of synthetic cells nearer to a cell that the model was trained on (to a real cell, where those "
-    f"are not given) than all but {NEAR:.0%} of those cells are to one another, in 20 principal components of both "
-    f"sets; about {NEAR} for cells that are no copies. At most 5000 known cells.",
-    source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
+    against="neighbours",
+    needs=("member",),
+    definition=f"Share of synthetic cells that lie at most {NEAR} times as far from a known cell, one that the model "
+    "was trained on (a real cell, where those are not given), as from any other real cell, in 20 principal components; "
+    "at most 20,000 known cells.",
+    source="ratio of the nearest neighbours' distances, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
-def near_duplicates(real: np.ndarray, synthetic: np.ndarray) -> float:
-    usual = np.quantile(_between_neighbours(real), NEAR)
-    return float((_to_nearest(synthetic, real) < usual).mean())
+def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) are known; synthetic (m, D). 0 where all or none are known."""
+    known, others = real[member == 1], real[member == 0]
+    if min(len(known), len(others)) == 0:
+        return 0.0
+    return float((_to_nearest(synthetic, known) < NEAR * _to_nearest(synthetic, others)).mean())
 
 
 @metric(
     "membership_auc",
     family="privacy",
-    direction="closest to 0.5",
+    direction="lower is better",
     best=0.5,
     space="pca",
     max_cells=4000,
@@ -110,9 +126,14 @@ def _between_neighbours(cells: np.ndarray) -> np.ndarray:
     return np.partition(cdist(cells[:ENOUGH], cells), min(1, len(cells) - 1), axis=1)[:, min(1, len(cells) - 1)]
 
 
-def fingerprints(cells: sparse.csr_matrix) -> list[bytes]:
+def fingerprints(cells: sparse.csr_matrix) -> list[bytes | None]:
     """Of each cell's values (n, G): which genes, and how much to three digits (normalising twice may differ in the
-    last)."""
-    cells = cells.sorted_indices()
-    of_cell = np.split(np.arange(cells.nnz), cells.indptr[1:-1])
-    return [cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() for c in of_cell]
+    last). None for a cell with few genes, which may equal another one by chance."""
+    cells = cells.copy()
+    cells.eliminate_zeros()
+    cells.sort_indices()
+    of_cell = (slice(*ends) for ends in pairwise(cells.indptr))
+    return [
+        cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() if c.stop - c.start >= FEWEST_GENES else None
+        for c in of_cell
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 
 Space = Literal["genes", "variable", "pca"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
-Against = Literal["real", "train", "candidates"]
+Against = Literal["real", "train", "neighbours", "candidates"]
 Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share", "member"]
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
@@ -25,7 +25,7 @@ class Metric:
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
     them, dense. "pca": dense, D components fitted on both sides together. It draws no random numbers of its own
     that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
-    place of the real ones, "candidates" where both do, of which an attacker does not know which were trained on.
+    place of the real ones; "neighbours" and "candidates" where both do, and `member` tells the ones from the others.
     needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
     default: False where it is computed for a protocol only.
     """

@@ -10,6 +10,8 @@ import numpy as np
 from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 
 BAD_MODELS = ("shuffled", "pooled", "copies")
+NAMES = {"shuffled": "shuffled cells", "pooled": "the mean of all cells", "copies": "copies"}
+CLEARLY = 0.25  # of what real cells are off: so much more is clearly worse
 FEWEST_RESAMPLES = 3  # that tell a spread
 NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
 
@@ -42,17 +44,22 @@ class Score:
 
     def is_worse(self, name: str) -> bool:
         """Whether a bad model does worse than real cells here."""
-        return float(np.mean(self._distances(self.ceilings[name]))) > float(np.mean(self._distances(self.floors)))
+        return self._off(self.ceilings[name]) > self._off(self.floors)
 
     @property
-    def tells(self) -> bool:
-        """Whether bad models are clearly worse than real cells here: at least twice as far from best."""
-        floor = float(np.mean(self._distances(self.floors)))
-        return float(np.mean(self._distances(self.ceilings[self.worst_ceiling()]))) >= 2 * floor
+    def bad_model(self) -> str | None:
+        """The bad model that a value is set against: shuffled cells, which have the right genes, where those are
+        clearly worse than real ones here, else the worst; None where none is: then this metric tells little."""
+        floor = self._off(self.floors)
+        clearly = max(CLEARLY * floor, self._by_chance())
+        for name in dict.fromkeys((*(n for n in BAD_MODELS[:1] if n in self.ceilings), self.worst_ceiling())):
+            if self._off(self.ceilings[name]) - floor > clearly:
+                return name
+        return None
 
     def worst_ceiling(self) -> str:
         """The bad model that does worst here."""
-        return max(self.ceilings, key=lambda name: float(np.mean(self._distances(self.ceilings[name]))))
+        return max(self.ceilings, key=lambda name: self._off(self.ceilings[name]))
 
     @property
     def value_range(self) -> tuple[float, float] | None:
@@ -65,27 +72,30 @@ class Score:
 
     @property
     def position(self) -> float:
-        """Where the value lies: 0 at the floor or better, 1 as bad as the worst of the bad models (where those are no
-        worse than real cells: twice as far from best as these); may be more."""
-        above = float(np.mean(self._distances(self.values))) - float(np.mean(self._distances(self.floors)))
-        return max(0.0, above) / self._width()
+        """Where the value lies: 0 at the floor or better, 1 as bad as the bad model it is set against (where there is
+        none: twice as far from best as real cells); may be more."""
+        return max(0.0, self._off(self.values) - self._off(self.floors)) / self._width()
 
     @property
     def floor_position(self) -> float:
         """How far real cells stray, on the same scale; with fewer than three resamples, what counts as close."""
-        bounds = _range(self._distances(self.floors))
-        if bounds is None:
-            return NEAR_FLOOR
-        return (bounds[1] - float(np.mean(self._distances(self.floors)))) / self._width()
+        return self._by_chance() / self._width() if _range(self.floors) else NEAR_FLOOR
 
     def _width(self) -> float:
-        """From real cells to the worst of the bad models; where those are no worse, chance decides, or once more what
-        real cells are off."""
-        floor = float(np.mean(self._distances(self.floors)))
-        worst = float(np.mean(self._distances(self.ceilings[self.worst_ceiling()])))
+        """Of the scale: from real cells to the bad model."""
+        floor = self._off(self.floors)
+        if self.bad_model is not None:
+            return self._off(self.ceilings[self.bad_model]) - floor
+        return max(self._by_chance(), floor, 1e-12)
+
+    def _by_chance(self) -> float:
+        """How much worse than on average real cells may score; 0 with fewer than three resamples."""
         bounds = _range(self._distances(self.floors))
-        by_chance = 0.0 if bounds is None else bounds[1] - floor
-        return max(worst - floor, by_chance, floor, 1e-12)
+        return 0.0 if bounds is None else bounds[1] - self._off(self.floors)
+
+    def _off(self, values: tuple[float, ...]) -> float:
+        """Mean distance from best."""
+        return float(np.mean(self._distances(values)))
 
     @property
     def at_floor(self) -> bool:
@@ -94,14 +104,15 @@ class Score:
         bounds = _range(self._distances(self.floors))
         if bounds is None:
             return self.position <= NEAR_FLOOR
-        return float(np.mean(self._distances(self.values))) <= bounds[1]
+        return self._off(self.values) <= bounds[1]
 
     @property
     def place(self) -> str:
         """Where the value lies, in words."""
         if self.at_floor or self.position < 0.01:
             return "as real cells"
-        return "as bad models" if self.position >= 1 else f"{self.position:.0%} of the way to bad models"
+        bad = NAMES.get(self.bad_model or "", "twice that of real cells")
+        return f"as {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} of the way to {bad}"
 
     def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(distance_from_best(self.direction, self.best, value) for value in values)

@@ -31,18 +31,20 @@ def in_space(space: Space, real: Any, synthetic: Any, *, most: int | None = None
     "variable": the 2000 genes of the highest variance in both sides together, dense. "pca" is fitted on both sides
     together too: fitted on the real ones alone, cells that the fit has not seen lie elsewhere than those it has, and
     even two halves of one data set can be told apart (a random forest's AUC on pbmc3k is then 0.81, instead of 0.51).
-    most: of the real cells, the first so many decide which genes or components.
+    most: of either side, the first so many decide which genes or components.
     """
     real, synthetic = as_csr(real), as_csr(synthetic)
     if space == "genes":
         return real, synthetic
-    both = sparse.vstack([real[:most], synthetic], format="csr")
+    fitted = [side[:most] for side in (real, synthetic)]
+    both = sparse.vstack(fitted, format="csr")
     if space == "variable":
         genes = np.sort(np.argsort(-variance_per_gene(both), kind="stable")[:N_VARIABLE])
         return real[:, genes].toarray(), synthetic[:, genes].toarray()
-    n, n_fitted = both.shape[0] - synthetic.shape[0], both.shape[0]
-    components = principal_components(both, rest=real[n:])
-    return np.vstack([components[:n], components[n_fitted:]]), components[n:n_fitted]
+    n, m = (side.shape[0] for side in fitted)
+    components = principal_components(both, rest=sparse.vstack([real[n:], synthetic[m:]], format="csr"))
+    a, b, c, d = np.split(components, np.cumsum([n, m, real.shape[0] - n]))
+    return np.vstack([a, c]), np.vstack([b, d])
 
 
 def principal_components(

@@ -304,6 +304,20 @@ def test_augmentation_helps_with_cells_that_are_right_and_harms_with_wrong_ones(
 # privacy
 
 
+def test_copies_with_noise_are_near_duplicates_and_average_cells_are_not() -> None:
+    rng = np.random.default_rng(35)
+    known, others, fresh = rng.normal(size=(3, 400, 10))
+    real, member = np.vstack([others, known]), np.repeat([0.0, 1.0], 400)
+
+    def share(made: np.ndarray) -> float:
+        return METRICS["near_duplicates"](real, made, member=(member, np.zeros(len(made))))
+
+    assert share(known + rng.normal(0, 0.1, known.shape)) > 0.8
+    assert share(np.vstack([known[:40] + 0.01, fresh[:360]])) == pytest.approx(0.1, abs=0.02)
+    assert share(fresh) < 0.02
+    assert share(0.5 * fresh) < 0.02  # too average, but nobody's copies
+
+
 def test_an_attacker_tells_members_where_the_model_copied_with_noise() -> None:
     rng = np.random.default_rng(34)
     members, others, fresh = rng.normal(size=(3, 150, 6))
@@ -414,10 +428,15 @@ def test_neighbours_against_a_double_loop() -> None:
 
 def test_nn_ratio_of_copies_of_equals_and_of_far_cells() -> None:
     rng = np.random.default_rng(7)
-    real, others = rng.normal(size=(2, 500, 4))
-    assert METRICS["nn_ratio"](real, others) == pytest.approx(1, abs=0.1)
-    assert METRICS["nn_ratio"](real, real[:100] + 1e-9) < 1e-3
-    assert METRICS["nn_ratio"](real, 10 * others) > 5
+    known, others = rng.normal(size=(2, 500, 4))
+    real, member = np.vstack([known, known[:50] + 50]), np.repeat([1.0, 0.0], [500, 50])
+
+    def ratio(made: np.ndarray) -> float:
+        return METRICS["nn_ratio"](real, made, member=(member, np.zeros(len(made))))
+
+    assert ratio(others) == pytest.approx(1, abs=0.1)
+    assert ratio(known[:100] + 1e-9) < 1e-3
+    assert ratio(10 * others) > 5
 
 
 # cell types

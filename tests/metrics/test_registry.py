@@ -67,6 +67,8 @@ def test_says_what_it_is(m: Metric) -> None:
     assert m.definition.endswith(".")
     assert len(m.source) > 10
     best_of = {"lower is better": 0.0, "higher is better": 1.0}
+    if m.name == "membership_auc":  # below 0.5 it finds nothing either
+        best_of["lower is better"] = 0.5
     assert m.best == (best_of[m.direction] if m.direction in best_of else float(m.direction.split()[-1]))
 
 
@@ -110,9 +112,9 @@ def test_far_cells_score_worse_than_near_ones(m: Metric) -> None:
     near, far = CELLS[150:], np.roll(CELLS[150:], 7, axis=1) * (RNG.random((150, 30)) < 0.5)
     if m.name in ("wasserstein_paper_means",):  # it does not know which gene is which
         far = CELLS[150:] * (np.arange(30) < 5)
-    if m.name in ("exact_duplicates", "near_duplicates", "nn_ratio"):  # where near is too near
+    if m.name == "exact_duplicates":  # where near is too near
         near, far = far, CELLS[:150]
-    if m.name == "membership_auc":
+    if m.name in ("near_duplicates", "nn_ratio", "membership_auc"):
         far = CELLS[:150][given(CELLS[:150])["member"] == 1]
     if m.name in ("cfgen_mmd", "cfgen_w2"):  # not centred: even near cells are far
         pytest.skip("a known flaw of the published code")
