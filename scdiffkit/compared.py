@@ -341,8 +341,8 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
 def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     """Take out of the real cells those that are also training cells: to a model they are not new."""
     real = sides["real"]
-    trained_on = set(fingerprints(sides["train"].X))
-    new = np.array([cell is None or cell not in trained_on for cell in fingerprints(real.X)])
+    trained_on = set(fingerprints(sides["train"].X, fewest=0))
+    new = np.array([cell not in trained_on for cell in fingerprints(real.X, fewest=0)])
     if new.all():
         return
     if new.sum() < MIN_CELLS:

@@ -126,14 +126,14 @@ def _between_neighbours(cells: np.ndarray) -> np.ndarray:
     return np.partition(cdist(cells[:ENOUGH], cells), min(1, len(cells) - 1), axis=1)[:, min(1, len(cells) - 1)]
 
 
-def fingerprints(cells: sparse.csr_matrix) -> list[bytes | None]:
+def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> list[bytes | None]:
     """Of each cell's values (n, G): which genes, and how much to three digits (normalising twice may differ in the
-    last). None for a cell with few genes, which may equal another one by chance."""
+    last). None for a cell with fewer genes than `fewest`, which may equal another one by chance."""
     cells = cells.copy()
     cells.eliminate_zeros()
     cells.sort_indices()
     of_cell = (slice(*ends) for ends in pairwise(cells.indptr))
     return [
-        cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() if c.stop - c.start >= FEWEST_GENES else None
+        cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() if c.stop - c.start >= fewest else None
         for c in of_cell
     ]
