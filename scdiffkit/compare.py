@@ -47,7 +47,7 @@ class Comparison:
         over families that count alike), and one column per family."""
         rows = []
         for name, evaluation in self.evaluations.items():
-            by_family = _distances(evaluation, self._shared())
+            by_family = _distances(evaluation, self._telling())
             word = evaluation.verdict.word
             rows.append(
                 {"name": name, "verdict": word, "distance": float(np.mean(list(by_family.values()))), **by_family}
@@ -76,6 +76,10 @@ class Comparison:
         """As it stands in compare.json: schema 1, ranking (list of rows), sets {name: Evaluation.to_dict()}."""
         sets = {name: evaluation.to_dict() for name, evaluation in self.evaluations.items()}
         return {"schema": SCHEMA, "ranking": self.ranking().to_dict("records"), "sets": sets}
+
+    def _telling(self) -> set[str]:
+        """The metrics that tell good from bad models in all sets."""
+        return {m for m in self._shared() if all(s.bad_model is not None for s in self.of_metric(m).values())}
 
     def _shared(self) -> set[str]:
         return set.intersection(*({s.metric for s in e.scores} for e in self.evaluations.values()))
@@ -157,7 +161,7 @@ def _distances(evaluation: Evaluation, metrics: set[str]) -> dict[str, float]:
     """Mean position, at most 1 each, of the metrics of each family."""
     positions: dict[str, list[float]] = {}
     for score in evaluation.scores:
-        if score.family in RANKED_BY and score.metric in metrics and score.bad_model is not None:
+        if score.family in RANKED_BY and score.metric in metrics:
             positions.setdefault(score.family, []).append(min(score.position, 1.0))
     return {family: float(np.mean(values)) for family, values in positions.items()}
 
