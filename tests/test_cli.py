@@ -75,7 +75,7 @@ def test_evaluate_with_another_papers_protocol_and_compare(folder, tmp_path):
     assert found["resamples"] == 1
     assert [s["metric"] for s in found["protocol"]["scores"]] == list(found["protocol"]["metrics"])
     assert "centre" in found["protocol"]["flaws"]
-    wrong = scdiff(*asked, "--protocol", "cf", "--force", cwd=tmp_path / "w", code=1)
+    wrong = scdiff(*asked, "--protocol", "cf", "--force", cwd=tmp_path / "w", code=2)
     assert "scrdit, cfgen, scdiffusion" in wrong.stderr
     ranked = scdiff(
         "compare", "data.h5ad", "made1.h5ad", "made2.h5ad", "--label", "cell_type", "--fast", cwd=tmp_path / "w"
