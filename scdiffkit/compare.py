@@ -14,10 +14,11 @@ import pandas as pd
 from anndata import AnnData
 
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
-from scdiffkit.evaluate import CELLS_OF_RESAMPLE, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
+from scdiffkit.evaluate import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
 from scdiffkit.io import atomic_write_text, read
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics.score import Score
+from scdiffkit.report import comparison_html
 
 SCHEMA = 1
 REPORT, SCORES, TABLE = "compare.html", "compare.json", "compare.csv"
@@ -96,6 +97,7 @@ def compare(
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
+    fast: bool = False,
     force: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -108,6 +110,8 @@ def compare(
 
     Raises what `evaluate` raises, and ConfigError for fewer than two sets or two of one name.
     """
+    if fast:
+        resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     given = synthetic if isinstance(synthetic, dict) else _by_name(synthetic)
     if len(given) < 2:
         raise ConfigError("compare takes two sets of synthetic cells or more; for one, use evaluate.")
@@ -185,8 +189,6 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _write(comparison: Comparison, out: Path) -> None:
-    from scdiffkit.report import comparison_html
-
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)

@@ -101,10 +101,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Part:
-    """Cells drawn from a side: X (n, G) log1p-normalised CSR without stored zeros, types (n,), and what metrics may
-    need besides: by name, an array (n,) each."""
+    """Cells drawn from a side: X (n, G) log1p-normalised CSR without stored zeros, or their components (n, D); types
+    (n,), and what metrics may need besides: by name, an array (n,) each."""
 
-    X: sparse.csr_matrix
+    X: Any
     types: np.ndarray
     of_cells: dict[str, np.ndarray]
 
@@ -138,11 +138,11 @@ class Part:
 
 
 def candidates(others: Part, members: Part) -> Part:
-    """Both as one set, of_cells["member"] telling 0.0 and 1.0."""
+    """Both, of dense X, as one set, of_cells["member"] telling 0.0 and 1.0."""
     of_cells = {"member": np.repeat([0.0, 1.0], [len(others.types), len(members.types)])}
     if "donors" in others.of_cells:
         of_cells["donors"] = np.concatenate([others.of_cells["donors"], members.of_cells["donors"]])
-    X = sparse.vstack([others.X, members.X], format="csr")
+    X = np.vstack([others.X, members.X])
     return Part(X, np.concatenate([others.types, members.types]), of_cells)
 
 
@@ -168,13 +168,16 @@ def load(
     for name, adata in read_in.items():
         source = "memory" if cells[name] is adata else str(cells[name])
         who = f"The {name} cells" if source == "memory" else f"The {name} cells ({source})"
-        X, genes, scale = _log_values(adata, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns)
+        found = _counts(adata)
+        X, genes, scale = _log_values(
+            adata, found, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns
+        )
         types, has_types = _types_of(adata.obs, label, name, who)
         sides[name] = Side(
             name=name,
             source=source,
             X=X,
-            counts=_counts(adata, genes),
+            counts=_of_genes(found, genes),
             genes=genes,
             types=types,
             has_types=has_types,
@@ -204,8 +207,33 @@ def _target_sum(adata: AnnData) -> float | None:
     return float(value) if value else None
 
 
+def _counts(adata: AnnData) -> tuple[sparse.csr_matrix, pd.Index, str] | DataError:
+    """Raw counts, their genes and where they were; or why there are none."""
+    try:
+        counts, place = find_counts(adata)
+    except DataError as e:
+        return e
+    return counts, adata.raw.var_names if place == "raw" else adata.var_names, place
+
+
+def _of_genes(found: tuple[sparse.csr_matrix, pd.Index, str] | DataError, wanted: pd.Index) -> sparse.csr_matrix | None:
+    """Raw counts of the genes that are wanted; None where there are none of some."""
+    if isinstance(found, DataError):
+        return None
+    counts, genes, _ = found
+    if genes.equals(wanted):
+        return counts
+    if genes.has_duplicates or len(wanted.difference(genes)):
+        return None
+    return counts[:, genes.get_indexer(wanted)]
+
+
 def _log_values(
-    adata: AnnData, who: str, target_sum: float, made_here: bool
+    adata: AnnData,
+    found: tuple[sparse.csr_matrix, pd.Index, str] | DataError,
+    who: str,
+    target_sum: float,
+    made_here: bool,
 ) -> tuple[sparse.csr_matrix, pd.Index, str]:
     """log1p-normalised values (cells, genes), their genes, and where they came from, in words.
 
@@ -223,11 +251,9 @@ def _log_values(
             raise DataError(f"{who} have negative values in X (down to {X.data.min():g}): sample them again.")
         if not (negative or whole) and (ours or X.data.max() < MAX_LOG_VALUE):
             return _named(X, adata.var_names, who), adata.var_names, "log1p-normalised X, taken as it is"
-    try:
-        counts, place = find_counts(adata)
-    except DataError as e:
-        raise DataError(f"{who} are neither raw counts nor log1p-normalised. {e}") from e
-    genes = adata.raw.var_names if place == "raw" else adata.var_names
+    if isinstance(found, DataError):
+        raise DataError(f"{who} are neither raw counts nor log1p-normalised. {found}") from found
+    counts, genes, place = found
     if made_here and "total_counts" in adata.obs:
         X = lognormalise(counts, target_sum, adata.obs["total_counts"].to_numpy())
         scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}"
@@ -235,16 +261,6 @@ def _log_values(
         X = lognormalise(counts, target_sum)
         scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}"
     return _named(X, genes, who), genes, f"{scale}, log1p"
-
-
-def _counts(adata: AnnData, genes: pd.Index) -> sparse.csr_matrix | None:
-    """Raw counts of the genes, where the cells have them."""
-    try:
-        counts, place = find_counts(adata)
-    except DataError:
-        return None
-    places = (adata.raw.var_names if place == "raw" else adata.var_names).get_indexer(genes)
-    return None if (places < 0).any() else counts[:, places]
 
 
 def _in_memory(X: Any) -> Any:

@@ -16,7 +16,10 @@ import logging
 import platform
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,14 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
+from threadpoolctl import threadpool_limits
 
+from scdiffkit import report
 from scdiffkit.compared import (
     FEW_CELLS,
     MIN_CELLS,
     Part,
     Remarks,
     Side,
-    candidates,
     cells_a_side,
     count_types,
     draw_order,
@@ -44,13 +49,14 @@ from scdiffkit.compared import (
 from scdiffkit.errors import ConfigError, FileError, nearest
 from scdiffkit.io import atomic_path, atomic_write_text
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space, in_space, picture
-from scdiffkit.metrics.biology import types_to_compare
+from scdiffkit.metrics import METRICS, PROTOCOLS
+from scdiffkit.metrics.layouts import LAYOUTS
 from scdiffkit.metrics.marginals import cv_per_gene
-from scdiffkit.metrics.privacy import repeated_share
 from scdiffkit.metrics.score import Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
 from scdiffkit.preprocess import preprocess
+from scdiffkit.report.figures import Picture
+from scdiffkit.resample import WITHOUT, Round, computable, donors_to_score, exact_shares, known_cells
 from scdiffkit.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -60,14 +66,9 @@ log = logging.getLogger("scdiffkit")
 
 SCHEMA = 2
 SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "cells.png"
-RESAMPLES, CELLS_OF_RESAMPLE = 5, 1000
+RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 500
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
-MOST_KNOWN = 20_000  # cells that a resample looks for copies of
-MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
-OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
-OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types")
-OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
 
 HALVES = (
     "Half of the real cells against the other half (disjoint, drawn at random within types): what perfect "
@@ -221,9 +222,7 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """Verdict and scores, for a notebook."""
-        from scdiffkit.report import summary_html
-
-        return summary_html(self)
+        return report.summary_html(self)
 
 
 def ceilings_of(label: str | None) -> dict[str, str]:
@@ -256,6 +255,7 @@ def evaluate(
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
+    fast: bool = False,
     force: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
@@ -268,13 +268,15 @@ def evaluate(
     are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
     added (see PROTOCOLS). out: folder for report.html, metrics.json (see Evaluation.to_dict),
     metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
-    other cells; max_cells: at most so many cells a side each time. progress(name, i, n) is called before each of n
-    steps.
+    other cells; max_cells: at most so many cells a side each time; fast: once, with at most 500 cells a side, and
+    without UMAP, which compiles for ten seconds. progress(name, i, n) is called before each of n steps.
 
     The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
     max_cells below 5 or resamples below 1. ScdiffWarning where the scores need care.
     """
+    if fast:
+        resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     if max_cells < MIN_CELLS:
         raise ConfigError(f"--max-cells must be at least {MIN_CELLS}, not {max_cells}.")
     if resamples < 1:
@@ -310,43 +312,71 @@ def evaluate(
         )
 
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
-    exact, exact_of = exact_shares(sides), dict[str, dict[str, float]]()
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
     of_types: dict[str, dict[str, list[dict[str, float]]]] = {}
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for r in range(resamples):
-        drawn = parts(sides, n, seed + 1000 * r)
-        known, made = known_cells(sides, n, seed + 1000 * r)
-        round_ = Round(*drawn, known=known, made=made, trained=train is not None, seed=seed + r)
-        metrics, skipped = _computable(round_, label)
-        steps = len(metrics) * resamples + (out is not None)
-        for i, metric in enumerate(metrics):
-            if progress:
-                progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
-            figures = exact if metric.name == "exact_duplicates" else round_.score(metric)
-            found.setdefault(metric.name, []).append(figures)
-        for parts_of, groups in ((of_types, round_.score_types()), (of_donors, round_.score_donors())):
-            for name, scores in groups.items():
-                for metric_name, of_metric in scores.items():
-                    parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
-        for name in donors_to_score(round_.second if train is not None else round_.first):
-            if name not in exact_of:
-                exact_of[name] = exact_shares(sides, name)
-            of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
-        if protocol is not None and protocol_genes is not None:
-            first, second, third = (part.in_genes(protocol_genes) for part in drawn)
-            in_genes = Round(first, second, third, known=first, made=third, trained=False, seed=seed + r)
-            for metric in (METRICS[name] for name in PROTOCOLS[protocol].metrics):
-                if not all(need in part.of_cells for need in metric.needs for part in drawn):
-                    skipped[metric.name] = WITHOUT["types"]
-                    continue
+    pictures: dict[str, Picture] = {}
+    with _pool() as pool:
+        if out is not None:
+            shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, max_cells * min(2, resamples)))
+            layouts = {
+                name: pool.submit(place, *(part.X for part in shown), seed=seed)
+                for name, place in LAYOUTS.items()
+                if not (fast and name == "UMAP")
+            }
+        exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
+        for r in range(resamples):
+            drawn = parts(sides, n, seed + 1000 * r)
+            known, made = known_cells(sides, n, seed + 1000 * r)
+            round_ = Round(*drawn, pool=pool, known=known, made=made, trained=train is not None, seed=seed + r)
+            metrics, skipped = computable(round_, label)
+            steps = len(metrics) * resamples + (out is not None)
+            round_.prepare(metrics)
+            scores = {
+                metric: exact if metric.name == "exact_duplicates" else pool.submit(round_.score, metric)
+                for metric in metrics
+            }
+            groups = ((of_types, pool.submit(round_.score_types)), (of_donors, pool.submit(round_.score_donors)))
+            if out is not None and not pictures:  # drawn here while the pool computes
                 if progress:
-                    progress(f"{protocol}: {metric.name}", (r + 1) * len(metrics), steps)
-                of_protocol.setdefault(metric.name, []).append(in_genes.score(metric))
-        if r == 0:
-            zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
-            remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
+                    progress("pictures", 0, steps)
+                pictures = report.draw(
+                    sides["real"].genes,
+                    *drawn,
+                    shown=shown,
+                    layouts=layouts,
+                    label=label,
+                    seed=seed,
+                )
+            for i, (metric, score) in enumerate(scores.items(), out is not None):
+                if progress:
+                    progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
+                found.setdefault(metric.name, []).append(score.result())
+            for parts_of, group in groups:
+                for name, of_part in group.result().items():
+                    for metric_name, of_metric in of_part.items():
+                        parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
+            for name in donors_to_score(round_.second if train is not None else round_.first):
+                if name not in exact_of:
+                    exact_of[name] = exact_shares(sides, name)
+                of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
+            if protocol is not None and protocol_genes is not None:
+                in_genes = Round(*(part.in_genes(protocol_genes) for part in drawn), pool=pool, seed=seed + r)
+                metrics_of = [METRICS[name] for name in PROTOCOLS[protocol].metrics]
+                lacking = [
+                    m for m in metrics_of if not all(need in part.of_cells for need in m.needs for part in drawn)
+                ]
+                skipped |= {metric.name: WITHOUT["types"] for metric in lacking}
+                metrics_of = [metric for metric in metrics_of if metric not in lacking]
+                if progress:
+                    progress(protocol, (r + 1) * len(metrics), steps)
+                in_genes.prepare(metrics_of)
+                for metric, figures in zip(metrics_of, pool.map(in_genes.score, metrics_of)):
+                    of_protocol.setdefault(metric.name, []).append(figures)
+            if r == 0:
+                zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
+                remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
     evaluation = Evaluation(
         scores=[score_of(METRICS[name], figures) for name, figures in found.items()],
@@ -371,26 +401,30 @@ def evaluate(
         html=None if out is None else Path(out) / REPORT,
     )
     if out is not None:
-        if progress:
-            progress("pictures", steps - 1, steps)
-        _write(evaluation, sides, Path(out))
+        _write(evaluation, pictures, Path(out))
     return evaluation
 
 
-def _write(evaluation: Evaluation, sides: dict[str, Side], out: Path) -> None:
-    """The report, its picture on its own, and its figures as JSON and CSV."""
-    from scdiffkit import report
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as cores. Ctrl-C waits for the tasks that run, not for those that have not begun."""
+    pool = ThreadPoolExecutor(cpu_count())
+    # One thread of BLAS for each of the pool's: faster, and sums do not depend on how many cores there are.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module="umap"
+        )  # remarks on a fixed seed and given neighbours, which are meant
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    seed, label = evaluation.seed, evaluation.label
-    first, second, third = parts(sides, min(evaluation.n_cells, evaluation.max_cells), seed)
-    shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, evaluation.max_cells * min(2, evaluation.resamples)))
-    types = [part.types if label and part.has_types else None for part in shown]
-    positions = picture.layout(shown[0].X, shown[1].X, seed=seed)
+
+def _write(evaluation: Evaluation, pictures: dict[str, Picture], out: Path) -> None:
+    """The report, its first picture on its own, and its figures as JSON and CSV."""
+    html = report.html(evaluation, pictures)
     with atomic_path(out / PICTURE) as temporary:
-        picture.draw(temporary, *positions, *types, label=label, seed=seed)
-    html = report.html(
-        evaluation, genes=sides["real"].genes, first=first, second=second, third=third, shown=shown, umap=positions
-    )
+        temporary.write_bytes(next(iter(pictures.values())).light)
     text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
     atomic_write_text(out / SCORES, text + "\n")
     atomic_write_text(out / TABLE, evaluation.to_frame().to_csv(index=False))
@@ -415,149 +449,6 @@ def _scores_of(groups: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str
     }
 
 
-class Round:
-    """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
-
-    known: what synthetic cells may be copies of, training cells where those are given (trained), with `second` among
-    them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells.
-    """
-
-    def __init__(
-        self, first: Part, second: Part, third: Part, *, known: Part, made: Part, trained: bool, seed: int
-    ) -> None:
-        self.first, self.second, self.third = first, second, third
-        self.known, self.trained, self.seed = known, trained, seed
-        unknown = first if trained else second
-        n, rows = len(unknown.types), np.random.default_rng([seed, 8]).permutation(len(unknown.types))
-        some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
-        neighbours = candidates(unknown, known)
-        self.pairs: dict[str, dict[str, tuple[Part, Part]]] = {
-            "real": {
-                "value": (first, third),
-                "floor": (first, second),
-                "shuffled": (first, second.shuffled(np.random.default_rng([seed, 4]))),
-                "pooled": (first, second.pooled()),
-            },
-            "train": {"value": (known, third), "floor": (known, unknown), "copies": (known, known)},
-            # To what was learnt from, cells that were held out are the floor.
-            "neighbours": {
-                "value": (neighbours, third),
-                "floor": (candidates(some, known), others),
-                "copies": (neighbours, known.take(np.arange(min(n, len(known.types))))),
-            },
-        }
-        if trained:
-            both = candidates(first, second)
-            self.pairs["candidates"] = {
-                "value": (both, made),
-                "floor": (candidates(some, others), made),  # neither was trained on
-                "copies": (both, known),
-            }
-        self._in_space: dict[tuple[str, str, str], tuple[Any, Any]] = {}
-
-    def matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
-        """A pair of sets in a space, made when first asked for."""
-        key = (against, which, space)
-        if key not in self._in_space:
-            a, b = self.pairs[against][which]
-            self._in_space[key] = in_space(space, a.X, b.X, most=2 * len(self.first.types))
-        return self._in_space[key]
-
-    def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
-        """Its value, floor and ceilings by name; of the first set of each pair only the cells (mask) that `keep`
-        tells."""
-        found = {}
-        for which, (a, b) in self.pairs[metric.against].items():
-            rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
-            x, y = self.matrices(metric.against, which, metric.space)
-            given = {
-                need: (a.of_cells[need][rows], b.of_cells.get(need, np.zeros(len(b.types)))) for need in metric.needs
-            }
-            found[which] = metric(x[rows], y, seed=self.seed, **given)
-        return found
-
-    def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Of each type with enough cells on all sides, the metrics OF_TYPES: value, floor and ceilings by name."""
-        if any("types" not in part.of_cells for part in (self.first, self.third)):
-            return {}
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in sorted(set(self.first.types)):
-            counts = [(part.types == name).sum() for part in (self.first, self.second, self.third)]
-            if min(counts) < MIN_CELLS_OF_TYPE:
-                continue
-            for metric in (METRICS[m] for m in OF_TYPES):
-                figures = {}
-                for which, (a, b) in self.pairs["real"].items():
-                    x, y = self.matrices("real", which, metric.space)
-                    figures[which] = metric(x[a.types == name], y[b.types == name], seed=self.seed)
-                found.setdefault(name, {})[metric.name] = figures
-        return found
-
-    def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in donors_to_score(self.second if self.trained else self.first):
-
-            def keep(which: str, part: Part, name: str = name) -> np.ndarray:
-                """This donor's known cells, beside all that were held out; all where no cell is known."""
-                held_out = part.of_cells["member"] == 0
-                neither = which == "floor" and len(part.types) == len(self.first.types)
-                return held_out | (part.of_cells["donors"] == name) | neither
-
-            for metric in (METRICS[m] for m in OF_DONORS):
-                if metric.against in self.pairs:
-                    found.setdefault(name, {})[metric.name] = self.score(metric, keep)
-        return found
-
-
-def donors_to_score(part: Part) -> list[str]:
-    """Those with enough cells."""
-    names, counts = np.unique(part.of_cells.get("donors", np.array([], dtype=str)), return_counts=True)
-    return [str(name) for name, count in zip(names, counts) if count >= MIN_CELLS_OF_TYPE]
-
-
-def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
-    """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
-    cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
-
-    def order(name: str) -> np.ndarray:
-        return draw_order(sides[name].types, np.random.default_rng([seed, sorted(sides).index(name)]))
-
-    most = max(n, MOST_KNOWN)
-    made = sides["synthetic"].part(order("synthetic")[:most])
-    if "train" in sides:
-        return sides["train"].part(order("train")[:most]), made
-    rows = order("real")
-    return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
-
-
-def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, float]:
-    """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
-    known = sides.get("train", sides["real"])
-    X = known.X if donor is None or known.donors is None else known.X[known.donors == donor]
-    value = METRICS["exact_duplicates"].function(X, sides["synthetic"].X)
-    return {"value": value, "floor": repeated_share(X), "copies": 1.0}
-
-
-def _computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
-    """The metrics that these cells allow, and why others are left out."""
-    metrics, skipped = [], {}
-    for metric in (m for m in METRICS.values() if m.default):
-        drawn = (round_.first, round_.second, round_.third)
-        missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
-        if metric.against not in round_.pairs:
-            skipped[metric.name] = "the cells that the model was trained on are not given (--train)"
-        elif missing:
-            skipped[metric.name] = WITHOUT[missing[0]]
-        elif "types" in metric.needs and len(set(round_.first.types)) < 2:
-            skipped[metric.name] = f"all real cells are of one {label}"
-        elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
-            skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
-        else:
-            metrics.append(metric)
-    return metrics, skipped
-
-
 def _genes_of(protocol: str, real: Side) -> np.ndarray:
     """Places of the genes that a protocol looks at, in the order of the genes."""
     which, n_genes = PROTOCOLS[protocol].genes, real.X.shape[1]
@@ -572,15 +463,6 @@ def _genes_of(protocol: str, real: Side) -> np.ndarray:
     counts = AnnData(real.counts, var=pd.DataFrame(index=real.genes))
     chosen = preprocess(counts, hvg_flavor="seurat_v3", n_top_genes=N_VARIABLE, min_cells=0, min_genes=0)
     return np.sort(real.genes.get_indexer(chosen.var_names))
-
-
-WITHOUT = {
-    "types": "no --label that both sides have",
-    "conditions": "no --condition that both sides have",
-    "library_size": "one side has no raw counts",
-    "genes_detected": "no genes",
-    "mitochondrial_share": "none of the genes compared is mitochondrial (MT-...)",
-}
 
 
 def _versions() -> dict[str, str]:

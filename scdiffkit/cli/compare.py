@@ -9,7 +9,6 @@ import typer
 
 from scdiffkit.cli.console import progress, result, result_json
 from scdiffkit.cli.evaluate import (
-    FAST_CELLS,
     HEADLINES,
     Condition,
     Fast,
@@ -45,12 +44,11 @@ def compare(
     from scdiffkit.compare import REPORT
     from scdiffkit.compare import compare as score
 
-    if fast:
-        resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     with progress("comparing") as update:
         comparison = score(
             real, synthetic, train=train, label=label, conditions=condition or (), out=output, seed=seed,
-            max_cells=max_cells, resamples=resamples, force=force, progress=lambda name, i, n: update(i, name, n),
+            max_cells=max_cells, resamples=resamples, fast=fast, force=force,
+            progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     if json:
         result_json(comparison.to_dict())

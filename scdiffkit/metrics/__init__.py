@@ -4,7 +4,7 @@ A new metric is a function under `@metric(...)` in its family's file; evaluation
 table pick it up from there.
 """
 
-from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, picture, privacy
+from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy
 from scdiffkit.metrics.protocols import PROTOCOLS
 from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
@@ -25,7 +25,6 @@ __all__ = [
     "marginals",
     "metric",
     "papers",
-    "picture",
     "principal_components",
     "privacy",
 ]

@@ -103,21 +103,23 @@ def lisi_of_cells(cells: np.ndarray, side: np.ndarray, perplexity: float = PERPL
     Neighbours, three times the perplexity, weigh exp(-beta d), beta such that the entropy of a cell's weights is
     log(perplexity).
     """
-    from scipy.special import logsumexp, xlogy
     from sklearn.neighbors import NearestNeighbors
 
     k = min(int(3 * perplexity), len(cells) - 1)
     distance, neighbour = NearestNeighbors(n_neighbors=k).fit(cells).kneighbors()
     perplexity = min(perplexity, k / 3)
+    distance -= distance[:, :1]  # weights are relative to the nearest neighbour's
     scale = distance.mean(axis=1, keepdims=True)
     distance = np.divide(distance, scale, out=np.zeros_like(distance), where=scale > 0)
     low, high = np.full((2, len(cells), 1), [[[0.0]], [[1e6]]])
     for _ in range(60):  # entropy falls as beta grows
         beta = (low + high) / 2
-        log_weights = -beta * distance
-        weights = np.exp(log_weights - logsumexp(log_weights, axis=1, keepdims=True))
-        too_even = -xlogy(weights, weights).sum(axis=1, keepdims=True) > np.log(perplexity)
+        weights = np.exp(-beta * distance)
+        total = weights.sum(axis=1, keepdims=True)
+        entropy = np.log(total) + beta * (weights * distance).sum(axis=1, keepdims=True) / total
+        too_even = entropy > np.log(perplexity)
         low, high = np.where(too_even, beta, low), np.where(too_even, high, beta)
+    weights /= total
     synthetic = (weights * side[neighbour]).sum(axis=1)
     return 1 / (synthetic**2 + (1 - synthetic) ** 2)
 

@@ -123,7 +123,10 @@ def _between_neighbours(cells: np.ndarray) -> np.ndarray:
     """Distance to the nearest other cell, of up to ENOUGH of the cells (n, D)."""
     from scipy.spatial.distance import cdist
 
-    return np.partition(cdist(cells[:ENOUGH], cells), min(1, len(cells) - 1), axis=1)[:, min(1, len(cells) - 1)]
+    some = cells[:ENOUGH]
+    distances = cdist(some, cells)
+    distances[np.arange(len(some)), np.arange(len(some))] = np.inf
+    return distances.min(axis=1)
 
 
 def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> list[bytes | None]:

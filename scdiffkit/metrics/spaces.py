@@ -25,26 +25,22 @@ def as_csr(cells: Any) -> sparse.csr_matrix:
     return csr
 
 
-def in_space(space: Space, real: Any, synthetic: Any, *, most: int | None = None) -> tuple[Any, Any]:
+def in_space(space: Space, real: Any, synthetic: Any) -> tuple[Any, Any]:
     """Log-normalised cells real (n, G) and synthetic (m, G), sparse or dense, in the given space.
 
     "variable": the 2000 genes of the highest variance in both sides together, dense. "pca" is fitted on both sides
     together too: fitted on the real ones alone, cells that the fit has not seen lie elsewhere than those it has, and
     even two halves of one data set can be told apart (a random forest's AUC on pbmc3k is then 0.81, instead of 0.51).
-    most: of either side, the first so many decide which genes or components.
     """
     real, synthetic = as_csr(real), as_csr(synthetic)
     if space == "genes":
         return real, synthetic
-    fitted = [side[:most] for side in (real, synthetic)]
-    both = sparse.vstack(fitted, format="csr")
+    both = sparse.vstack([real, synthetic], format="csr")
     if space == "variable":
         genes = np.sort(np.argsort(-variance_per_gene(both), kind="stable")[:N_VARIABLE])
         return real[:, genes].toarray(), synthetic[:, genes].toarray()
-    n, m = (side.shape[0] for side in fitted)
-    components = principal_components(both, rest=sparse.vstack([real[n:], synthetic[m:]], format="csr"))
-    a, b, c, d = np.split(components, np.cumsum([n, m, real.shape[0] - n]))
-    return np.vstack([a, c]), np.vstack([b, d])
+    a, b = np.split(principal_components(both), [real.shape[0]])
+    return a, b
 
 
 def principal_components(
@@ -59,9 +55,9 @@ def principal_components(
 
     n_components = min(n_components, min(cells.shape) - 1)
     all_equal = (cells.max(axis=0) - cells.min(axis=0)).count_nonzero() == 0
-    every = cells if rest is None or rest.shape[0] == 0 else sparse.vstack([cells, rest], format="csr")
     if n_components < 1 or all_equal:  # one gene, or no directions to be found
+        every = cells if rest is None else sparse.vstack([cells, rest], format="csr")
         return np.asarray(every[:, 0].toarray() - cells[:, 0].mean())
     pca = PCA(n_components, svd_solver="arpack", random_state=0)
     fitted = pca.fit_transform(cells)
-    return fitted if every is cells else np.vstack([fitted, pca.transform(rest)])
+    return fitted if rest is None or rest.shape[0] == 0 else np.vstack([fitted, pca.transform(rest)])

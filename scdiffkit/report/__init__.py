@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from concurrent.futures import Future
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from scdiffkit.compared import Part
 from scdiffkit.metrics.biology import welch_t
 from scdiffkit.metrics.marginals import ks_of_genes, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.score import BAD_MODELS, Score
-from scdiffkit.metrics.spaces import N_VARIABLE, principal_components
+from scdiffkit.metrics.spaces import N_VARIABLE
 from scdiffkit.report import figures
+from scdiffkit.report.figures import Picture
 from scdiffkit.verdict import GRADES, MEANING
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from scdiffkit.compare import Comparison
     from scdiffkit.evaluate import Evaluation
 
-TSNE_CELLS = 500  # a side
 GENES_SHOWN = 4  # most variable, and as many of those that differ most
 MARKERS_OF_TYPE, TYPES_SHOWN = 2, 15
 CELL_FIGURES = {
@@ -34,26 +35,25 @@ CELL_FIGURES = {
 }
 
 
-def html(
-    evaluation: Evaluation,
-    *,
+def draw(
     genes: pd.Index,
     first: Part,
     second: Part,
     third: Part,
+    *,
     shown: tuple[Part, Part],
-    umap: tuple[np.ndarray, np.ndarray],
-) -> str:
-    """The report as a page.
+    layouts: dict[str, Future[tuple[np.ndarray, np.ndarray]]],
+    label: str | None,
+    seed: int,
+) -> dict[str, Picture]:
+    """The report's pictures by their titles, the layouts first.
 
-    genes (G names). first, second, third: the real, the other real and the synthetic cells of the first resample.
-    shown: the real and synthetic cells of the layouts; umap: their positions, (n, 2) and (m, 2).
+    genes (G names). first, second, third: real, other real and synthetic cells. shown: the real and synthetic cells of
+    the layouts, which are drawn last; these give positions of them, or of the first of them, (n, 2) and (m, 2).
     """
-    label, names = evaluation.label, np.asarray(genes, dtype=str)
+    names = np.asarray(genes, dtype=str)
     types = [part.types if label and part.has_types else None for part in shown]
-    pictures = {
-        "UMAP": figures.embedding("UMAP", *umap, types, label, evaluation.seed),
-        "t-SNE": _tsne(shown, types, evaluation),
+    drawn = {
         "Single cells": _cells(first, third),
         "Single genes": _genes(names, first.X, third.X),
         "Mean, variance and zeros of genes": figures.trends(first.X, third.X),
@@ -62,7 +62,12 @@ def html(
         ),
     }
     if first.has_types and third.has_types and len(set(first.types)) > 1:
-        pictures["Marker genes"] = _markers(names, first, third, str(label))
+        drawn["Marker genes"] = _markers(names, first, third, str(label))
+    return {name: figures.embedding(name, *xy.result(), types, label, seed) for name, xy in layouts.items()} | drawn
+
+
+def html(evaluation: Evaluation, pictures: dict[str, Picture]) -> str:
+    """The report as a page, with its pictures."""
     return _environment().get_template("report.html.j2").render(
         about=evaluation,
         found=evaluation.verdict,
@@ -122,22 +127,7 @@ def _type_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["worst"], row["name"]))
 
 
-def _tsne(shown: tuple[Part, Part], types: Sequence[np.ndarray | None], evaluation: Evaluation) -> figures.Picture:
-    from sklearn.manifold import TSNE
-
-    sides = [part.X[:TSNE_CELLS] for part in shown]  # any first cells have the composition of all
-    components = principal_components(sparse.vstack(sides, format="csr").astype(np.float64))
-    perplexity = min(30, (len(components) - 1) / 3)
-    layout = TSNE(
-        perplexity=perplexity, init="random" if components.shape[1] < 2 else "pca", random_state=evaluation.seed
-    )
-    positions = layout.fit_transform(components)
-    n = sides[0].shape[0]
-    of_cells = [None if t is None else t[:TSNE_CELLS] for t in types]
-    return figures.embedding("t-SNE", positions[:n], positions[n:], of_cells, evaluation.label, evaluation.seed)
-
-
-def _cells(first: Part, third: Part) -> figures.Picture:
+def _cells(first: Part, third: Part) -> Picture:
     names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (first, third))]
     pairs = [tuple(part.of_cells[name] for part in (first, third)) for name in names]
     logs = [
@@ -148,7 +138,7 @@ def _cells(first: Part, third: Part) -> figures.Picture:
     return figures.distributions([CELL_FIGURES[name] for name in names], logs, alt)
 
 
-def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> figures.Picture:
+def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
     """The most variable genes, and those whose distributions differ most."""
     variable = np.argsort(-variance_per_gene(real), kind="stable")[:GENES_SHOWN]
     candidates = np.argsort(-variance_per_gene(real), kind="stable")[:N_VARIABLE]
@@ -161,7 +151,7 @@ def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_mat
     return figures.distributions(titles, pairs, alt)
 
 
-def _markers(names: np.ndarray, first: Part, third: Part, label: str) -> figures.Picture:
+def _markers(names: np.ndarray, first: Part, third: Part, label: str) -> Picture:
     """The strongest markers of the most frequent types of the real cells."""
     counts = pd.Series(first.types).value_counts()
     types = sorted(counts.index[:TYPES_SHOWN])

@@ -6,31 +6,42 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse
 
 from scdiffkit.metrics.marginals import mean_per_gene, trend, variance_per_gene, zeros_per_gene
-from scdiffkit.metrics.picture import SYNTHETIC, colours_of, legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 DPI = 110
+# Paul Tol's "muted" scheme, safe for colour-blind readers, and black; rarer types share a grey
+COLOURS = (
+    "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255", "#000000",
+)  # fmt: skip
+# Tol's "light" scheme, for dark pages, and white
+LIGHT_COLOURS = (
+    "#77AADD", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#EEDD88", "#EE8866", "#FFAABB", "#DDDDDD", "#FFFFFF",
+)  # fmt: skip
 BINS = 24
 STRONGEST = 30  # genes in a heat map of correlations
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. Real and synthetic differ in brightness too, and lines in their dashes: they print in grey."""
+    """Colours of a page. Real and synthetic differ in brightness too, and lines in their dashes: they print in grey.
+
+    Blues and orange are those of Okabe & Ito 2008.
+    """
 
     text: str
     page: str
     faint: str
     real: str
-    synthetic: str = SYNTHETIC
+    synthetic: str = "#E69F00"
     other: str = "#888888"
 
 
@@ -40,13 +51,17 @@ DARK = Theme(text="#e6e6e6", page="#16181b", faint="#3a3d42", real="#56B4E9")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as data URIs, for light and for dark pages, and what is on it, in words for who cannot see it."""
+    """A picture as PNG, for light and for dark pages, and what is on it, in words for who cannot see it."""
 
-    light: str
-    dark: str
+    light: bytes
+    dark: bytes
     alt: str
     width: int
     height: int
+
+    def uri(self, page: Literal["light", "dark"]) -> str:
+        """As a page holds it within itself."""
+        return "data:image/png;base64," + base64.b64encode(self.light if page == "light" else self.dark).decode()
 
 
 def picture(draw: Callable[[Theme, Figure], None], alt: str, size: tuple[float, float]) -> Picture:
@@ -55,7 +70,8 @@ def picture(draw: Callable[[Theme, Figure], None], alt: str, size: tuple[float, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    uris = []
+    pngs: list[bytes] = []
+    places: list[Bbox] = []
     for theme in (LIGHT, DARK):
         colours: dict[Any, Any] = {
             **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.text),
@@ -67,12 +83,15 @@ def picture(draw: Callable[[Theme, Figure], None], alt: str, size: tuple[float, 
             "font.size": 10,
         }  # fmt: skip
         with mpl.rc_context(colours), io.BytesIO() as file:
-            figure = Figure(figsize=size, layout="constrained")
+            figure = Figure(figsize=size, layout=None if places else "constrained")
             FigureCanvasAgg(figure)
             draw(theme, figure)
+            for ax, place in zip(figure.axes, places):
+                ax.set_position(place)
             figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-            uris.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
-    return Picture(light=uris[0], dark=uris[1], alt=alt, width=int(size[0] * DPI), height=int(size[1] * DPI))
+            places = [ax.get_position() for ax in figure.axes]  # the layout, half of the time, is the same
+            pngs.append(file.getvalue())
+    return Picture(light=pngs[0], dark=pngs[1], alt=alt, width=int(size[0] * DPI), height=int(size[1] * DPI))
 
 
 def embedding(
@@ -83,8 +102,9 @@ def embedding(
     label: str | None,
     seed: int,
 ) -> Picture:
-    """Positions (n, 2) and (m, 2) over each other, and each side on its own in the colours of its types,
-    (n,) and (m,) or None."""
+    """Positions (n, 2) and (m, 2) over each other, and each side on its own in the colours of its types, (n,) and
+    (m,) or more, or None."""
+    types = [t if t is None else t[: len(xy)] for t, xy in zip(types, (real, synthetic))]
     both = np.vstack([real, synthetic])
     margin = 0.04 * np.ptp(both, axis=0) + 1e-9
     size = float(np.clip(9000 / len(both), 2, 20))
@@ -100,8 +120,8 @@ def embedding(
         axes[0].scatter(*both[order].T, s=size, c=side[order], alpha=0.6, linewidths=0)
         axes[0].set_title("real and synthetic")
         marks = {f"real ({len(real):,})": theme.real, f"synthetic ({len(synthetic):,})": theme.synthetic}
-        legend(axes[0], marks, ncols=2)
-        colours, n_other = colours_of(np.concatenate(seen), dark=theme is DARK) if seen else ({}, 0)
+        _legend(axes[0], marks, ncols=2)
+        colours, n_other = _colours_of(np.concatenate(seen), dark=theme is DARK) if seen else ({}, 0)
         sides = (("real", real, types[0], theme.real), ("synthetic", synthetic, types[1], theme.synthetic))
         for ax, (title, xy, of_side, plain) in zip(axes[1:], sides):
             shown = plain if of_side is None else [colours.get(t, theme.other) for t in of_side]
@@ -109,7 +129,7 @@ def embedding(
             ax.set_title(title if of_side is None else f"{title} by {label}")
         if colours:
             others = {f"{n_other} other types": theme.other} if n_other else {}
-            legend(figure, colours | others, loc="outside right center")
+            _legend(figure, colours | others, loc="outside right center")
 
     centres = f"Points of both sets lie in one {name} layout, fitted to both together"
     alt = f"{name} of {len(real)} real and {len(synthetic)} synthetic cells. {centres}; cells that are alike lie close."
@@ -217,3 +237,23 @@ def _correlation_matrix(cells: np.ndarray) -> np.ndarray:
     """(G, G), 0 with a gene that does not vary."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(np.atleast_2d(np.corrcoef(cells.T)))
+
+
+def _colours_of(types: np.ndarray, *, dark: bool = False) -> tuple[dict[str, str], int]:
+    """A colour for each of the most frequent types, in the order of their names; how many have none. dark: the page."""
+    names, counts = np.unique(types, return_counts=True)
+    frequent = sorted(names[np.argsort(-counts, kind="stable")][: len(COLOURS)])
+    return dict(zip(frequent, LIGHT_COLOURS if dark else COLOURS)), len(names) - len(frequent)
+
+
+def _legend(place: Any, colours: dict[str, str], **options: Any) -> None:
+    """Coloured dots and their names; on a figure with `loc`, else below an axes."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=7, color=colour, markeredgewidth=0, label=name)
+        for name, colour in colours.items()
+    ]
+    if "loc" not in options:
+        options |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+    place.legend(handles=handles, frameon=False, handletextpad=0.2, columnspacing=1.0, **options)
