@@ -359,7 +359,7 @@ def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) 
 
 
 def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "MOST_KNOWN", 20)
+    monkeypatch.setattr(sys.modules["scdiffkit.resample"], "MOST_KNOWN", 20)
     assert evaluate(*halves(tiny), max_cells=60).n_cells == 60
 
 

@@ -111,7 +111,8 @@ def _projected(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: b
     from sklearn.decomposition import PCA
 
     x, y = real.toarray(), synthetic.toarray()
-    pca = PCA(min(CFGEN_COMPONENTS, *x.shape), svd_solver="full").fit(x)
+    with np.errstate(invalid="ignore"):  # shares of no variance, which nobody asks for
+        pca = PCA(min(CFGEN_COMPONENTS, *x.shape), svd_solver="full").fit(x)
     return pca.transform(x), (y - pca.mean_ if centred else y) @ pca.components_.T
 
 
