@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdiffkit.compared import sha256
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
 from scdiffkit.evaluate import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
 from scdiffkit.io import atomic_write_text, read
@@ -139,7 +140,7 @@ def compare(
         )  # fmt: skip
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):
-                found[name].inputs[side]["source"] = str(source)
+                found[name].inputs[side] |= {"source": str(source), "sha256": sha256(Path(source))}
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
         warnings.warn(
@@ -148,6 +149,16 @@ def compare(
             ScdiffWarning,
             stacklevel=2,
         )
+    scored = {score.metric for evaluation in found.values() for score in evaluation.scores}
+    for name, evaluation in found.items():
+        missing = sorted(scored & evaluation.skipped.keys())
+        if missing:
+            warnings.warn(
+                f"{name} cannot be scored by {', '.join(missing)} ({evaluation.skipped[missing[0]]}): no set is ranked "
+                "by them.",
+                ScdiffWarning,
+                stacklevel=2,
+            )
     comparison = _ranked(found)
     if out is not None:
         _write(comparison, Path(out))

@@ -187,12 +187,12 @@ def load(
             n_cells=X.shape[0],
             n_genes=X.shape[1],
             codec_auc=dict(adata.uns.get("scdiffkit", {}).get("codec_auc", {})),
-            sha256=_sha256(Path(source)),
+            sha256=sha256(Path(source)),
         )
     return sides
 
 
-def _sha256(path: Path) -> str | None:
+def sha256(path: Path) -> str | None:
     """Of a file; None of anything else."""
     if not path.is_file():
         return None

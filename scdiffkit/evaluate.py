@@ -52,12 +52,21 @@ from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import METRICS, PROTOCOLS
 from scdiffkit.metrics.layouts import LAYOUTS
 from scdiffkit.metrics.marginals import cv_per_gene
-from scdiffkit.metrics.score import Score, score_of
+from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
 from scdiffkit.preprocess import preprocess
 from scdiffkit.report.figures import Picture
-from scdiffkit.resample import WITHOUT, Round, computable, donors_to_score, exact_shares, known_cells
-from scdiffkit.verdict import Verdict, judge
+from scdiffkit.resample import (
+    MIN_CELLS_OF_TYPE,
+    WITHOUT,
+    Round,
+    computable,
+    donors_left_out,
+    donors_to_score,
+    exact_shares,
+    known_cells,
+)
+from scdiffkit.verdict import FAIR, Verdict, judge
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,11 +101,10 @@ class Evaluation:
 
     scores: of every metric. of_types, of_donors: of each cell type the scores OF_TYPES within it, of each donor the
     scores OF_DONORS against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
-    inputs: for "real", "synthetic" and perhaps "train", where they came
-    from, their size, scale and, for files, SHA-256. n_cells: cells on each side of a comparison. n_genes: genes
-    compared. types: cells of each type by side, before any were left out (None without a label). skipped: metrics that
-    could not be computed, and why. notes: what was done. warnings: what to be wary of. html: the report as it was
-    written, None without `out`.
+    inputs: for "real", "synthetic" and perhaps "train", where they came from, their size, scale and, for files,
+    SHA-256. n_cells: cells on each side of a comparison. n_genes: genes compared. types: cells of each type by side,
+    without those of `real` that were trained on (None without a label). skipped: metrics that could not be computed,
+    and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
     """
 
     scores: list[Score]
@@ -129,6 +137,7 @@ class Evaluation:
             floor_is="real cells against training cells" if "train" in self.inputs else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",
             worst_type=self.worst_type(),
+            poor_types=self.poor_types(),
             missing_types=self.missing_types(),
         )
 
@@ -163,18 +172,29 @@ class Evaluation:
     def worst_type(self) -> str | None:
         """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when
         none was scored, or all are as real cells are."""
-        off = {
+        off = self._positions_of_types()
+        worst = max(off, key=off.__getitem__, default=None)
+        return worst if worst is not None and off[worst] > 0 else None
+
+    def poor_types(self) -> list[str]:
+        """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
+        resamples are too few to tell."""
+        if self.resamples < FEWEST_RESAMPLES:
+            return []
+        off = self._positions_of_types()
+        return sorted((name for name in off if off[name] > FAIR), key=lambda name: -off[name])
+
+    def _positions_of_types(self) -> dict[str, float]:
+        return {
             name: float(np.mean([0.0 if score.at_floor else score.position for score in scores]))
             for name, scores in self.of_types.items()
         }
-        worst = max(off, key=off.__getitem__, default=None)
-        return worst if worst is not None and off[worst] > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
         schema: 2, verdict (see Verdict), scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
-        list}, worst_type, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
+        list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
         genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}},
         label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
         types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
@@ -186,6 +206,7 @@ class Evaluation:
             "of_types": {name: [score.to_dict() for score in scores] for name, scores in self.of_types.items()},
             "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
             "worst_type": self.worst_type(),
+            "poor_types": self.poor_types(),
             "missing_types": self.missing_types(),
             "definitions": {"floor": self.floor_definition, **ceilings_of(self.label)},
             "cells_compared": self.n_cells,
@@ -375,6 +396,12 @@ def evaluate(
                 for metric, figures in zip(metrics_of, pool.map(in_genes.score, metrics_of)):
                     of_protocol.setdefault(metric.name, []).append(figures)
             if r == 0:
+                few = donors_left_out(round_.second if train is not None else round_.first)
+                if few:
+                    remarks.notes.append(
+                        f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
+                        f"{', '.join(few)}."
+                    )
                 zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
                 remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -59,7 +60,9 @@ class Round:
             "pooled": (first, second.pooled()),
         }
         if known is not None and made is not None:
-            self.against |= {"neighbours", "candidates"} if trained else {"neighbours"}
+            self.against.add("neighbours")
+            if trained and not _other_donors(first, second):
+                self.against.add("candidates")
             self._copies = pool.submit(_pairs_with_copies, first, second, third, known, made, trained, seed)
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
 
@@ -164,8 +167,23 @@ def _pairs_with_copies(
 
 def donors_to_score(part: Part) -> list[str]:
     """Those with enough cells."""
-    names, counts = np.unique(part.of_cells.get("donors", np.array([], dtype=str)), return_counts=True)
-    return [str(name) for name, count in zip(names, counts) if count >= MIN_CELLS_OF_TYPE]
+    return [name for name, count in _donors(part).items() if count >= MIN_CELLS_OF_TYPE]
+
+
+def donors_left_out(part: Part) -> list[str]:
+    """Those with too few."""
+    return [name for name, count in _donors(part).items() if count < MIN_CELLS_OF_TYPE]
+
+
+def _donors(part: Part) -> dict[str, int]:
+    """Cells of each."""
+    return Counter(map(str, sorted(part.of_cells.get("donors", ()))))
+
+
+def _other_donors(first: Part, second: Part) -> bool:
+    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
+    both = [set(part.of_cells["donors"]) for part in (first, second) if "donors" in part.of_cells]
+    return len(both) == 2 and both[0].isdisjoint(both[1])
 
 
 def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
@@ -198,7 +216,11 @@ def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str
         drawn = (round_.first, round_.second, round_.third)
         missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
         if metric.against not in {*round_.against, "train"}:
-            skipped[metric.name] = "the cells that the model was trained on are not given (--train)"
+            skipped[metric.name] = (
+                "the real cells are of other donors than those that the model was trained on"
+                if round_.trained
+                else "the cells that the model was trained on are not given (--train)"
+            )
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:

@@ -32,7 +32,7 @@ USES: dict[str, tuple[str, ...]] = {
 
 MEANING: dict[Word, str] = {
     "indistinguishable": f"The forest's AUC (rf_auc) is at most {AUC_SAME} above what real cells score, no use is "
-    "graded poor, and no type is missing.",
+    "graded poor, no type is missing, and none is poor.",
     "close": f"At most {AUC_CLOSE} above, better than shuffled cells, and no use is graded poor.",
     "usable in part": f"AUC below {AUC_OBVIOUS}, better than shuffled cells, and at least one use is not graded poor.",
     "poor": "None of these.",
@@ -70,11 +70,13 @@ def judge(
     few_cells: bool,
     floor_is: str,
     within: str,
-    worst_type: str | None,
+    worst_type: str | None = None,
+    poor_types: Sequence[str] = (),
     missing_types: Sequence[str] = (),
 ) -> Verdict:
-    """few_cells: whether the scores are rough; floor_is, within: the floor and the shuffle in words; missing_types:
-    of which there are real cells and no synthetic ones."""
+    """few_cells: whether the scores are rough; floor_is, within: the floor and the shuffle in words; worst_type: whose
+    cells are furthest from real ones; poor_types: whose cells are far from them; missing_types: of which there are real
+    cells and no synthetic ones."""
     scores = list(scores)
     by_name = {score.metric: score for score in scores}
     grades = {use: _grade([s for s in scores if s.family in families]) for use, families in USES.items()}
@@ -96,7 +98,7 @@ def judge(
         sentence = "Copied: there are cells among these that are copies, or nearly so, of real ones."
     elif undecided and above <= AUC_SAME:
         word, sentence = "undecided", "Cannot tell: these data do not tell a good model from a bad one."
-    elif above <= AUC_SAME and not bad and not missing_types:
+    elif above <= AUC_SAME and not bad and not missing_types and not poor_types:
         word = "indistinguishable"
         sentence = "Indistinguishable: by these tests the cells are as close to real cells as other real cells are."
     elif above <= AUC_CLOSE and not bad and not no_better and not missing_types:
@@ -138,7 +140,12 @@ def judge(
         )
     if missing_types:
         reasons.append(f"There are no synthetic cells of {_listed(missing_types)}.")
-    if worst_type and word not in ("indistinguishable", "copied"):
+    if poor_types and not copies:
+        reasons.append(
+            f"Do not rely on the cells of {_listed(poor_types)}: within the type they are more like bad models than "
+            "like real cells."
+        )
+    elif worst_type and not copies:
         reasons.append(f"The type furthest from its real cells is {worst_type}.")
     if few_cells:
         reasons.append("With so few cells these figures are rough.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None
     fewer = fresh[:, :500].copy()
     with pytest.warns(ScdiffWarning, match="different genes.*fewer 500"):
         scdiffkit.compare(real, {"fewer": fewer, "all": fresh}, resamples=1, max_cells=50)
+    unlabelled = fresh.copy()
+    del unlabelled.obs["cell_type"]
+    with pytest.warns(ScdiffWarning, match=r"bare cannot be scored by .*type_f1.*\(no --label"):
+        found = scdiffkit.compare(real, {"bare": unlabelled, "all": fresh}, label="cell_type", fast=True)
+    assert "type_f1" not in set(found.to_frame()["metric"])
 
 
 def test_files_are_named_after_themselves(sets: dict[str, AnnData], tmp_path: Path) -> None:
@@ -92,3 +98,5 @@ def test_files_are_named_after_themselves(sets: dict[str, AnnData], tmp_path: Pa
     assert set(found.evaluations) == {str(path.with_suffix("")) for path in paths}
     sources = {evaluation.inputs["synthetic"]["source"] for evaluation in found.evaluations.values()}
     assert sources == set(map(str, paths))
+    hashes = {evaluation.inputs["synthetic"]["sha256"] for evaluation in found.evaluations.values()}
+    assert hashes == {hashlib.sha256(paths[0].read_bytes()).hexdigest()}

@@ -232,6 +232,32 @@ def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
         evaluate(held_out, anna, donor="donors")
 
 
+def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
+    held_out, rest = halves(demo)
+    train, fresh = halves(rest)
+    held_out.obs["donor"] = "carl"
+    train.obs["donor"] = np.where(np.arange(train.n_obs) < 5, "bert", "anna")
+    evaluation = evaluate(held_out, fresh, train=train, donor="donor")
+    assert "other donors" in evaluation.skipped["membership_auc"]
+    assert list(evaluation.of_donors) == ["anna"]
+    assert any(note.endswith("not scored on their own: bert.") for note in evaluation.notes)
+
+
+def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    rare = real.obs["cell_type"].value_counts().index[3]
+    other = synthetic.obs["cell_type"].value_counts().index[0]
+    of_rare = np.flatnonzero(synthetic.obs["cell_type"] == rare)
+    X = synthetic.X.tolil()
+    X[of_rare] = X[np.flatnonzero(synthetic.obs["cell_type"] == other)[: len(of_rare)]]
+    synthetic.X = X.tocsr()
+    evaluation = evaluate(real, synthetic, label="cell_type", resamples=3)
+    assert evaluation.worst_type() == rare
+    assert evaluation.poor_types()[0] == rare
+    assert rare in str(evaluation.verdict)
+    assert evaluation.verdict.word != "indistinguishable"
+
+
 def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     rng = np.random.default_rng(0)
     cells = demo.copy()

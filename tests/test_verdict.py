@@ -89,3 +89,15 @@ def test_types_that_are_missing_are_named() -> None:
     found = judge(scores, missing_types=["B", "NK"], **words)
     assert found.word == "usable in part"
     assert "no synthetic cells of B and NK" in str(found)
+
+
+def test_a_type_that_is_off_is_named_even_among_good_cells() -> None:
+    scores = [score("rf_auc", "classifier", 0.51, 0.5, 0.9, best=0.5)]
+    words = {"few_cells": False, "floor_is": "two halves", "within": "within cell_type"}
+    assert judge(scores, **words).word == "indistinguishable"
+    worst = judge(scores, worst_type="NK", **words)
+    assert worst.word == "indistinguishable"
+    assert "furthest from its real cells is NK" in str(worst)
+    poor = judge(scores, worst_type="NK", poor_types=["NK"], **words)
+    assert poor.word == "close"
+    assert "Do not rely on the cells of NK" in str(poor)

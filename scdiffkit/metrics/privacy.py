@@ -98,7 +98,8 @@ def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray,
     definition="Can someone who holds the synthetic cells tell which real cells the model was trained on? Area under "
     "the ROC curve of the attack that takes a cell for one when it lies near a synthetic cell, for how near its own "
     "kind lies: distance to the nearest synthetic cell over that to the nearest other real cell, in 20 principal "
-    "components of all. 0.5: it cannot tell; 1: always. At most 4000 cells a side.",
+    "components of all. 0.5: it cannot tell; 1: always. Cells held out must be of the donors and batches that were "
+    "trained on, else it tells those. At most 4000 cells a side.",
     source="Hilprecht et al. 2019 (PoPETs 2019:232); distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated",
 )
 def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
