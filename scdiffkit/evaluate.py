@@ -193,7 +193,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 2, verdict (see Verdict), scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
+        schema: 2, verdict {word, sentence, reasons, uses, findings, copies, text}, scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
         list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
         genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}},
         label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,

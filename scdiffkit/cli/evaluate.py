@@ -87,12 +87,12 @@ def print_table(evaluation: Evaluation) -> None:
     table = Table("", box=None, pad_edge=False)
     for column in ("synthetic", "real cells", "bad model"):
         table.add_column(column, justify="right")
-    table.add_column("where it lies")
+    table.add_column("where it lies", no_wrap=True)
     for score in evaluation.scores:
         if score.metric in HEADLINES:
-            bad = score.worst_ceiling()
+            bad = score.bad_model or score.worst_ceiling()
             table.add_row(
-                score.metric, *(f"{x:.4g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place
+                score.metric, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place
             )
     Console(soft_wrap=True).print(table)
 

@@ -10,7 +10,7 @@ import numpy as np
 from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 
 BAD_MODELS = ("shuffled", "pooled", "copies")
-NAMES = {"shuffled": "shuffled cells", "pooled": "the mean of all cells", "copies": "copies"}
+NAMES = {"shuffled": "shuffled cells", "pooled": "the mean cell", "copies": "copies"}
 CLEARLY = 0.25  # of what real cells are off: so much more is clearly worse
 FEWEST_RESAMPLES = 3  # that tell a spread
 NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
@@ -108,16 +108,24 @@ class Score:
 
     @property
     def place(self) -> str:
-        """Where the value lies, in words."""
+        """Where the value lies, in words: how much of the way from real cells to a bad model."""
         if self.at_floor or self.position < 0.01:
             return "as real cells"
         bad = NAMES.get(self.bad_model or "", "twice that of real cells")
-        return f"as {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} of the way to {bad}"
+        return f"as {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} to {bad}"
 
     def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(distance_from_best(self.direction, self.best, value) for value in values)
 
     def to_dict(self) -> dict[str, Any]:
+        """As it stands in metrics.json.
+
+        value, floor, and those of the bad models shuffled, pooled and copies (null where one says nothing) are means
+        over resamples. value_range, floor_range: what holds one more resample 19 times in 20, null with fewer than
+        three. position: 0 where real cells are or better, 1 where the bad model is that this metric is set against.
+        at_floor: whether real cells score as badly now and then. direction: "lower is better" and the like; best: the
+        best value there is.
+        """
         return {
             "metric": self.metric,
             "family": self.family,
