@@ -193,11 +193,12 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 2, verdict {word, sentence, reasons, uses, findings, copies, text}, scores (list, see Score.to_dict), of_types {type: list}, of_donors {donor:
-        list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled, copies}, cells_compared,
-        genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}},
-        label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
-        types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
+        schema: 2, verdict {word, sentence, reasons, uses, findings, copies, text}, scores (list), of_types {type:
+        list}, of_donors {donor: list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled,
+        copies}, cells_compared, genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells,
+        genes, scale, sha256}}, label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or
+        null, seed, command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings,
+        versions {package: version}. Scores are as Score.to_dict gives them.
         """
         return {
             "schema": SCHEMA,
