@@ -1,0 +1,95 @@
+test_that("a run is a path that survives saving, and tells of itself", {
+  skip_if_no_python()
+  run <- trained()
+  saveRDS(run, file <- tempfile())
+  expect_identical(readRDS(file), run)
+  expect_output(print(run), run$path, fixed = TRUE)
+  expect_identical(summary(run)$genes, 500L)
+  grDevices::pdf(NULL)
+  losses <- plot(run)
+  grDevices::dev.off()
+  expect_gt(nrow(losses), 0)
+  expect_true(all(diff(losses$step) >= 0))
+})
+
+test_that("cells come as what was trained on", {
+  skip_if_no_python()
+  cells <- scdiff_sample(trained(), n = 30, where = list(cell_type = c("CD14", "CD19")), ddim = 2)
+  expect_identical(dim(cells$counts), c(500L, 30L))
+  expect_identical(rownames(cells$counts), rownames(blood$counts))
+  expect_identical(levels(cells$obs$cell_type), levels(blood$obs$cell_type))
+  expect_setequal(as.character(cells$obs$cell_type), c("CD14", "CD19"))
+  expect_true(all(cells$counts@x == round(cells$counts@x) & cells$counts@x > 0))
+  expect_identical(unname(Matrix::colSums(cells$counts)), cells$obs$total_counts)
+  again <- scdiff_sample(trained(), n = 30, where = list(cell_type = c("CD14", "CD19")), ddim = 2)
+  expect_identical(again, cells)
+})
+
+test_that("a Seurat object in gives a Seurat object out", {
+  skip_if_no_python()
+  skip_if_not_installed("SeuratObject")
+  object <- SeuratObject::CreateSeuratObject(blood$counts, meta.data = blood$obs)
+  run <- scdiff_train(object, label = "cell_type", max_steps = 3, out = tempfile())
+  cells <- scdiff_sample(run, n = 20, ddim = 2)
+  expect_s4_class(cells, "Seurat")
+  expect_identical(rownames(cells), rownames(object))
+  expect_identical(as.character(SeuratObject::Idents(cells)), as.character(cells$cell_type))
+  sce <- scdiff_sample(run, n = 20, ddim = 2, as = "SingleCellExperiment")
+  expect_s4_class(sce, "SingleCellExperiment")
+  expect_identical(SummarizedExperiment::assay(sce, "counts"), layer_of(cells[["RNA"]], "counts"))
+  file <- scdiff_sample(run, n = 20, ddim = 2, output = tempfile(fileext = ".h5ad"))
+  expect_identical(scdiff_read(file)$counts, layer_of(cells[["RNA"]], "counts"))
+})
+
+test_that("the same data give the same model as on the command line", {
+  skip_if_no_python()
+  file <- tempfile(fileext = ".h5ad")
+  scdiff_write(blood, file)
+  run <- scdiff_train(file, label = "cell_type", max_steps = 20, out = tempfile())
+  of_file <- scdiff_sample(run, n = 10, ddim = 2, as = "list")
+  of_object <- scdiff_sample(trained(), n = 10, ddim = 2)
+  expect_identical(of_file$counts, of_object$counts)
+})
+
+test_that("training is taken up again", {
+  skip_if_no_python()
+  run <- scdiff_train(blood, label = "cell_type", max_steps = 4, out = tempfile())
+  expect_error(scdiff_train(blood, label = "cell_type", max_steps = 4, out = run$path), class = "scdiffkit_file_error")
+  scdiff_train(blood, label = "cell_type", max_steps = 8, out = run$path, resume = TRUE)
+  expect_identical(max(summary(run)$checkpoints), 8L)
+})
+
+test_that("R's interrupt stops training and leaves a run to be taken up", {
+  skip_if_no_python()
+  skip_on_os("windows")
+  folder <- tempfile("interrupt-")
+  dir.create(folder)
+  script <- file.path(folder, "train.R")
+  writeLines(c(
+    "library(scdiffkit)",
+    sprintf("writeLines(as.character(Sys.getpid()), '%s/pid')", folder),
+    sprintf("scdiff_train(blood, label = 'cell_type', max_steps = 1e5, out = '%s/run')", folder),
+    sprintf("writeLines('ended', '%s/ended')", folder)
+  ), script)
+  log <- file.path(folder, "log")
+  environment <- c(paste0("RETICULATE_PYTHON=", reticulate::py_config()$python), paste0("R_LIBS=", paste(.libPaths(), collapse = ":")))
+  system2(file.path(R.home("bin"), "Rscript"), script, stdout = log, stderr = log, wait = FALSE, env = environment)
+  waits_for <- function(condition, seconds = 120) {
+    ended <- Sys.time() + seconds
+    while (!condition() && Sys.time() < ended) Sys.sleep(0.2)
+    expect_true(condition(), info = paste(readLines(log), collapse = "\n"))
+  }
+  waits_for(function() file.exists(file.path(folder, "run", "metrics.jsonl")))
+  pid <- as.integer(readLines(file.path(folder, "pid")))
+  tools::pskill(pid, tools::SIGINT)
+  waits_for(function() !tools::pskill(pid, 0))
+  expect_false(file.exists(file.path(folder, "ended")))
+  expect_false(any(grepl("Traceback", readLines(log))))
+  steps <- summary(scdiff_run(file.path(folder, "run")))$checkpoints
+  expect_gt(max(steps), 0)
+  scdiff_train(
+    blood,
+    label = "cell_type", max_steps = max(steps) + 2L, out = file.path(folder, "run"), resume = TRUE
+  )
+  expect_identical(max(summary(scdiff_run(file.path(folder, "run")))$checkpoints), max(steps) + 2L)
+})
