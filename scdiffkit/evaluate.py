@@ -75,7 +75,7 @@ log = logging.getLogger("scdiffkit")
 
 SCHEMA = 2
 SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "cells.png"
-RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 500
+RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 400
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
 
@@ -293,7 +293,7 @@ def evaluate(
     are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
     added (see PROTOCOLS). out: folder for report.html, metrics.json (see Evaluation.to_dict),
     metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
-    other cells; max_cells: at most so many cells a side each time; fast: once, with at most 500 cells a side, and
+    other cells; max_cells: at most so many cells a side each time; fast: once, with at most 400 cells a side, and
     without UMAP, which compiles for ten seconds. progress(name, i, n) is called before each of n steps.
 
     The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,

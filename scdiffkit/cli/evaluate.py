@@ -30,7 +30,7 @@ Condition = Annotated[
     list[str] | None, typer.Option(help="obs column in which cells of a type differ (treatment); repeat it.")
 ]
 Resamples = Annotated[int, typer.Option(help="How often all is scored, with other cells, to show the spread.")]
-Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 500 cells, no UMAP: half a minute.")]
+Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 400 cells, no UMAP: half a minute.")]
 MaxCells = Annotated[int, typer.Option(help="At most so many cells a side are compared at a time.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same scores.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
