@@ -68,7 +68,10 @@ newest_python <- function() {
 #' @export
 scdiff_status <- function(quiet = FALSE) {
   found <- tryCatch(
-    c(list(ready = TRUE), reticulate::py_to_r(python_half()$status())),
+    {
+      half <- python_half() # first, for reticulate would start Python by itself
+      c(list(ready = TRUE), reticulate::py_to_r(half$status()))
+    },
     scdiffkit_error = function(e) list(ready = FALSE, missing = conditionMessage(e))
   )
   if (!is.null(found$torch_error)) {
