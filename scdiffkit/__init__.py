@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scdiffkit.compare import compare
     from scdiffkit.evaluate import evaluate
     from scdiffkit.generate import sample
     from scdiffkit.io import read, write
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "evaluate", "preprocess", "read", "sample", "train", "write"]
+__all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "train", "write"]
 
 _PUBLIC = {
     "read": "scdiffkit.io",
@@ -37,6 +38,7 @@ _PUBLIC = {
     "Run": "scdiffkit.run",
     "sample": "scdiffkit.generate",
     "evaluate": "scdiffkit.evaluate",
+    "compare": "scdiffkit.compare",
 }
 
 
@@ -44,7 +46,7 @@ class _Package(ModuleType):
     """Loads the public functions on first use, so that importing the package imports neither torch nor scanpy.
 
     Importing a submodule binds it as an attribute of its package; where function and module share a name
-    (`train`, `preprocess`, `evaluate`), the function is what a user means.
+    (`train`, `preprocess`, `evaluate`, `compare`), the function is what a user means.
     """
 
     def __getattr__(self, name: str) -> Any:

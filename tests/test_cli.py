@@ -52,8 +52,11 @@ def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
     assert "20 network calls a cell (T = 1000, speedup 50)" in drawn.stderr
     assert ad.read_h5ad(tmp_path / "w" / "cells.h5ad").n_obs == 200
     scored = scdiff("evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", cwd=tmp_path / "w")
-    assert "real vs real" in scored.stdout
+    assert "real cells" in scored.stdout
+    assert "report: report/report.html" in scored.stdout
     report = tmp_path / "w" / "report"
+    page = (report / "report.html").read_text()
+    assert "scdiff evaluate data.h5ad cells.h5ad --label cell_type" in page
     assert (report / "cells.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((report / "metrics.json").read_text())["scores"]
     assert all(np.isfinite([s["value"], s["floor"]]).all() for s in scores)
@@ -61,6 +64,25 @@ def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
         "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--force", cwd=tmp_path / "w"
     )
     assert json.loads(as_json.stdout)["scores"] == scores
+
+
+def test_evaluate_with_another_papers_protocol_and_compare(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "w", symlinks=True)
+    for seed in (1, 2):
+        scdiff("sample", "--ddim", 2, "-n", 60, "--seed", seed, "-o", f"made{seed}.h5ad", cwd=tmp_path / "w")
+    asked = ["evaluate", "data.h5ad", "made1.h5ad", "--label", "cell_type", "--fast", "--json"]
+    found = json.loads(scdiff(*asked, "--protocol", "cfgen", cwd=tmp_path / "w").stdout)
+    assert found["resamples"] == 1
+    assert [s["metric"] for s in found["protocol"]["scores"]] == list(found["protocol"]["metrics"])
+    assert "centre" in found["protocol"]["flaws"]
+    wrong = scdiff(*asked, "--protocol", "cf", "--force", cwd=tmp_path / "w", code=2)
+    assert "scrdit, cfgen, scdiffusion" in wrong.stderr
+    ranked = scdiff(
+        "compare", "data.h5ad", "made1.h5ad", "made2.h5ad", "--label", "cell_type", "--fast", cwd=tmp_path / "w"
+    )
+    assert "1. made" in ranked.stdout
+    assert "nearest to real cells" in ranked.stdout
+    assert (tmp_path / "w" / "comparison" / "compare.html").exists()
 
 
 def test_info_of_data_and_of_a_run(folder):
@@ -246,7 +268,7 @@ def test_help_loads_neither_torch_nor_scanpy():
 
 
 def test_every_command_explains_itself(tmp_path):
-    for command in ("demo", "preprocess", "train", "sample", "evaluate", "info"):
+    for command in ("demo", "preprocess", "train", "sample", "evaluate", "compare", "info"):
         assert "Usage" in scdiff(command, "--help", cwd=tmp_path).stdout
     assert scdiffkit.__version__ in scdiff("--version", cwd=tmp_path).stdout
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import json
 import math
+import re
+import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
 
+import scdiffkit
+from scdiffkit.compared import draw_order, shuffle_within
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
-from scdiffkit.evaluate import Evaluation, draw_order, evaluate, shuffle_within, verdict
-from scdiffkit.metrics import METRICS, picture
+from scdiffkit.evaluate import Evaluation
+from scdiffkit.metrics import METRICS
+from scdiffkit.metrics.layouts import tsne_layout, umap_layout
 from scdiffkit.preprocess import lognormalise, preprocess
+from scdiffkit.report import figures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 
@@ -24,7 +35,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not hang on the forest's size."""
-    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 60)
+    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
+
+
+def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
+    """With a single resample unless a test says more."""
+    return scdiffkit.evaluate(*args, resamples=resamples, **options)
 
 
 def halves(cells: AnnData, seed: int = 0) -> tuple[AnnData, AnnData]:
@@ -43,7 +59,7 @@ def as_made_here(cells: AnnData, genes: int | None = None) -> AnnData:
 
 
 def values(evaluation: Evaluation) -> list[float]:
-    return [x for score in evaluation.scores for x in (score.value, score.floor, score.shuffled)]
+    return [x for s in evaluation.scores for x in (*s.values, *s.floors, *(v for c in s.ceilings.values() for v in c))]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +69,7 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
     out = tmp_path_factory.mktemp("evaluate") / "new" / "report"
     with warnings.catch_warnings():
         warnings.simplefilter("error", ScdiffWarning)  # there is no cause for any
-        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out), out
+        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out, resamples=3), out
 
 
 # scores
@@ -61,20 +77,31 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 
 def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
-    assert [score.metric for score in evaluation.scores] == list(METRICS)
-    assert evaluation.n_cells == 175
+    skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
+    assert set(evaluation.skipped) == skipped
+    assert [score.metric for score in evaluation.scores] == [
+        m for m in METRICS if m not in skipped and METRICS[m].default
+    ]
+    assert evaluation.n_cells == 140  # 80% of half the cells
     assert evaluation.n_genes == 765
     for score in evaluation.scores:
+        assert len(score.values) == len(score.floors) == 3
         at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
-        assert at_value < 1.5 * at_floor + 0.05, score
-    assert "as close to real cells as other real cells" in verdict(evaluation)
+        assert at_value < 1.5 * at_floor + 0.07, score
+    found = evaluation.verdict
+    assert found.word == "indistinguishable"
+    assert "as close to real cells as other real cells" in str(found)
+    assert not found.copies
 
 
 def test_shuffled_genes_score_worse_than_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
-    assert evaluation["rf_auc"].shuffled > evaluation["rf_auc"].floor + 0.1
-    assert evaluation["mmd_pca"].shuffled > evaluation["mmd_pca"].floor
-    assert evaluation["mean_mae"].shuffled == pytest.approx(evaluation["mean_mae"].floor)  # the genes are the same
+    assert evaluation["rf_auc"].ceiling("shuffled") > evaluation["rf_auc"].floor + 0.1
+    assert evaluation["mmd_pca"].ceiling("shuffled") > evaluation["mmd_pca"].floor
+    same = evaluation["mean_mae"]  # the genes are the same
+    assert same.ceiling("shuffled") == pytest.approx(same.floor)
+    assert same.ceiling("pooled") == pytest.approx(same.floor)
+    assert evaluation["variance_mae"].ceiling("pooled") > 2 * evaluation["variance_mae"].floor
 
 
 def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
@@ -82,14 +109,28 @@ def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
     synthetic = as_made_here(other)
     synthetic.X = shuffle_within(synthetic.X, other.obs["cell_type"].to_numpy(), np.random.default_rng(0))
     evaluation = evaluate(real, synthetic, label="cell_type")
-    assert evaluation["rf_auc"].value == pytest.approx(evaluation["rf_auc"].shuffled, abs=0.08)
-    assert "no better than shuffled" in verdict(evaluation)
+    auc = evaluation["rf_auc"]
+    assert auc.value == pytest.approx(auc.ceiling("shuffled"), abs=0.08)
+    assert "no better than shuffled" in str(evaluation.verdict)
 
 
 def test_copies_are_found_out(tiny: AnnData) -> None:
     evaluation = evaluate(tiny, tiny.copy(), label="cell_type")
     assert evaluation["rf_auc"].value < 0.4
-    assert "may be copies" in verdict(evaluation)
+    assert evaluation.verdict.word == "copied"
+    assert evaluation["exact_duplicates"].value > 0.99
+    assert evaluation.verdict.findings[0].split(" is ")[0] in ("exact_duplicates", "near_duplicates", "nn_ratio")
+
+
+def test_a_few_copies_among_many_cells_are_found(demo: AnnData) -> None:
+    held_out, train = halves(demo)
+    rng = np.random.default_rng(0)
+    fresh = held_out.copy()
+    fresh.X = sparse.csr_matrix(rng.poisson(held_out.X.toarray() * 0.9))  # no longer the held-out cells themselves
+    mixed = ad.concat([fresh, train[:18]], index_unique="-")
+    evaluation = evaluate(held_out, mixed, train=train, max_cells=50)
+    assert evaluation["exact_duplicates"].value == pytest.approx(18 / mixed.n_obs)
+    assert evaluation.verdict.word == "copied"
 
 
 def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
@@ -97,7 +138,7 @@ def test_cells_of_another_kind_are_found_out(tiny: AnnData) -> None:
     wrong.X = sparse.csr_matrix(wrong.X.toarray()[:, ::-1])
     evaluation = evaluate(tiny, wrong)
     assert evaluation["rf_auc"].value > 0.95
-    assert "recognised" in verdict(evaluation)
+    assert "recognised" in str(evaluation.verdict)
 
 
 def test_held_out_cells_are_compared_with_training_cells(tiny: AnnData) -> None:
@@ -115,7 +156,7 @@ def test_copies_of_training_cells_are_found_out(tiny: AnnData) -> None:
     evaluation = evaluate(held_out, train.copy(), train=train)
     assert evaluation["nn_ratio"].value < 0.01
     assert evaluation["nn_ratio"].floor == pytest.approx(1, abs=0.2)
-    assert evaluation["recall"].value > evaluation["recall"].shuffled  # which is of held-out cells
+    assert evaluation["recall"].value > evaluation["recall"].ceiling("shuffled")  # which is of held-out cells
 
 
 def test_types_that_say_nothing_are_found_out(demo: AnnData) -> None:
@@ -143,6 +184,94 @@ def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     assert mixed.n_cells == 60
     with pytest.raises(DataError, match="leave --train out"):
         evaluate(train, held_out, train=train)
+
+
+def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
+    real, other = halves(demo)
+    lost = real.obs["cell_type"].value_counts().index[0]
+    synthetic = other[other.obs["cell_type"] != lost].copy()
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    assert evaluation.missing_types() == [lost]
+    assert f"no synthetic cells of {lost}" in str(evaluation.verdict)
+    assert evaluation.verdict.word != "indistinguishable"
+    assert evaluation["type_f1"].value < evaluation["type_f1"].floor - 0.03
+
+
+def test_counts_scaled_by_two_are_caught_by_the_cells(tiny: AnnData) -> None:
+    real, other = halves(tiny)
+    doubled = other.copy()
+    doubled.X = other.X * 2
+    size = evaluate(real, doubled, resamples=3)["library_size"]
+    assert size.value == pytest.approx(np.log10(2), abs=0.1)
+    assert not size.at_floor
+    assert evaluate(real, other, resamples=3)["library_size"].at_floor
+
+
+def test_members_are_told_from_others_by_copies_and_not_by_fresh_cells(demo: AnnData) -> None:
+    held_out, rest = halves(demo)
+    train, fresh = halves(rest)
+    of_copies = evaluate(held_out, train.copy(), train=train)
+    assert of_copies["membership_auc"].value > 0.85
+    assert of_copies.verdict.word == "copied"
+    of_fresh = evaluate(held_out, fresh, train=train, resamples=3)
+    assert of_fresh["membership_auc"].value == pytest.approx(0.5, abs=0.1)
+    assert not of_fresh.verdict.copies
+
+
+def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
+    held_out, train = halves(demo)
+    for cells in (held_out, train):
+        cells.obs["donor"] = np.resize(["anna", "bert"], cells.n_obs)
+    anna = train[train.obs["donor"] == "anna"].copy()
+    frame = evaluate(held_out, anna, train=train, donor="donor").donors_to_frame().set_index(["donor", "metric"])
+    assert frame.loc[("anna", "exact_duplicates"), "value"] == 1
+    assert frame.loc[("bert", "exact_duplicates"), "value"] == 0
+    assert frame.loc[("anna", "membership_auc"), "value"] > 0.95
+    assert frame.loc[("bert", "membership_auc"), "value"] < 0.7
+    with pytest.raises(DataError, match=r"no obs column 'donors' \(--donor\); did you mean 'donor'"):
+        evaluate(held_out, anna, donor="donors")
+
+
+def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
+    held_out, rest = halves(demo)
+    train, fresh = halves(rest)
+    held_out.obs["donor"] = "carl"
+    train.obs["donor"] = np.where(np.arange(train.n_obs) < 5, "bert", "anna")
+    evaluation = evaluate(held_out, fresh, train=train, donor="donor")
+    assert "other donors" in evaluation.skipped["membership_auc"]
+    assert list(evaluation.of_donors) == ["anna"]
+    assert any(note.endswith("not scored on their own: bert.") for note in evaluation.notes)
+
+
+def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    rare = real.obs["cell_type"].value_counts().index[3]
+    other = synthetic.obs["cell_type"].value_counts().index[0]
+    of_rare = np.flatnonzero(synthetic.obs["cell_type"] == rare)
+    X = synthetic.X.tolil()
+    X[of_rare] = X[np.flatnonzero(synthetic.obs["cell_type"] == other)[: len(of_rare)]]
+    synthetic.X = X.tocsr()
+    evaluation = evaluate(real, synthetic, label="cell_type", resamples=3)
+    assert evaluation.worst_type() == rare
+    assert evaluation.poor_types()[0] == rare
+    assert rare in str(evaluation.verdict)
+    assert evaluation.verdict.word != "indistinguishable"
+
+
+def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
+    rng = np.random.default_rng(0)
+    cells = demo.copy()
+    cells.obs["state"] = rng.choice(["treated", "not"], cells.n_obs)
+    X = cells.X.toarray()
+    treated, genes = cells.obs["state"].to_numpy() == "treated", rng.permutation(cells.n_vars)[:200]
+    X[np.ix_(treated, genes)] += rng.poisson(3, (treated.sum(), 200))
+    cells.X = sparse.csr_matrix(X)
+    real, synthetic = halves(cells)
+    lost = synthetic.copy()
+    lost.obs["state"] = rng.permutation(lost.obs["state"])
+    kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
+    assert kept["lfc_conditions"].value > 0.6
+    assert without["lfc_conditions"].value < 0.3
 
 
 # the border: scales, genes, labels
@@ -197,6 +326,7 @@ def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp
     assert first["mean_mae"].value != other["mean_mae"].value
     assert first["mean_mae"].floor != other["mean_mae"].floor
     assert again.inputs["real"]["source"] == str(tmp_path / "real.h5ad")
+    assert again.inputs["real"]["sha256"] == hashlib.sha256((tmp_path / "real.h5ad").read_bytes()).hexdigest()
     assert first.inputs["real"]["source"] == "memory"
 
 
@@ -234,7 +364,48 @@ def test_few_genes_and_few_cells_are_warned_of(tiny: AnnData) -> None:
     assert "Only 60 genes" in said
     assert "Only 10 cells a side" in said
     assert all(math.isfinite(x) for x in values(evaluation))
-    assert "rough" in verdict(evaluation)
+    assert "rough" in str(evaluation.verdict)
+
+
+def test_types_of_other_names_are_no_match(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    synthetic.obs["cell_type"] = synthetic.obs["cell_type"].astype(str).str.lower()
+    evaluation = evaluate(real, synthetic, label="cell_type")
+    for name in ("type_f1", "marker_overlap", "marker_auprc", "lfc_types"):
+        assert evaluation[name].value < 0.3 < evaluation[name].floor
+    assert evaluation.verdict.word not in ("indistinguishable", "close")
+
+
+def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) -> None:
+    held_out, rest = halves(tiny)
+    train, synthetic = halves(rest)
+    train.X = lognormalise(train.X, 1e4)
+    evaluation = evaluate(held_out, synthetic, train=train)
+    assert "raw counts" in evaluation.skipped["library_size"]
+
+
+def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["scdiffkit.resample"], "MOST_KNOWN", 20)
+    assert evaluate(*halves(tiny), max_cells=60).n_cells == 60
+
+
+def test_shallow_cells_that_are_equal_by_chance_are_no_copies(tiny: AnnData) -> None:
+    rng = np.random.default_rng(0)
+    cells = AnnData(sparse.csr_matrix(rng.poisson(0.03, (300, 60)).astype(np.float32)), var=tiny.var)
+    evaluation = evaluate(cells[:200].copy(), cells[200:].copy())
+    assert evaluation["exact_duplicates"].value == 0
+    assert evaluation.verdict.word != "copied"
+
+
+def test_stored_zeros_hide_no_copies(tiny: AnnData) -> None:
+    copies = tiny.copy()
+    copies.X = copies.X.copy()
+    copies.X.data[::50] = 0  # explicit; in the real cells too, as they are the same cells
+    real = tiny.copy()
+    real.X = copies.X.copy()
+    real.X.eliminate_zeros()
+    share = (np.diff(real.X.indptr) >= 20).mean()
+    assert evaluate(real, copies)["exact_duplicates"].value == pytest.approx(share)
 
 
 def test_types_missing_on_a_side_are_named(tiny: AnnData) -> None:
@@ -267,8 +438,12 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
     evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
-    untyped = [m.name for m in METRICS.values() if not m.uses_types]  # no label was given
-    assert calls == [(name, i, len(untyped)) for i, name in enumerate(untyped)]
+    asked = [
+        f"{m.family}: {m.name}"
+        for m in METRICS.values()
+        if m.default and m.against != "candidates" and "types" not in m.needs
+    ]
+    assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
 
 
 # refusals, each with its remedy
@@ -340,12 +515,10 @@ def test_an_interrupted_report_leaves_the_old_one(
     (tmp_path / "metrics.json").write_text("old")
     (tmp_path / "cells.png").write_text("old")
 
-    def interrupted(path: Path, *args: object, **kwargs: object) -> None:
-        path.write_text("half a picture")
+    def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(picture, "layout", lambda *args, **kwargs: (None, None))
-    monkeypatch.setattr(picture, "draw", interrupted)
+    monkeypatch.setattr(figures, "embedding", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*halves(tiny), out=tmp_path, force=True)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"metrics.json": "old", "cells.png": "old"}
@@ -361,18 +534,21 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
         raise AssertionError(f"{constant} in metrics.json")
 
     read = json.loads((out / "metrics.json").read_text(), parse_constant=refuse)
-    assert read == evaluation.to_dict()
-    assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "notes", "versions"} <= set(read)
+    assert read == json.loads(json.dumps(evaluation.to_dict()))
+    assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "command", "versions"} <= set(read)
     assert read["scores"][0].keys() >= {"metric", "value", "floor", "shuffled", "direction", "best", "definition"}
     assert read["inputs"]["synthetic"] == {
-        "source": "memory", "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
+        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
     }  # fmt: skip
 
 
 def test_frame_has_a_row_per_metric(report: tuple[Evaluation, Path]) -> None:
     frame = report[0].to_frame()
-    assert list(frame["metric"]) == list(METRICS)
-    assert list(frame.columns[:5]) == ["metric", "value", "floor", "shuffled", "direction"]
+    assert list(frame["metric"]) == [score.metric for score in report[0].scores]
+    assert list(frame.columns[:4]) == ["metric", "family", "value", "value_low"]
+    assert ((frame["value_low"] <= frame["value"]) & (frame["value"] <= frame["value_high"])).all()
+    written = pd.read_csv(report[1] / "metrics.csv")
+    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
 
 
 def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
@@ -383,46 +559,82 @@ def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
 def test_picture_is_a_small_png(report: tuple[Evaluation, Path]) -> None:
     from matplotlib.image import imread
 
-    evaluation, out = report
-    assert evaluation.picture == out / "cells.png"
-    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.json"]
+    _, out = report
+    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.csv", "metrics.json", "report.html"]
     pixels = imread(out / "cells.png")
-    assert pixels.shape[:2] == (645, 2025)
+    assert pixels.shape[1] > 2.5 * pixels.shape[0] > 1000
     assert (out / "cells.png").stat().st_size < 400_000
     blue, orange = np.array([0, 0x72, 0xB2]) / 255, np.array([0xE6, 0x9F, 0]) / 255
     for colour in (blue, orange):
         assert (np.abs(pixels[..., :3] - colour).max(axis=-1) < 0.02).sum() > 50
 
 
-def test_layout_repeats_and_puts_like_cells_together(tiny: AnnData) -> None:
+@pytest.mark.parametrize("layout", [umap_layout, tsne_layout])
+def test_layout_repeats_and_puts_like_cells_together(tiny: AnnData, layout: Callable) -> None:
     from scipy.spatial.distance import cdist
 
     X, types = lognormalise(tiny.X, 1e4), tiny.obs["cell_type"].to_numpy()
-    real, synthetic = picture.layout(X[:120], X[120:])
-    again, _ = picture.layout(X[:120], X[120:])
+    real, synthetic = layout(X[:120], X[120:])
+    again, _ = layout(X[:120], X[120:])
     np.testing.assert_array_equal(real, again)
     nearest = types[:120][cdist(synthetic, real).argmin(axis=1)]
     assert (nearest == types[120:]).mean() > 0.9
 
 
 @pytest.mark.parametrize("genes", [1, 2, 3])
-def test_picture_of_almost_nothing(tiny: AnnData, tmp_path: Path, genes: int) -> None:
+def test_picture_of_almost_nothing(tiny: AnnData, genes: int) -> None:
     X = lognormalise(tiny.X[:12, :genes], 1e4)
-    positions = picture.layout(X[:6], X[6:])
-    picture.draw(tmp_path / "p.png", *positions)
-    assert np.isfinite(np.vstack(positions)).all()
-    assert (tmp_path / "p.png").stat().st_size > 1000
+    for layout in (umap_layout, tsne_layout):
+        positions = layout(X[:6], X[6:])
+        assert np.isfinite(np.vstack(positions)).all()
+        assert len(figures.embedding("layout", *positions, [None, None], None, 0).light) > 1000
 
 
-def test_rare_types_share_a_grey(tmp_path: Path) -> None:
+def test_rare_types_share_a_grey() -> None:
+    from io import BytesIO
+
+    from matplotlib.image import imread
+
     rng = np.random.default_rng(0)
     types = np.array([f"type {min(i // 4, 14)}" for i in range(100)], dtype=object)
-    colours, n_other = picture._colours(types)
-    assert (len(colours), n_other) == (10, 5)
-    assert "type 14" in colours  # the most frequent
-    positions = rng.normal(size=(2, 100, 2))
-    picture.draw(tmp_path / "p.png", *positions, types, None, label="cell_type")
-    assert (tmp_path / "p.png").exists()
+    drawn = figures.embedding("layout", *rng.normal(size=(2, 100, 2)), [types, None], "cell_type", 0)
+    for png, page, other in ((drawn.light, "#ffffff", "#888888"), (drawn.dark, "#16181b", "#888888")):
+        pixels = (imread(BytesIO(png))[..., :3] * 255).round().astype(int).reshape(-1, 3)
+        colours, counts = np.unique(pixels, axis=0, return_counts=True)
+        of_page, of_others = ([int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (page, other))
+        assert colours[counts.argmax()].tolist() == of_page
+        assert (np.abs(pixels - of_others).max(axis=1) < 3).sum() > 20  # the legend's dot of 5 more types
+
+
+def test_the_report_is_one_small_page_that_says_it_all(report: tuple[Evaluation, Path]) -> None:
+    evaluation, out = report
+    page = (out / "report.html").read_text()
+    assert len(page) < 5_000_000
+    assert page.index(html.escape(evaluation.verdict.sentence)) < page.index("<picture>")
+    for score in evaluation.scores:
+        assert f">{score.metric}</a>" in page
+        assert html.escape(score.definition) in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
+    assert html.escape(evaluation.command()) in page
+    for name in evaluation.types or {}:
+        assert f'<th scope="row">{html.escape(name)}</th>' in page
+    assert page.count("<img ") == page.count('alt="') == 7
+    assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)|url\(|@import""", page)
+
+
+def test_names_of_files_and_types_cannot_break_the_report(tiny: AnnData, tmp_path: Path) -> None:
+    cells = tiny.copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "<script>alert(1)</script>")
+    real, synthetic = halves(cells)
+    evaluate(real, synthetic, label="cell_type", out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_notebooks_show_a_summary(report: tuple[Evaluation, Path]) -> None:
+    shown = report[0]._repr_html_()
+    assert shown.count("<tr>") == len(report[0].scores) + 1
+    assert html.escape(report[0].verdict.sentence) in shown
 
 
 # parts
@@ -448,24 +660,3 @@ def test_shuffle_keeps_each_gene_within_its_type_and_nothing_else(tiny: AnnData)
     with_copy = [np.corrcoef(cells[:, [i, i + 60]].T)[0, 1] for i in range(540)]
     assert abs(np.mean(with_copy)) < 0.02  # of 1.0 before
     assert np.std(with_copy) == pytest.approx(1 / np.sqrt(120), rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("value", "floor", "shuffled", "said"),
-    [
-        (0.30, 0.50, 0.70, "may be copies"),
-        (0.52, 0.50, 0.70, "as close to real cells as other real cells"),
-        (0.60, 0.50, 0.75, "close to real cells, and keep relations"),
-        (0.69, 0.50, 0.70, "no better than shuffled"),
-        (0.80, 0.50, 0.90, "with care"),
-        (0.97, 0.50, 0.99, "Nearly every"),
-        (0.51, 0.50, 0.52, "tell a good model from a bad one"),
-    ],
-)
-def test_verdict(report: tuple[Evaluation, Path], value: float, floor: float, shuffled: float, said: str) -> None:
-    auc = replace(report[0]["rf_auc"], value=value, floor=floor, shuffled=shuffled)
-    text = verdict(replace(report[0], scores=[auc]))
-    assert said in text
-    assert all(f"{x:.2f}" in text for x in (value, floor, shuffled))
-    assert "shuffled within cell_type" in text
-    assert "between cells" in verdict(replace(report[0], scores=[auc], label=None))

@@ -38,7 +38,7 @@ def test_the_quick_start_in_the_shell(folder):
             check=False,
         )
         assert done.returncode == 0, line + done.stderr
-    assert (folder / "report" / "cells.png").exists()
+    assert (folder / "report" / "report.html").exists()
 
 
 def test_the_quick_start_in_python(folder):
@@ -57,7 +57,7 @@ def test_the_two_commands_are_those_of_the_script():
 
 def test_every_option_named_exists():
     help_of = {}
-    for command in ("train", "sample", "evaluate", "preprocess", "info"):
+    for command in ("train", "sample", "evaluate", "compare", "preprocess", "info"):
         done = subprocess.run(
             [Path(sys.executable).parent / "scdiff", command, "--help"],
             capture_output=True, text=True, check=True, env={"COLUMNS": "250", "TERM": "dumb"},

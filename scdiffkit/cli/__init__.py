@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from scdiffkit.cli.compare import compare
 from scdiffkit.cli.console import complain, setup_logging
 from scdiffkit.cli.demo import demo
 from scdiffkit.cli.evaluate import evaluate
@@ -72,7 +73,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (demo, preprocess, train, sample, evaluate, info):
+for command in (demo, preprocess, train, sample, evaluate, compare, info):
     app.command()(_guarded(command))
 
 

@@ -1,4 +1,4 @@
-"""scdiff evaluate: real and synthetic cells in, scores, a verdict and a picture out."""
+"""scdiff evaluate: real and synthetic cells in, a verdict, a short table and a report out."""
 
 from __future__ import annotations
 
@@ -12,35 +12,60 @@ from scdiffkit.cli.console import log, progress, result, result_json
 if TYPE_CHECKING:
     from scdiffkit.evaluate import Evaluation
 
+# What the terminal shows; the report has the rest.
+HEADLINES = (
+    "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size",
+    "correlation_structure", "type_f1", "marker_overlap", "lfc_conditions", "nn_ratio", "exact_duplicates",
+    "membership_auc",
+)  # fmt: skip
+
+Real = Annotated[
+    Path, typer.Argument(help="Real cells: counts or log values, any format scdiff reads.", show_default=False)
+]
+Train = Annotated[
+    Path | None, typer.Option(help="The cells trained on, when REAL are others: the floor is REAL against these.")
+]
+Label = Annotated[str | None, typer.Option(help="obs column with the cell types.")]
+Condition = Annotated[
+    list[str] | None, typer.Option(help="obs column in which cells of a type differ (treatment); repeat it.")
+]
+Resamples = Annotated[int, typer.Option(help="How often all is scored, with other cells, to show the spread.")]
+Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 400 cells, no UMAP: half a minute.")]
+MaxCells = Annotated[int, typer.Option(help="At most so many cells a side are compared at a time.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same scores.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier report.")]
+
 
 def evaluate(
-    real: Annotated[
-        Path,
-        typer.Argument(help="Real cells: counts or log values, any format scdiff reads.", show_default=False),
-    ],
+    real: Real,
     synthetic: Annotated[
         Path, typer.Argument(help="Synthetic cells, from scdiff or another tool.", show_default=False)
     ],
-    train: Annotated[
-        Path | None,
-        typer.Option(help="The cells trained on, when REAL are others: the floor is REAL against these."),
+    train: Train = None,
+    label: Label = None,
+    condition: Condition = None,
+    donor: Annotated[
+        str | None, typer.Option(help="obs column with the donors: are cells of single ones among SYNTHETIC?")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for metrics.json and cells.png.")] = Path(
-        "report"
-    ),
-    max_cells: Annotated[int, typer.Option(help="At most so many cells a side are compared.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Same seed, same scores.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier report.")] = False,
+    protocol: Annotated[
+        str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen or scdiffusion.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("report"),
+    resamples: Resamples = 5,
+    fast: Fast = False,
+    max_cells: MaxCells = 1000,
+    seed: Seed = 0,
+    json: Json = False,
+    force: Force = False,
 ) -> None:
-    """Score synthetic cells beside what two halves of the real cells score."""
+    """Can these cells be trusted? Scores beside real cells and bad models, a verdict, a report."""
     from scdiffkit.evaluate import evaluate as score
-    from scdiffkit.evaluate import verdict
 
     with progress("evaluating") as update:
         evaluation = score(
-            real, synthetic, train=train, label=label, out=output, seed=seed, max_cells=max_cells, force=force,
+            real, synthetic, train=train, label=label, conditions=condition or (), donor=donor, protocol=protocol,
+            out=output, seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, force=force,
             progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:
@@ -49,21 +74,33 @@ def evaluate(
         result_json(evaluation.to_dict())
         return
     print_table(evaluation)
-    result(verdict(evaluation))
-    result(f"scores: {output / 'metrics.json'}")
-    result(f"picture: {output / 'cells.png'}")
+    print_verdict(evaluation)
+    result(f"scores: {output / 'metrics.csv'}")
+    result(f"report: {evaluation.html}")
 
 
 def print_table(evaluation: Evaluation) -> None:
-    """Scores beside the floor and the bad-model line, on stdout."""
+    """The main scores beside those of real cells and of shuffled ones, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", box=None, pad_edge=False)
-    for column in ("synthetic", "real vs real", "shuffled"):
+    table = Table("", box=None, pad_edge=False)
+    for column in ("synthetic", "real cells", "bad model"):
         table.add_column(column, justify="right")
-    table.add_column("better")
-    for score in evaluation.to_frame().to_dict("records"):
-        figures = (f"{score[key]:.4g}" for key in ("value", "floor", "shuffled"))
-        table.add_row(score["metric"], *figures, score["direction"])
+    table.add_column("where it lies", no_wrap=True)
+    for score in evaluation.scores:
+        if score.metric in HEADLINES:
+            bad = score.bad_model or score.worst_ceiling()
+            table.add_row(
+                score.metric, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place
+            )
     Console(soft_wrap=True).print(table)
+
+
+def print_verdict(evaluation: Evaluation) -> None:
+    found = evaluation.verdict
+    result(f"\n{found}")
+    for use, grade in found.uses.items():
+        result(f"  {grade:5} for {use}")
+    for finding in found.findings:
+        result(f"- {finding}")

@@ -4,24 +4,27 @@ A new metric is a function under `@metric(...)` in its family's file; evaluation
 table pick it up from there.
 """
 
-from scdiffkit.metrics import celltypes, classifier, joint, marginals, neighbours, papers, picture
+from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy
+from scdiffkit.metrics.protocols import PROTOCOLS
 from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
 __all__ = [
     "METRICS",
+    "PROTOCOLS",
     "Direction",
     "Metric",
     "Space",
     "as_csr",
-    "celltypes",
+    "biology",
+    "cells",
     "classifier",
+    "coverage",
     "in_space",
     "joint",
     "marginals",
     "metric",
-    "neighbours",
     "papers",
-    "picture",
     "principal_components",
+    "privacy",
 ]

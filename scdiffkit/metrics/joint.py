@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from scdiffkit.metrics.marginals import COMMON, correlation
 from scdiffkit.metrics.registry import metric
 
 WIDEST = 4.0  # times the median; each further kernel is half as wide
 N_KERNELS = 5
 DENSE = 0.05  # share of values that are not zero
+N_CORRELATED = 500
+PERPLEXITY = 30
 
 
 @metric(
@@ -38,6 +41,95 @@ def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     )
     # the diagonals, n and m times k(x, x) = 1, are what biases the V-statistic
     return (xx - n) / (n * (n - 1)) + (yy - m) / (m * (m - 1)) - 2 * xy / (n * m)
+
+
+@metric(
+    "wasserstein_pca",
+    direction="lower is better",
+    best=0.0,
+    space="pca",
+    max_cells=1000,
+    definition="2-Wasserstein distance, by exact optimal transport, in 20 principal components of both sets: how far "
+    "cells have to be moved to turn one set into the other. Above 0 even for equal distributions, by more the fewer "
+    "the cells; at most 1000 cells a side.",
+    source="Flamary et al. 2021 (JMLR 22:78), POT's emd2",
+)
+def wasserstein_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
+    import ot
+
+    cost = squared_distances(real, synthetic)
+    return float(np.sqrt(max(ot.emd2([], [], cost, numItermax=1_000_000), 0.0)))
+
+
+@metric(
+    "correlation_structure",
+    direction="higher is better",
+    best=1.0,
+    space="variable",
+    definition=f"Are the same genes correlated? Pearson correlations between all pairs of the {N_CORRELATED} most "
+    "variable genes, within real and within synthetic cells, and the correlation of the one with the other. "
+    "Genes that one side does not vary in correlate with none.",
+    source=COMMON,
+)
+def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """real (n, D), synthetic (m, D) -> correlation; 1 where there are no pairs, or none that differ."""
+    genes = np.argsort(-np.vstack([real, synthetic]).var(axis=0), kind="stable")[:N_CORRELATED]
+    if len(genes) < 2:
+        return 1.0
+    pairs = np.triu_indices(len(genes), 1)
+    return correlation(*(_correlations(side[:, genes])[pairs] for side in (real, synthetic)))
+
+
+@metric(
+    "lisi",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    max_cells=2000,
+    definition="How well real and synthetic cells mix: effective number of sides among a cell's neighbours (local "
+    f"inverse Simpson's index, perplexity {PERPLEXITY}), minus 1, mean over cells, in 20 principal components of both "
+    "sets: 1 where half of any neighbourhood is synthetic, 0 where none is mixed. At most 2000 cells a side.",
+    source="Korsunsky et al. 2019 (Nature Methods 16:1289), integration LISI",
+)
+def lisi(real: np.ndarray, synthetic: np.ndarray) -> float:
+    cells = np.vstack([real, synthetic])
+    is_synthetic = np.repeat([False, True], [len(real), len(synthetic)])
+    return float(lisi_of_cells(cells, is_synthetic).mean() - 1)
+
+
+def lisi_of_cells(cells: np.ndarray, side: np.ndarray, perplexity: float = PERPLEXITY) -> np.ndarray:
+    """Effective number of sides, 1 to 2, among the neighbours of each cell (n, D) -> (n,); side: (n,) bool.
+
+    Neighbours, three times the perplexity, weigh exp(-beta d), beta such that the entropy of a cell's weights is
+    log(perplexity).
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(int(3 * perplexity), len(cells) - 1)
+    distance, neighbour = NearestNeighbors(n_neighbors=k).fit(cells).kneighbors()
+    perplexity = min(perplexity, k / 3)
+    distance -= distance[:, :1]  # weights are relative to the nearest neighbour's
+    scale = distance.mean(axis=1, keepdims=True)
+    distance = np.divide(distance, scale, out=np.zeros_like(distance), where=scale > 0)
+    low, high = np.full((2, len(cells), 1), [[[0.0]], [[1e6]]])
+    for _ in range(60):  # entropy falls as beta grows
+        beta = (low + high) / 2
+        weights = np.exp(-beta * distance)
+        total = weights.sum(axis=1, keepdims=True)
+        entropy = np.log(total) + beta * (weights * distance).sum(axis=1, keepdims=True) / total
+        too_even = entropy > np.log(perplexity)
+        low, high = np.where(too_even, beta, low), np.where(too_even, high, beta)
+    weights /= total
+    synthetic = (weights * side[neighbour]).sum(axis=1)
+    return 1 / (synthetic**2 + (1 - synthetic) ** 2)
+
+
+def _correlations(cells: np.ndarray) -> np.ndarray:
+    """Pearson's between genes, (D, D), of cells (n, D); 0 with a gene that does not vary."""
+    centred = cells - cells.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=0)
+    scaled = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-9)
+    return scaled.T @ scaled
 
 
 def kernel_sum(d2: np.ndarray, widest: float, n_kernels: int) -> float:

@@ -8,6 +8,8 @@ from scipy import sparse
 from scdiffkit.metrics.registry import metric
 
 PAPER = "scRDiT (arXiv 2404.06153)"
+N_BINS = 20  # of a gene's values above zero
+TREND_BINS = 20
 COMMON = "common practice, e.g. Crowell et al. 2023 (Genome Biology 24:62)"
 CORRELATION = (
     "Pearson correlation over genes between real and synthetic {}. Where all genes have the same value it is "
@@ -17,6 +19,7 @@ CORRELATION = (
 
 @metric(
     "zeros_difference",
+    family="per gene",
     direction="closest to 0",
     best=0.0,
     definition="Share of zeros among all values of the synthetic cells minus that of the real cells: above 0, "
@@ -29,6 +32,7 @@ def zeros_difference(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 @metric(
     "zeros_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Share of cells in which a gene is zero, real against synthetic: mean absolute difference over genes.",
@@ -40,6 +44,7 @@ def zeros_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "mean_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format("means of log1p-normalised values"),
@@ -51,6 +56,7 @@ def mean_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 @metric(
     "mean_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Mean of a gene's log1p-normalised values, real against synthetic: mean absolute difference over genes.",
@@ -62,6 +68,7 @@ def mean_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "variance_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format("variances of log1p-normalised values"),
@@ -73,6 +80,7 @@ def variance_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) 
 
 @metric(
     "variance_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition="Variance of a gene's log1p-normalised values, real against synthetic: mean absolute difference "
@@ -88,6 +96,7 @@ CV = "coefficient of variation (standard deviation over mean of log1p-normalised
 
 @metric(
     "cv_correlation",
+    family="per gene",
     direction="higher is better",
     best=1.0,
     definition=CORRELATION.format(f"values of the {CV}"),
@@ -99,6 +108,7 @@ def cv_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> flo
 
 @metric(
     "cv_mae",
+    family="per gene",
     direction="lower is better",
     best=0.0,
     definition=f"Mean absolute difference over genes between real and synthetic {CV}.",
@@ -106,6 +116,135 @@ def cv_correlation(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> flo
 )
 def cv_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     return mean_absolute_error(cv_per_gene(real), cv_per_gene(synthetic))
+
+
+@metric(
+    "wasserstein_genes",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    space="variable",
+    max_cells=2000,
+    definition="One-dimensional Wasserstein distance between a gene's log1p-normalised values in real and in synthetic "
+    "cells, mean over the 2000 most variable genes; at most 2000 cells a side.",
+    source="scRDiT (arXiv 2404.06153): Wasserstein distance, here within each gene",
+)
+def wasserstein_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
+    values, difference = _cdfs(real, synthetic)
+    return float((difference[:, :-1] * np.diff(values, axis=1)).sum(axis=1).mean())
+
+
+@metric(
+    "ks_genes",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    space="variable",
+    max_cells=2000,
+    definition="Kolmogorov-Smirnov statistic of a gene: the largest difference between the shares of real and of "
+    "synthetic cells up to any log1p-normalised value, mean over the 2000 most variable genes; at most 2000 cells a "
+    "side.",
+    source=COMMON,
+)
+def ks_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
+    return float(ks_of_genes(real, synthetic).mean())
+
+
+def ks_of_genes(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov statistic of each gene, (G,), of real (n, G) and synthetic (m, G)."""
+    values, difference = _cdfs(real, synthetic)
+    last = np.hstack([np.diff(values, axis=1) > 0, np.ones((len(values), 1), dtype=bool)])  # of equal values
+    return np.where(last, difference, 0).max(axis=1)
+
+
+@metric(
+    "kl_genes",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    space="variable",
+    max_cells=2000,
+    definition=f"KL(real || synthetic) in nats of a gene's log1p-normalised values, in bins: one of zeros and {N_BINS} "
+    "that hold as many of both sides' other values each, half a cell added to every bin; mean over the 2000 most "
+    "variable genes. At most 2000 cells a side.",
+    source="Kullback & Leibler 1951, on histograms",
+)
+def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
+    values = []
+    for x, y in zip(real.T, synthetic.T):
+        x_seen, y_seen = x[x != 0], y[y != 0]
+        both = np.sort(np.concatenate([x_seen, y_seen]))
+        edges = both[np.arange(1, N_BINS) * len(both) // N_BINS] if len(both) else both
+        edges = np.unique(edges[edges < both[-1:]])  # else the last bin, beyond the largest value, is empty
+        p, q = (_binned(seen, n, edges) for seen, n in ((x_seen, len(x)), (y_seen, len(y))))
+        values.append(float((p * np.log(p / q)).sum()))
+    return float(np.mean(values))
+
+
+@metric(
+    "mean_variance_trend",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    definition="Do genes of one mean vary as much? Median log10 variance of the genes as a function of their mean, in "
+    f"{TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over the "
+    "real means (0.3: twice the variance, or half).",
+    source=COMMON,
+)
+def mean_variance_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    return _between_trends(*(trend(mean_per_gene(x), _log10(variance_per_gene(x))) for x in (real, synthetic)))
+
+
+@metric(
+    "mean_zeros_trend",
+    family="per gene",
+    direction="lower is better",
+    best=0.0,
+    definition="Are genes of one mean zero as often? Median share of zeros of the genes as a function of their mean, "
+    f"in {TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over "
+    "the real means.",
+    source=COMMON,
+)
+def mean_zeros_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    return _between_trends(*(trend(mean_per_gene(x), zeros_per_gene(x)) for x in (real, synthetic)))
+
+
+def trend(means: np.ndarray, figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of log10 mean and of a figure, up to TREND_BINS each, over bins of genes of like mean; both inputs (G,).
+    Genes that no cell has are left out."""
+    seen = np.flatnonzero(means > 0)
+    seen = seen[np.argsort(means[seen], kind="stable")]
+    bins = [part for part in np.array_split(seen, TREND_BINS) if len(part)]
+    return tuple(np.array([np.median(x[part]) for part in bins]) for x in (_log10(means), figure))  # type: ignore[return-value]
+
+
+def _between_trends(real: tuple[np.ndarray, np.ndarray], synthetic: tuple[np.ndarray, np.ndarray]) -> float:
+    """0 where no cell has any gene, on either side."""
+    if not (len(real[0]) and len(synthetic[0])):
+        return 0.0
+    return float(np.abs(real[1] - np.interp(real[0], *synthetic)).mean())
+
+
+def _log10(values: np.ndarray) -> np.ndarray:
+    """Of values >= 0, with a floor far below what a gene in a single cell has."""
+    return np.log10(np.maximum(values, 1e-9))
+
+
+def _cdfs(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each gene, all values of real (n, G) and synthetic (m, G) sorted, and how far the two distributions are apart
+    at each, (G, n + m) both; among equal values only the last counts."""
+    both = np.hstack([real.T, synthetic.T])
+    order = np.argsort(both, axis=1, kind="stable")
+    is_real = order < len(real)
+    difference = np.abs(np.cumsum(is_real, axis=1) / len(real) - np.cumsum(~is_real, axis=1) / len(synthetic))
+    return np.take_along_axis(both, order, axis=1), difference
+
+
+def _binned(seen: np.ndarray, n: int, edges: np.ndarray) -> np.ndarray:
+    """Shares of n cells in the bins of `kl_genes`; seen: their values that are not zero."""
+    counts = np.bincount(np.searchsorted(edges, seen), minlength=len(edges) + 1)
+    shares = np.append(n - len(seen), counts) + 0.5
+    return shares / shares.sum()
 
 
 def zeros_per_gene(cells: sparse.csr_matrix) -> np.ndarray:

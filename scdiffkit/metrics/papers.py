@@ -20,6 +20,7 @@ N_KERNELS = 5
 
 @metric(
     "kl_paper",
+    family="papers",
     direction="lower is better",
     best=0.0,
     definition="KL(real || synthetic) in nats between two cells, each turned into a distribution by a softmax "
@@ -45,6 +46,8 @@ def kl_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "wasserstein_paper_means",
+    family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     definition="One-dimensional Wasserstein distance between the genes' means in real and in synthetic cells "
@@ -59,6 +62,8 @@ def wasserstein_paper_means(real: sparse.csr_matrix, synthetic: sparse.csr_matri
 
 @metric(
     "wasserstein_paper_entries",
+    family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
     definition="One-dimensional Wasserstein distance between all values of all genes in real and in synthetic "
@@ -74,12 +79,14 @@ def wasserstein_paper_entries(real: sparse.csr_matrix, synthetic: sparse.csr_mat
 
 @metric(
     "mmd_paper",
+    family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
-    max_cells=2000,
+    max_cells=500,
     definition="Squared maximum mean discrepancy over all genes (log1p-normalised), sum of 5 Gaussian kernels "
     "exp(-d^2 / b), b = mean d^2 between any two cells / 4 x {1, 2, 4, 8, 16}; a biased estimate that is above 0 "
-    "even for equal distributions, by more the fewer the cells; at most 2000 cells a side.",
+    "even for equal distributions, by more the fewer the cells; at most 500 cells a side.",
     source=f"{PAPER}: maximum mean discrepancy, all genes",
 )
 def mmd_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -89,11 +96,13 @@ def mmd_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 
 @metric(
     "mmd_paper_blocks",
+    family="papers",
+    default=False,
     direction="lower is better",
     best=0.0,
-    max_cells=300,
+    max_cells=100,
     definition=f"As mmd_paper, but within blocks of {BLOCK_OF_GENES} genes (in the order of their names), "
-    "averaged over blocks; at most 300 cells a side.",
+    "averaged over blocks; at most 100 cells a side.",
     source=f"{PAPER}: maximum mean discrepancy, blocks of genes",
 )
 def mmd_paper_blocks(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:

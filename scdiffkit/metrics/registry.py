@@ -11,7 +11,9 @@ import numpy as np
 
 Space = Literal["genes", "variable", "pca"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
-Against = Literal["real", "train"]
+Against = Literal["real", "train", "neighbours", "candidates"]
+Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share", "member"]
+Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
 
 
@@ -23,7 +25,9 @@ class Metric:
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
     them, dense. "pca": dense, D components fitted on both sides together. It draws no random numbers of its own
     that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
-    place of the real ones. uses_types: function takes the cells' types (n,) and (m,) too, text.
+    place of the real ones; "neighbours" and "candidates" where both do, and `member` tells the ones from the others.
+    needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
+    default: False where it is computed for a protocol only.
     """
 
     name: str
@@ -34,32 +38,42 @@ class Metric:
     space: Space
     max_cells: int | None
     function: Function
+    family: Family = "joint"
     against: Against = "real"
-    uses_types: bool = False
+    needs: tuple[Need, ...] = ()
+    default: bool = True
 
-    def __call__(
-        self, real: Any, synthetic: Any, *, types: tuple[np.ndarray, np.ndarray] | None = None, seed: int = 0
-    ) -> float:
+    def __call__(self, real: Any, synthetic: Any, *, seed: int = 0, **given: tuple[np.ndarray, np.ndarray]) -> float:
         """The figure for real (n, D) and synthetic (m, D), matrices in this metric's space.
 
-        types: (n,) and (m,), which a metric that `uses_types` needs. Where there are more than `max_cells` cells on
-        a side, as many are drawn with `seed`.
+        given: by name, (n,) and (m,) of what the metric `needs`; what it does not need is left aside. Where there
+        are more than `max_cells` cells on a side, as many are drawn with `seed`.
         """
         rng = np.random.default_rng([seed, 5])
         rows = [_at_most(self.max_cells, side.shape[0], rng) for side in (real, synthetic)]
-        given = [side[chosen] for side, chosen in zip((real, synthetic), rows)]
-        if self.uses_types:
-            if types is None:
-                raise TypeError(f"The metric {self.name} needs the types of the cells.")
-            given += [names[chosen] for names, chosen in zip(types, rows)]
-        value = float(self.function(*given))
+        missing = [need for need in self.needs if need not in given]
+        if missing:
+            raise TypeError(f"The metric {self.name} needs the cells' {' and '.join(missing)}.")
+        pairs = [(real, synthetic), *(given[need] for need in self.needs)]
+        value = float(self.function(*(side[chosen] for pair in pairs for side, chosen in zip(pair, rows))))
         if not math.isfinite(value):
             raise ArithmeticError(f"The metric {self.name} gave {value}: a metric must define its edge cases.")
         return value
 
     def distance_from_best(self, value: float) -> float:
         """How bad a value is, 0 at best, in the metric's own unit; the same for every direction."""
-        return max(0.0, value - self.best) if self.direction == "lower is better" else abs(value - self.best)
+        return distance_from_best(self.direction, self.best, value)
+
+
+def distance_from_best(direction: Direction, best: float, value: float) -> float:
+    off = value - best
+    return (
+        max(0.0, off)
+        if direction == "lower is better"
+        else max(0.0, -off)
+        if direction == "higher is better"
+        else abs(off)
+    )
 
 
 METRICS: dict[str, Metric] = {}
@@ -75,7 +89,9 @@ def metric(
     space: Space = "genes",
     max_cells: int | None = None,
     against: Against = "real",
-    uses_types: bool = False,
+    family: Family = "joint",
+    needs: tuple[Need, ...] = (),
+    default: bool = True,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a metric; see `Metric` for the fields."""
 
@@ -83,7 +99,7 @@ def metric(
         if name in METRICS:
             raise ValueError(f"There are two metrics called {name!r}.")
         METRICS[name] = Metric(
-            name, direction, best, definition, source, space, max_cells, function, against, uses_types
+            name, direction, best, definition, source, space, max_cells, function, family, against, needs, default
         )
         return function
 

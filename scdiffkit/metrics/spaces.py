@@ -39,12 +39,15 @@ def in_space(space: Space, real: Any, synthetic: Any) -> tuple[Any, Any]:
     if space == "variable":
         genes = np.sort(np.argsort(-variance_per_gene(both), kind="stable")[:N_VARIABLE])
         return real[:, genes].toarray(), synthetic[:, genes].toarray()
-    components = principal_components(both)
-    return components[: real.shape[0]], components[real.shape[0] :]
+    a, b = np.split(principal_components(both), [real.shape[0]])
+    return a, b
 
 
-def principal_components(cells: sparse.csr_matrix, n_components: int = N_COMPONENTS) -> np.ndarray:
-    """Principal components (n, k) of cells (n, G), centred, not scaled per gene.
+def principal_components(
+    cells: sparse.csr_matrix, n_components: int = N_COMPONENTS, *, rest: sparse.csr_matrix | None = None
+) -> np.ndarray:
+    """Principal components (n, k) of cells (n, G), centred, not scaled per gene; then those of the rest (m, G), which
+    have no part in the fit.
 
     k is n_components, or fewer where cells or genes do not allow as many.
     """
@@ -53,5 +56,8 @@ def principal_components(cells: sparse.csr_matrix, n_components: int = N_COMPONE
     n_components = min(n_components, min(cells.shape) - 1)
     all_equal = (cells.max(axis=0) - cells.min(axis=0)).count_nonzero() == 0
     if n_components < 1 or all_equal:  # one gene, or no directions to be found
-        return np.asarray(cells[:, 0].toarray() - cells[:, 0].mean())
-    return PCA(n_components, svd_solver="arpack", random_state=0).fit_transform(cells)
+        every = cells if rest is None else sparse.vstack([cells, rest], format="csr")
+        return np.asarray(every[:, 0].toarray() - cells[:, 0].mean())
+    pca = PCA(n_components, svd_solver="arpack", random_state=0)
+    fitted = pca.fit_transform(cells)
+    return fitted if rest is None or rest.shape[0] == 0 else np.vstack([fitted, pca.transform(rest)])

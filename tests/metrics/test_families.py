@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
-from scdiffkit.metrics.joint import squared_distances
-from scdiffkit.metrics.neighbours import precision_recall
+from scdiffkit.metrics.coverage import precision_recall
+from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def naive_kernels(d2: float, bandwidths: list[float]) -> float:
 
 def test_marginals_by_hand() -> None:
     real, synthetic = as_csr([[0, 2.0], [4, 2]]), as_csr([[0, 0.0], [1, 2]])
-    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.space == "genes"}
+    values = {name: m(real, synthetic) for name, m in METRICS.items() if m.family == "per gene" and m.space == "genes"}
     assert values["zeros_difference"] == 2 / 4 - 1 / 4
     assert values["zeros_mae"] == (0 + 0.5) / 2
     assert values["mean_mae"] == (abs(2 - 0.5) + abs(2 - 1)) / 2
@@ -51,8 +51,103 @@ def test_marginals_against_numpy_and_scipy() -> None:
         assert METRICS[f"{name}_correlation"](as_csr(a), as_csr(b)) == pytest.approx(stats.pearsonr(x, y)[0])
 
 
+def test_distributions_of_genes_against_scipy() -> None:
+    real, synthetic = zero_inflated(40, 12, 20), zero_inflated(55, 12, 21)
+    real[:, 0] = 0
+    synthetic[:, 1] = 0
+    synthetic[:, 2] += 1
+    pairs = [(real[:, g], synthetic[:, g]) for g in range(12)]
+    expected = np.mean([stats.wasserstein_distance(*pair) for pair in pairs])
+    assert METRICS["wasserstein_genes"](real, synthetic) == pytest.approx(expected)
+    expected = np.mean([stats.ks_2samp(*pair).statistic for pair in pairs])
+    assert METRICS["ks_genes"](real, synthetic) == pytest.approx(expected)
+
+
+def test_kl_of_genes_against_two_bernoullis() -> None:
+    """Genes that are 0 or 1: one bin of zeros and one of ones, half a cell added to each."""
+    real, synthetic = np.zeros((100, 1)), np.zeros((50, 1))
+    real[:30], synthetic[:25] = 1, 1
+    p, q = np.array([70.5, 30.5]) / 101, np.array([25.5, 25.5]) / 51
+    expected = stats.entropy(p, q)
+    assert METRICS["kl_genes"](real, synthetic) == pytest.approx(expected)
+    assert METRICS["kl_genes"](real, np.tile(real, (3, 1))) < 1e-3
+
+
+def test_kl_of_genes_comes_near_that_of_two_exponentials() -> None:
+    rng = np.random.default_rng(22)
+    real, synthetic = rng.exponential(1.0, (20000, 1)), rng.exponential(2.0, (20000, 1))
+    kl = METRICS["kl_genes"].function(real, synthetic)
+    assert kl == pytest.approx(np.log(2) + 1 / 2 - 1, abs=0.02)
+
+
+def test_trends_of_poisson_genes_and_of_genes_that_vary_twice_as_much() -> None:
+    """Counts with mean m: variance m and zeros exp(-m); doubled counts of half the mean have twice the variance."""
+    rng = np.random.default_rng(28)
+    means = np.geomspace(0.05, 5, 400)
+    poisson, other = rng.poisson(means, (3000, 400)), rng.poisson(means, (3000, 400))
+    doubled = 2 * rng.poisson(means / 2, (3000, 400))
+    trends = ("mean_variance_trend", "mean_zeros_trend")
+    assert all(METRICS[name](as_csr(poisson), as_csr(other)) < 0.02 for name in trends)
+    assert METRICS["mean_variance_trend"](as_csr(poisson), as_csr(doubled)) == pytest.approx(np.log10(2), abs=0.05)
+    expected = np.mean(np.exp(-means / 2) - np.exp(-means))
+    assert METRICS["mean_zeros_trend"](as_csr(poisson), as_csr(doubled)) == pytest.approx(expected, abs=0.02)
+
+
 def test_genes_never_seen_have_cv_zero() -> None:
     assert METRICS["cv_mae"](as_csr([[0, 1.0], [0, 3]]), as_csr([[2.0, 1], [2, 3]])) == 0
+
+
+# other papers' protocols
+
+
+def test_cfgen_by_its_formulae() -> None:
+    """One type; components of as many dimensions as genes only turn the cells, so distances are those of the genes."""
+    import ot
+    from scipy.spatial.distance import cdist
+
+    rng = np.random.default_rng(30)
+    real, synthetic, types = rng.exponential(1, (40, 5)), rng.exponential(1, (40, 5)), np.full(40, "B")
+    shift = real.mean(axis=0)
+    for suffix, moved in (("_centred", synthetic), ("", synthetic + shift)):  # not centred: off by the real mean
+        d2 = cdist(real, moved, "sqeuclidean")
+        pair = {"types": (types, types)}
+        assert METRICS[f"cfgen_w2{suffix}"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(
+            np.sqrt(ot.emd2([], [], d2))
+        )
+        within = [cdist(side, side, "sqeuclidean") for side in (real, synthetic)]
+        expected = sum(
+            sign * np.exp(-d / (2 * s * s)).mean() for d, sign in ((within[0], 1), (within[1], 1), (d2, -2))
+            for s in (0.01, 0.1, 1, 10, 100)
+        )  # fmt: skip
+        assert METRICS[f"cfgen_mmd{suffix}"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(expected)
+
+
+def test_cfgen_is_the_mean_over_types_and_uncentred_cells_score_badly() -> None:
+    rng = np.random.default_rng(31)
+    real, synthetic = rng.exponential(1, (2, 80, 6))
+    types = np.repeat(["a", "b"], 40)
+    real[40:, 0] += 3
+    synthetic[40:, 0] += 3
+    cells = as_csr(real), as_csr(synthetic)
+    values = {name: METRICS[name](*cells, types=(types, types)) for name in ("cfgen_w2", "cfgen_w2_centred")}
+    assert values["cfgen_w2"] > 1.5 * values["cfgen_w2_centred"]
+
+
+def test_scdiffusion_of_one_distribution_and_of_another() -> None:
+    rng = np.random.default_rng(32)
+    real, fresh = rng.exponential(1, (2, 200, 30)) * np.linspace(0.2, 2, 30)
+    others = real * rng.permutation(np.linspace(0.2, 2, 30))
+    good, bad = (
+        {n: METRICS[f"scdiffusion_{n}"](as_csr(real), as_csr(x)) for n in ("spearman", "pearson", "mmd", "lisi", "auc")}
+        for x in (fresh, others)
+    )
+    means = [np.mean(x, axis=0) for x in (real, others)]
+    assert bad["spearman"] == pytest.approx(stats.spearmanr(*means).statistic)
+    assert bad["pearson"] == pytest.approx(stats.pearsonr(*means).statistic)
+    assert good["auc"] == pytest.approx(0.5, abs=0.12)
+    assert bad["auc"] > 0.9
+    assert good["lisi"] > 0.8 > bad["lisi"]
+    assert 0 < good["mmd"] < bad["mmd"]
 
 
 # papers
@@ -132,6 +227,47 @@ def test_unbiased_mmd_is_zero_on_average_for_equal_distributions() -> None:
     assert shifted > 5 * np.std(values)
 
 
+def test_wasserstein_of_shifted_cells_is_the_shift() -> None:
+    cells = np.random.default_rng(23).normal(size=(80, 3))
+    assert METRICS["wasserstein_pca"](cells, cells[::-1] + np.array([3.0, 4.0, 0.0])) == pytest.approx(5.0)
+
+
+def test_wasserstein_in_one_dimension_pairs_cells_in_their_order() -> None:
+    x, y = np.random.default_rng(24).normal(size=(2, 60))
+    expected = np.sqrt(np.mean((np.sort(x) - np.sort(y)) ** 2))
+    assert METRICS["wasserstein_pca"](x[:, None], y[:, None]) == pytest.approx(expected)
+
+
+def test_correlation_structure_against_pandas() -> None:
+    import pandas as pd
+
+    rng = np.random.default_rng(25)
+    real, synthetic = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(70, 8))
+    upper = np.triu_indices(8, 1)
+    flat = [pd.DataFrame(side).corr().to_numpy()[upper] for side in (real, synthetic)]
+    value = METRICS["correlation_structure"](real, synthetic)
+    assert value == pytest.approx(np.corrcoef(*flat)[0, 1])
+    assert METRICS["correlation_structure"](real, 2 * real + 1) == pytest.approx(1)
+
+
+def test_lisi_against_its_authors() -> None:
+    import pandas as pd
+    from harmonypy import compute_lisi
+
+    rng = np.random.default_rng(26)
+    cells = np.vstack([rng.normal(size=(150, 4)), rng.normal(0.7, 1, size=(150, 4))])
+    side = np.repeat([False, True], 150)
+    expected = compute_lisi(cells, pd.DataFrame({"side": side.astype(str)}), ["side"], perplexity=30).ravel()
+    np.testing.assert_allclose(lisi_of_cells(cells, side), expected, atol=0.01)
+
+
+def test_lisi_of_mixed_and_of_separate_cells() -> None:
+    rng = np.random.default_rng(27)
+    real, others = rng.normal(size=(2, 300, 4))
+    assert METRICS["lisi"](real, others) > 0.85  # of 30 neighbours, hardly ever exactly half
+    assert METRICS["lisi"](real, others + 20) == pytest.approx(0, abs=1e-6)
+
+
 def test_squared_distances_against_scipy() -> None:
     from scipy.spatial.distance import cdist
 
@@ -140,6 +276,57 @@ def test_squared_distances_against_scipy() -> None:
         a, b = (x * (RNG.random(x.shape) < share_kept) for x in (a, b))
         for x, y in ((a, b), (as_csr(a), as_csr(b))):
             np.testing.assert_allclose(squared_distances(x, y), cdist(a, b, "sqeuclidean"), atol=1e-12)
+
+
+# biology
+
+
+def test_augmentation_helps_with_cells_that_are_right_and_harms_with_wrong_ones() -> None:
+    gain, harm = [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        centres = 0.8 * rng.normal(size=(4, 10))
+
+        def cells(
+            *n: int, rng: np.random.Generator = rng, centres: np.ndarray = centres
+        ) -> tuple[np.ndarray, np.ndarray]:
+            types = np.repeat([0, 1, 2, 3], n)
+            return rng.normal(size=(len(types), 10)) + centres[types], types.astype(str)
+
+        (real, types), (made, made_types) = cells(300, 300, 30, 30), cells(100, 100, 100, 100)
+        score = METRICS["augmentation_gain"]
+        gain.append(score(real, made, types=(types, made_types)))
+        harm.append(score(real, made, types=(types, rng.permutation(made_types))))
+    assert np.mean(gain) > 0.02
+    assert np.mean(harm) < -0.1
+
+
+# privacy
+
+
+def test_copies_with_noise_are_near_duplicates_and_average_cells_are_not() -> None:
+    rng = np.random.default_rng(35)
+    known, others, fresh = rng.normal(size=(3, 400, 10))
+    real, member = np.vstack([others, known]), np.repeat([0.0, 1.0], 400)
+
+    def share(made: np.ndarray) -> float:
+        return METRICS["near_duplicates"](real, made, member=(member, np.zeros(len(made))))
+
+    assert share(known + rng.normal(0, 0.1, known.shape)) > 0.8
+    assert share(np.vstack([known[:40] + 0.01, fresh[:360]])) == pytest.approx(0.1, abs=0.02)
+    assert share(fresh) < 0.02
+    assert share(0.5 * fresh) < 0.02  # too average, but nobody's copies
+
+
+def test_an_attacker_tells_members_where_the_model_copied_with_noise() -> None:
+    rng = np.random.default_rng(34)
+    members, others, fresh = rng.normal(size=(3, 150, 6))
+    real, member = np.vstack([others, members]), np.repeat([0.0, 1.0], 150)
+    copies = members + rng.normal(0, 0.2, members.shape)
+    attack = METRICS["membership_auc"]
+    assert attack(real, copies, member=(member, np.zeros(150))) > 0.9
+    assert attack(real, fresh, member=(member, np.zeros(150))) == pytest.approx(0.5, abs=0.1)
+    assert attack(real, fresh, member=(np.zeros(300), np.zeros(150))) == 0.5
 
 
 # classifier
@@ -167,6 +354,24 @@ def test_auc_agrees_with_cross_validation() -> None:
 def test_auc_of_copies_is_far_below_a_half() -> None:
     cells = np.random.default_rng(4).normal(size=(200, 5))
     assert METRICS["rf_auc"](cells, cells) < 0.2
+
+
+def test_logistic_auc_sees_shifts_only() -> None:
+    rng = np.random.default_rng(28)
+    real, others = rng.normal(size=(2, 400, 4))
+    expected = stats.norm.cdf(1 / np.sqrt(2))  # of the best rule for two normals, a standard deviation apart
+    assert METRICS["logistic_auc"](real, others + np.eye(4)[0]) == pytest.approx(expected, abs=0.04)
+    assert METRICS["logistic_auc"](real, 3 * others) == pytest.approx(0.5, abs=0.07)
+    assert METRICS["rf_auc"](real, 3 * others) > 0.8
+
+
+def test_nearest_neighbours_of_one_distribution_of_two_and_of_copies() -> None:
+    rng = np.random.default_rng(29)
+    real, others = rng.normal(size=(2, 400, 4))
+    assert METRICS["nn_accuracy"](real, others) == pytest.approx(0.5, abs=0.07)
+    assert METRICS["nn_accuracy"](real, others + 20) == 1
+    assert METRICS["nn_accuracy"](real, real + 1e-9) == 0
+    assert METRICS["nn_accuracy"](real, others[:40]) == pytest.approx(0.5, abs=0.1)  # sides of unequal size
 
 
 def test_auc_on_genes_sees_what_components_do_not() -> None:
@@ -223,10 +428,15 @@ def test_neighbours_against_a_double_loop() -> None:
 
 def test_nn_ratio_of_copies_of_equals_and_of_far_cells() -> None:
     rng = np.random.default_rng(7)
-    real, others = rng.normal(size=(2, 500, 4))
-    assert METRICS["nn_ratio"](real, others) == pytest.approx(1, abs=0.1)
-    assert METRICS["nn_ratio"](real, real[:100] + 1e-9) < 1e-3
-    assert METRICS["nn_ratio"](real, 10 * others) > 5
+    known, others = rng.normal(size=(2, 500, 4))
+    real, member = np.vstack([known, known[:50] + 50]), np.repeat([1.0, 0.0], [500, 50])
+
+    def ratio(made: np.ndarray) -> float:
+        return METRICS["nn_ratio"](real, made, member=(member, np.zeros(len(made))))
+
+    assert ratio(others) == pytest.approx(1, abs=0.1)
+    assert ratio(known[:100] + 1e-9) < 1e-3
+    assert ratio(10 * others) > 5
 
 
 # cell types

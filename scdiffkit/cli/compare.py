@@ -1,0 +1,71 @@
+"""scdiff compare: several sets of synthetic cells, ranked in one table and one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scdiffkit.cli.console import progress, result, result_json
+from scdiffkit.cli.evaluate import (
+    HEADLINES,
+    Condition,
+    Fast,
+    Force,
+    Json,
+    Label,
+    MaxCells,
+    Real,
+    Resamples,
+    Seed,
+    Train,
+)
+
+
+def compare(
+    real: Real,
+    synthetic: Annotated[list[Path], typer.Argument(help="Sets of synthetic cells, two or more.", show_default=False)],
+    train: Train = None,
+    label: Label = None,
+    condition: Condition = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the comparison.")] = Path("comparison"),
+    resamples: Resamples = 5,
+    fast: Fast = False,
+    max_cells: MaxCells = 1000,
+    seed: Seed = 0,
+    json: Json = False,
+    force: Force = False,
+) -> None:
+    """Which of several sets of synthetic cells is the best? All scored alike and ranked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scdiffkit.compare import REPORT
+    from scdiffkit.compare import compare as score
+
+    with progress("comparing") as update:
+        comparison = score(
+            real, synthetic, train=train, label=label, conditions=condition or (), out=output, seed=seed,
+            max_cells=max_cells, resamples=resamples, fast=fast, force=force,
+            progress=lambda name, i, n: update(i, name, n),
+        )  # fmt: skip
+    if json:
+        result_json(comparison.to_dict())
+        return
+    names = list(comparison.evaluations)
+    table = Table("", box=None, pad_edge=False)
+    for column in ("real cells", *names):
+        table.add_column(column, justify="right")
+    for first in comparison.scores_of_first():
+        if first.metric in HEADLINES:
+            best = comparison.best(first.metric)
+            values = [
+                f"{s.value:.4g}{' *' if name == best else ''}" for name, s in comparison.of_metric(first.metric).items()
+            ]
+            table.add_row(first.metric, f"{first.floor:.4g}", *values)
+    Console(soft_wrap=True).print(table)
+    result("* nearest to real cells")
+    for place, row in enumerate(comparison.ranking().itertuples(), 1):
+        result(f"{place}. {row.name}: {row.verdict}, {row.distance:.0%} of the way from real cells to bad models")
+    result(f"report: {output / REPORT}")

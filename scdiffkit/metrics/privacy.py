@@ -1,0 +1,143 @@
+"""Are synthetic cells copies of the cells that a model was trained on?
+
+Nothing here proves that they are not: a figure at its floor says that this test finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.metrics.coverage import radii
+from scdiffkit.metrics.registry import metric
+
+ENOUGH = 1000  # cells, to know how far apart neighbours are
+BLOCK_OF_CELLS = 200
+FEWEST_GENES = 20  # of a cell, for an equal one to be a copy rather than chance
+NEAR = 0.33
+
+
+@metric(
+    "nn_ratio",
+    family="privacy",
+    direction="higher is better",
+    best=1.0,
+    space="pca",
+    against="neighbours",
+    needs=("member",),
+    definition="Median distance of a synthetic cell to the nearest known cell, one that the model was trained on (a "
+    "real cell, where those are not given), over that of known cells to the nearest other one, in 20 principal "
+    "components; at most 20,000 known cells. Well below 1: copies, or cells that are all too average.",
+    source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
+)
+def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) are known; synthetic (m, D) -> ratio; 1 where all cells are the same."""
+    both, known = np.vstack([real, synthetic]), real[member == 1]
+    least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # of cells in one place
+    if least == 0 or len(known) < 2:
+        return 1.0
+    to_known = float(np.median(_to_nearest(synthetic, known)))
+    return max(to_known, least) / max(float(np.median(_between_neighbours(known))), least)
+
+
+@metric(
+    "exact_duplicates",
+    family="privacy",
+    direction="lower is better",
+    best=0.0,
+    against="train",
+    definition="Share of synthetic cells with the very values of a cell that the model was trained on (of a real cell, "
+    "where those are not given), in all genes; cells of fewer than 20 genes are left aside.",
+    source="exact matches, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
+)
+def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    known = set(fingerprints(real))
+    return float(np.mean([cell is not None and cell in known for cell in fingerprints(synthetic)]))
+
+
+def repeated_share(cells: sparse.csr_matrix) -> float:
+    """Share of cells (n, G) that equal another one of them: what exact_duplicates finds among cells as they are."""
+    of_cell = fingerprints(cells)
+    counts = Counter(of_cell)
+    return float(np.mean([cell is not None and counts[cell] > 1 for cell in of_cell]))
+
+
+@metric(
+    "near_duplicates",
+    family="privacy",
+    direction="lower is better",
+    best=0.0,
+    space="pca",
+    against="neighbours",
+    needs=("member",),
+    definition=f"Share of synthetic cells that lie at most {NEAR} times as far from a known cell, one that the model "
+    "was trained on (a real cell, where those are not given), as from any other real cell, in 20 principal components; "
+    "at most 20,000 known cells.",
+    source="ratio of the nearest neighbours' distances, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
+)
+def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) are known; synthetic (m, D). 0 where all or none are known."""
+    known, others = real[member == 1], real[member == 0]
+    if min(len(known), len(others)) == 0:
+        return 0.0
+    return float((_to_nearest(synthetic, known) < NEAR * _to_nearest(synthetic, others)).mean())
+
+
+@metric(
+    "membership_auc",
+    family="privacy",
+    direction="lower is better",
+    best=0.5,
+    space="pca",
+    max_cells=4000,
+    against="candidates",
+    needs=("member",),
+    definition="Can someone who holds the synthetic cells tell which real cells the model was trained on? Area under "
+    "the ROC curve of the attack that takes a cell for one when it lies near a synthetic cell, for how near its own "
+    "kind lies: distance to the nearest synthetic cell over that to the nearest other real cell, in 20 principal "
+    "components of all. 0.5: it cannot tell; 1: always. Cells held out must be of the donors and batches that were "
+    "trained on, else it tells those. At most 4000 cells a side.",
+    source="Hilprecht et al. 2019 (PoPETs 2019:232); distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated",
+)
+def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) says which were trained on; synthetic (m, D). 0.5 where all or none were."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(set(member)) < 2:
+        return 0.5
+    usual = np.maximum(radii(real, 1), 1e-12)
+    return float(roc_auc_score(member, -_to_nearest(real, synthetic) / usual))
+
+
+def _to_nearest(cells: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Distance of each cell (n, D) to the nearest known one (m, D), (n,)."""
+    from scipy.spatial.distance import cdist
+
+    blocks = np.array_split(cells, max(1, len(cells) // BLOCK_OF_CELLS))
+    return np.concatenate([cdist(block, known).min(axis=1) for block in blocks])
+
+
+def _between_neighbours(cells: np.ndarray) -> np.ndarray:
+    """Distance to the nearest other cell, of up to ENOUGH of the cells (n, D)."""
+    from scipy.spatial.distance import cdist
+
+    some = cells[:ENOUGH]
+    distances = cdist(some, cells)
+    distances[np.arange(len(some)), np.arange(len(some))] = np.inf
+    return distances.min(axis=1)
+
+
+def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> list[bytes | None]:
+    """Of each cell's values (n, G): which genes, and how much to three digits (normalising twice may differ in the
+    last). None for a cell with fewer genes than `fewest`, which may equal another one by chance."""
+    cells = cells.copy()
+    cells.eliminate_zeros()
+    cells.sort_indices()
+    of_cell = (slice(*ends) for ends in pairwise(cells.indptr))
+    return [
+        cells.indices[c].tobytes() + np.round(cells.data[c], 3).tobytes() if c.stop - c.start >= fewest else None
+        for c in of_cell
+    ]

@@ -1,0 +1,280 @@
+"""How other papers score generated cells, computed as their published code does it, flaws included.
+
+So that a figure can be set beside a published one. What each has against it is in PROTOCOLS; none enters the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
+from scdiffkit.metrics.marginals import mean_per_gene
+from scdiffkit.metrics.papers import biased_mmd
+from scdiffkit.metrics.registry import metric
+
+CFGEN = "CFGen (Palma et al. 2025, arXiv 2407.11734)"
+CFGEN_COMPONENTS, CFGEN_SIGMAS = 30, (0.01, 0.1, 1.0, 10.0, 100.0)
+CFGEN_SPACE = f"in {CFGEN_COMPONENTS} principal components of the real cells, within each type, mean over types. "
+CFGEN_MMD = f"Biased MMD^2, sum of five Gaussian kernels exp(-d^2 / 2 s^2), s = {CFGEN_SIGMAS}, {CFGEN_SPACE}"
+CFGEN_W2 = f"2-Wasserstein distance by exact optimal transport {CFGEN_SPACE}"
+SCDIFFUSION = "scDiffusion (Luo et al. 2024, Bioinformatics 40:btae518)"
+SCDIFFUSION_COMPONENTS = 50
+SCDIFFUSION_TREES, SCDIFFUSION_DEPTH = 1000, 5
+
+Genes = Literal["all", "cv", "seurat_v3"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """metrics: names. genes: which of those compared: all, the 2000 of the highest coefficient of variation, or
+    scanpy's 2000 highly variable ones (seurat_v3, on the real cells' counts). flaws: what to know before quoting."""
+
+    metrics: tuple[str, ...]
+    genes: Genes
+    source: str
+    flaws: str
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "scrdit": Protocol(
+        metrics=("kl_paper", "wasserstein_paper_means", "wasserstein_paper_entries", "mmd_paper", "mmd_paper_blocks"),
+        genes="cv",
+        source="scRDiT (arXiv 2404.06153)",
+        flaws="Whether values were log-normalised first is not stated; here they are. KL depends on how cells are "
+        "paired. The Wasserstein distances do not know genes from one another. MMD^2 is biased: above 0 even for equal "
+        "distributions.",
+    ),
+    "cfgen": Protocol(
+        metrics=("cfgen_mmd", "cfgen_w2", "cfgen_mmd_centred", "cfgen_w2_centred"),
+        genes="seurat_v3",
+        source=CFGEN,
+        flaws="The published code centres real cells before it projects them and does not centre generated ones, so "
+        "even a perfect model scores badly; *_centred are the figures without that slip. Both are above 0 for "
+        "equal distributions, by more the fewer cells a type has. The code leaves open how generated counts are "
+        "scaled; here as the real ones.",
+    ),
+    "scdiffusion": Protocol(
+        metrics=(
+            "scdiffusion_spearman",
+            "scdiffusion_pearson",
+            "scdiffusion_mmd",
+            "scdiffusion_lisi",
+            "scdiffusion_auc",
+        ),
+        genes="all",
+        source=SCDIFFUSION,
+        flaws="Correlations of mean expression hardly tell a good model from shuffled cells. MMD^2 is biased: above 0 "
+        "for equal distributions. A forest of shallow trees on one random quarter of the cells. LISI is taken over "
+        "nearest neighbours in 20 components where theirs goes over a neighbour graph.",
+    ),
+}
+
+
+def _of_each_type(
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    real_types: np.ndarray,
+    synthetic_types: np.ndarray,
+) -> float:
+    """Mean over the types that both sides have; 0 where there is none."""
+    both = sorted(set(real_types) & set(synthetic_types))
+    values = [distance(real[real_types == t], synthetic[synthetic_types == t]) for t in both]
+    return float(np.mean(values)) if values else 0.0
+
+
+def _cfgen_mmd(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Biased MMD^2, kernels exp(-d^2 / 2 sigma^2) summed, of the first so many cells of both."""
+    n = min(len(real), len(synthetic))
+    real, synthetic = real[:n], synthetic[:n]
+    pairs = [(real, real, 1), (synthetic, synthetic, 1), (real, synthetic, -2)]
+    return sum(
+        sign * float(np.exp(squared_distances(a, b) / (-2 * sigma**2)).mean())
+        for a, b, sign in pairs
+        for sigma in CFGEN_SIGMAS
+    )
+
+
+def _w2(real: np.ndarray, synthetic: np.ndarray) -> float:
+    import ot
+
+    return float(np.sqrt(max(ot.emd2([], [], squared_distances(real, synthetic), numItermax=10_000_000), 0.0)))
+
+
+def _projected(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Components fitted on the real cells; synthetic ones less the real mean, or as they are."""
+    from sklearn.decomposition import PCA
+
+    x, y = real.toarray(), synthetic.toarray()
+    with np.errstate(invalid="ignore"):  # shares of no variance, which nobody asks for
+        pca = PCA(min(CFGEN_COMPONENTS, *x.shape), svd_solver="full").fit(x)
+    return pca.transform(x), (y - pca.mean_ if centred else y) @ pca.components_.T
+
+
+@metric(
+    "cfgen_mmd",
+    family="papers",
+    default=False,
+    needs=("types",),
+    direction="lower is better",
+    best=0.0,
+    definition=CFGEN_MMD + "As published: synthetic cells are projected without being centred.",
+    source=CFGEN,
+)
+def cfgen_mmd(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    return _of_each_type(_cfgen_mmd, *_projected(real, synthetic, centred=False), real_types, synthetic_types)
+
+
+@metric(
+    "cfgen_w2",
+    family="papers",
+    default=False,
+    needs=("types",),
+    direction="lower is better",
+    best=0.0,
+    definition=CFGEN_W2 + "As published: synthetic cells are projected without being centred.",
+    source=CFGEN,
+)
+def cfgen_w2(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    return _of_each_type(_w2, *_projected(real, synthetic, centred=False), real_types, synthetic_types)
+
+
+@metric(
+    "cfgen_mmd_centred",
+    family="papers",
+    default=False,
+    needs=("types",),
+    direction="lower is better",
+    best=0.0,
+    definition=CFGEN_MMD + "Synthetic cells centred as the real ones are.",
+    source=CFGEN,
+)
+def cfgen_mmd_centred(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    return _of_each_type(_cfgen_mmd, *_projected(real, synthetic, centred=True), real_types, synthetic_types)
+
+
+@metric(
+    "cfgen_w2_centred",
+    family="papers",
+    default=False,
+    needs=("types",),
+    direction="lower is better",
+    best=0.0,
+    definition=CFGEN_W2 + "Synthetic cells centred as the real ones are.",
+    source=CFGEN,
+)
+def cfgen_w2_centred(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    return _of_each_type(_w2, *_projected(real, synthetic, centred=True), real_types, synthetic_types)
+
+
+def _components_of_both(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, n: int) -> tuple[np.ndarray, np.ndarray]:
+    from scdiffkit.metrics.spaces import principal_components
+
+    components = principal_components(sparse.vstack([real, synthetic], format="csr"), n)
+    return components[: real.shape[0]], components[real.shape[0] :]
+
+
+@metric(
+    "scdiffusion_spearman",
+    family="papers",
+    default=False,
+    direction="higher is better",
+    best=1.0,
+    definition="Spearman correlation over genes between the mean log1p-normalised values of real and synthetic cells.",
+    source=SCDIFFUSION,
+)
+def scdiffusion_spearman(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    """0 where one side's means are all the same."""
+    from scipy.stats import spearmanr
+
+    means = mean_per_gene(real), mean_per_gene(synthetic)
+    return 0.0 if min(np.ptp(mean) for mean in means) == 0 else float(spearmanr(*means).statistic)
+
+
+@metric(
+    "scdiffusion_pearson",
+    family="papers",
+    default=False,
+    direction="higher is better",
+    best=1.0,
+    definition="Pearson correlation over genes between the mean log1p-normalised values of real and synthetic cells.",
+    source=SCDIFFUSION,
+)
+def scdiffusion_pearson(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    """0 where one side's means are all the same."""
+    means = mean_per_gene(real), mean_per_gene(synthetic)
+    return 0.0 if min(np.ptp(mean) for mean in means) == 0 else float(np.corrcoef(*means)[0, 1])
+
+
+@metric(
+    "scdiffusion_mmd",
+    family="papers",
+    default=False,
+    direction="lower is better",
+    best=0.0,
+    max_cells=2000,
+    definition=f"Biased MMD^2, sum of 5 Gaussian kernels exp(-d^2 / b), b = mean d^2 between any two cells / 4 x {{1, "
+    f"2, 4, 8, 16}}, in {SCDIFFUSION_COMPONENTS} principal components of both sets; at most 2000 cells a side.",
+    source=SCDIFFUSION,
+)
+def scdiffusion_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    x, y = _components_of_both(real, synthetic, SCDIFFUSION_COMPONENTS)
+    return biased_mmd(squared_distances(x, x), squared_distances(y, y), squared_distances(x, y))
+
+
+@metric(
+    "scdiffusion_lisi",
+    family="papers",
+    default=False,
+    direction="higher is better",
+    best=1.0,
+    max_cells=2000,
+    definition="Median over cells of the integration LISI, less 1, in 20 principal components of both sets; at most "
+    "2000 cells a side.",
+    source=SCDIFFUSION,
+)
+def scdiffusion_lisi(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    cells = np.vstack(_components_of_both(real, synthetic, 20))
+    return float(np.median(lisi_of_cells(cells, np.repeat([False, True], [real.shape[0], synthetic.shape[0]]))) - 1)
+
+
+@metric(
+    "scdiffusion_auc",
+    family="papers",
+    default=False,
+    direction="closest to 0.5",
+    best=0.5,
+    max_cells=2000,
+    definition=f"AUC on a quarter of the cells of a random forest ({SCDIFFUSION_TREES} trees of depth "
+    f"{SCDIFFUSION_DEPTH}) that learns real from synthetic from the others, in {SCDIFFUSION_COMPONENTS} principal "
+    "components of both sets; at most 2000 cells a side.",
+    source=SCDIFFUSION,
+)
+def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import train_test_split
+
+    cells = np.vstack(_components_of_both(real, synthetic, SCDIFFUSION_COMPONENTS))
+    is_real = np.repeat([1, 0], [real.shape[0], synthetic.shape[0]])
+    learnt, test, learnt_is_real, test_is_real = train_test_split(
+        cells, is_real, test_size=0.25, random_state=1, stratify=is_real
+    )
+    forest = RandomForestClassifier(
+        SCDIFFUSION_TREES, max_depth=SCDIFFUSION_DEPTH, class_weight="balanced", random_state=1, n_jobs=-1
+    )
+    forest.fit(learnt, learnt_is_real)
+    return float(roc_auc_score(test_is_real, forest.predict_proba(test)[:, 1]))

@@ -1,0 +1,232 @@
+"""One resample of an evaluation: which sets are compared, and every metric's figures for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.compared import Part, Side, candidates, draw_order
+from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
+from scdiffkit.metrics.biology import types_to_compare
+from scdiffkit.metrics.privacy import repeated_share
+
+MOST_KNOWN = 20_000  # cells that a resample looks for copies of
+MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
+OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
+OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types")
+OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
+WITHOUT = {
+    "types": "no --label that both sides have",
+    "conditions": "no --condition that both sides have",
+    "library_size": "one side has no raw counts",
+    "genes_detected": "no genes",
+    "mitochondrial_share": "none of the genes compared is mitochondrial (MT-...)",
+}
+
+
+class Round:
+    """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
+
+    pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
+    with `second` among them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells;
+    without them, copies are not looked for.
+    """
+
+    def __init__(
+        self,
+        first: Part,
+        second: Part,
+        third: Part,
+        *,
+        pool: ThreadPoolExecutor,
+        known: Part | None = None,
+        made: Part | None = None,
+        trained: bool = False,
+        seed: int,
+    ) -> None:
+        self.first, self.second, self.third = first, second, third
+        self.pool, self.trained, self.seed = pool, trained, seed
+        self.against: set[str] = {"real"}
+        self._real = {
+            "value": (first, third),
+            "floor": (first, second),
+            "shuffled": (first, second.shuffled(np.random.default_rng([seed, 4]))),
+            "pooled": (first, second.pooled()),
+        }
+        if known is not None and made is not None:
+            self.against.add("neighbours")
+            if trained and not _other_donors(first, second):
+                self.against.add("candidates")
+            self._copies = pool.submit(_pairs_with_copies, first, second, third, known, made, trained, seed)
+        self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
+
+    def prepare(self, metrics: Sequence[Metric]) -> None:
+        """Begin what the metrics share: to be called before they are scored, so that none waits for what has not
+        begun."""
+        for space in sorted({metric.space for metric in metrics if metric.against == "real"}):
+            for which, (a, b) in self._real.items():
+                self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X)
+
+    def pairs(self, against: str) -> dict[str, tuple[Part, Part]]:
+        """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
+        return self._real if against == "real" else self._copies.result()[against]
+
+    def _matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
+        """A pair of sets in a space."""
+        if against == "real":
+            return self._in_space[which, space].result()
+        a, b = self.pairs(against)[which]
+        return a.X, b.X
+
+    def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
+        """Its value, floor and ceilings by name; of the first set of each pair only the cells (mask) that `keep`
+        tells."""
+        found = {}
+        for which, (a, b) in self.pairs(metric.against).items():
+            rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
+            x, y = self._matrices(metric.against, which, metric.space)
+            given = {
+                need: (a.of_cells[need][rows], b.of_cells.get(need, np.zeros(len(b.types)))) for need in metric.needs
+            }
+            found[which] = metric(x[rows], y, seed=self.seed, **given)
+        return found
+
+    def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Of each type with enough cells on all sides, the metrics OF_TYPES: value, floor and ceilings by name."""
+        if any("types" not in part.of_cells for part in (self.first, self.third)):
+            return {}
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name in sorted(set(self.first.types)):
+            counts = [(part.types == name).sum() for part in (self.first, self.second, self.third)]
+            if min(counts) < MIN_CELLS_OF_TYPE:
+                continue
+            for metric in (METRICS[m] for m in OF_TYPES):
+                figures = {}
+                for which, (a, b) in self.pairs("real").items():
+                    x, y = self._matrices("real", which, metric.space)
+                    figures[which] = metric(x[a.types == name], y[b.types == name], seed=self.seed)
+                found.setdefault(name, {})[metric.name] = figures
+        return found
+
+    def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name in donors_to_score(self.second if self.trained else self.first):
+
+            def keep(which: str, part: Part, name: str = name) -> np.ndarray:
+                """This donor's known cells, beside all that were held out; all where no cell is known."""
+                held_out = part.of_cells["member"] == 0
+                neither = which == "floor" and len(part.types) == len(self.first.types)
+                return held_out | (part.of_cells["donors"] == name) | neither
+
+            for metric in (METRICS[m] for m in OF_DONORS):
+                if metric.against in self.against:
+                    found.setdefault(name, {})[metric.name] = self.score(metric, keep)
+        return found
+
+
+def _pairs_with_copies(
+    first: Part, second: Part, third: Part, known: Part, made: Part, trained: bool, seed: int
+) -> dict[str, dict[str, tuple[Part, Part]]]:
+    """The pairs for metrics against "neighbours" and, if trained, "candidates" (see Round), X being the components of
+    one fit to first, second and third."""
+    of_sides = [part.X for part in (first, second, third)]
+    components = principal_components(
+        as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([known.X, made.X], format="csr")
+    )
+    sets = (first, second, third, known, made)
+    ends = np.cumsum([len(part.types) for part in sets])[:-1]
+    first, second, third, known, made = (replace(part, X=X) for part, X in zip(sets, np.split(components, ends)))
+    unknown = first if trained else second
+    n, rows = len(unknown.types), np.random.default_rng([seed, 8]).permutation(len(unknown.types))
+    some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
+    neighbours = candidates(unknown, known)
+    pairs = {
+        # To what was learnt from, cells that were held out are the floor.
+        "neighbours": {
+            "value": (neighbours, third),
+            "floor": (candidates(some, known), others),
+            "copies": (neighbours, known.take(np.arange(min(n, len(known.types))))),
+        }
+    }
+    if trained:
+        both = candidates(first, second)
+        pairs["candidates"] = {
+            "value": (both, made),
+            "floor": (candidates(some, others), made),  # neither was trained on
+            "copies": (both, known),
+        }
+    return pairs
+
+
+def donors_to_score(part: Part) -> list[str]:
+    """Those with enough cells."""
+    return [name for name, count in _donors(part).items() if count >= MIN_CELLS_OF_TYPE]
+
+
+def donors_left_out(part: Part) -> list[str]:
+    """Those with too few."""
+    return [name for name, count in _donors(part).items() if count < MIN_CELLS_OF_TYPE]
+
+
+def _donors(part: Part) -> dict[str, int]:
+    """Cells of each."""
+    return Counter(map(str, sorted(part.of_cells.get("donors", ()))))
+
+
+def _other_donors(first: Part, second: Part) -> bool:
+    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
+    both = [set(part.of_cells["donors"]) for part in (first, second) if "donors" in part.of_cells]
+    return len(both) == 2 and both[0].isdisjoint(both[1])
+
+
+def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
+    """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
+    cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
+
+    def order(name: str) -> np.ndarray:
+        return draw_order(sides[name].types, np.random.default_rng([seed, sorted(sides).index(name)]))
+
+    most = max(n, MOST_KNOWN)
+    made = sides["synthetic"].part(order("synthetic")[:most])
+    if "train" in sides:
+        return sides["train"].part(order("train")[:most]), made
+    rows = order("real")
+    return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
+
+
+def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, float]:
+    """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
+    known = sides.get("train", sides["real"])
+    X = known.X if donor is None or known.donors is None else known.X[known.donors == donor]
+    value = METRICS["exact_duplicates"].function(X, sides["synthetic"].X)
+    return {"value": value, "floor": repeated_share(X), "copies": 1.0}
+
+
+def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
+    """The metrics that these cells allow, and why others are left out."""
+    metrics, skipped = [], {}
+    for metric in (m for m in METRICS.values() if m.default):
+        drawn = (round_.first, round_.second, round_.third)
+        missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
+        if metric.against not in {*round_.against, "train"}:
+            skipped[metric.name] = (
+                "the real cells are of other donors than those that the model was trained on"
+                if round_.trained
+                else "the cells that the model was trained on are not given (--train)"
+            )
+        elif missing:
+            skipped[metric.name] = WITHOUT[missing[0]]
+        elif "types" in metric.needs and len(set(round_.first.types)) < 2:
+            skipped[metric.name] = f"all real cells are of one {label}"
+        elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
+            skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
+        else:
+            metrics.append(metric)
+    return metrics, skipped

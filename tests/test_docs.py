@@ -1,0 +1,49 @@
+"""docs/metrics.md lists what the evaluation computes: `python tests/test_docs.py` writes it anew."""
+
+from __future__ import annotations
+
+from inspect import getdoc
+from pathlib import Path
+
+from scdiffkit.evaluate import Evaluation
+from scdiffkit.metrics import METRICS, PROTOCOLS
+from scdiffkit.metrics.score import Score
+
+SCORE = Score("", "", (0.0,), (0.0,), {"pooled": (1.0,)}, "closest to 0", 0.0, "", "")
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+def rendered() -> str:
+    lines = [
+        "# What `scdiff evaluate` computes",
+        "",
+        "Every metric by family: which way is better, what it is, and where it comes from. Each is reported beside",
+        "what real cells and what bad models score; the README says how to read them. Last, the fields of",
+        "`metrics.json`.",
+    ]
+    of_protocol = {name: key for key, protocol in PROTOCOLS.items() for name in protocol.metrics}
+    families = dict.fromkeys(m.family for m in METRICS.values() if m.default)
+    for family in families:
+        lines += ["", f"## {family[0].upper()}{family[1:]}", ""]
+        lines += [_item(name) for name, m in METRICS.items() if m.family == family and m.default]
+    lines += ["", "## Protocols of other papers (`--protocol`)"]
+    for key, protocol in PROTOCOLS.items():
+        lines += ["", f"### {key}", "", f"{protocol.source}. Known flaws: {protocol.flaws}", ""]
+        lines += [_item(name) for name in protocol.metrics if of_protocol[name] == key]
+    fields = (getdoc(Evaluation.to_dict) or "").split("\n\n", 1)[1]
+    lines += ["", "## `metrics.json`", "", fields, "", "Each of `scores`, and of the lists within others, has:", ""]
+    lines += [f"`{'`, `'.join(SCORE.to_dict())}`. " + (getdoc(Score.to_dict) or "").split("\n\n", 1)[1]]
+    return "\n".join(lines) + "\n"
+
+
+def _item(name: str) -> str:
+    m = METRICS[name]
+    return f"- **{name}** ({m.direction}): {m.definition} *{m.source}*"
+
+
+def test_every_metric_is_documented_as_it_is() -> None:
+    assert PAGE.read_text() == rendered(), "run python tests/test_docs.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered())
