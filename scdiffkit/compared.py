@@ -355,10 +355,17 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
 
 
 def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
-    """Take out of the real cells those that are also training cells: to a model they are not new."""
-    real = sides["real"]
-    trained_on = set(fingerprints(sides["train"].X, fewest=0))
-    new = np.array([cell not in trained_on for cell in fingerprints(real.X, fewest=0)])
+    """Take out of the real cells those that are also training cells: to a model they are not new.
+
+    To be called before genes that synthetic cells lack are left out: in few genes, cells are alike by chance.
+    """
+    real, train = sides["real"], sides["train"]
+    genes = real.genes.intersection(train.genes)
+    if genes.empty:
+        return  # which match_genes refuses
+    known, cells = (fingerprints(side.X[:, side.genes.get_indexer(genes)], fewest=0) for side in (train, real))
+    trained_on = set(known)
+    new = np.array([cell not in trained_on for cell in cells])
     if new.all():
         return
     if new.sum() < MIN_CELLS:

@@ -314,9 +314,9 @@ def evaluate(
     sides = load(given, label, conditions, donor)
     remarks = Remarks()
     note_scales(sides, remarks)
-    match_genes(sides, remarks)
     if train is not None:
         drop_trained_on(sides, remarks)
+    match_genes(sides, remarks)
     types = None if label is None else count_types(sides, label, remarks)
     available = cells_a_side(sides)
     n = min(available, max_cells)
@@ -341,6 +341,7 @@ def evaluate(
     of_protocol: dict[str, list[dict[str, float]]] = {}
     of_types: dict[str, dict[str, list[dict[str, float]]]] = {}
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
+    pictured: tuple[Part, ...] = ()  # the cells of the first resample
     pictures: dict[str, Picture] = {}
     with _pool() as pool:
         if out is not None:
@@ -363,18 +364,19 @@ def evaluate(
                 for metric in metrics
             }
             groups = ((of_types, pool.submit(round_.score_types)), (of_donors, pool.submit(round_.score_donors)))
-            if out is not None and not pictures:  # drawn here while the pool computes
+            pictured = pictured or drawn
+            if out is not None and r == resamples - 1:  # drawn here while the pool computes
                 if progress:
-                    progress("pictures", 0, steps)
+                    progress("pictures", r * len(metrics), steps)
                 pictures = report.draw(
                     sides["real"].genes,
-                    *drawn,
+                    *pictured,
                     shown=shown,
                     layouts=layouts,
                     label=label,
                     seed=seed,
                 )
-            for i, (metric, score) in enumerate(scores.items(), out is not None):
+            for i, (metric, score) in enumerate(scores.items(), bool(pictures)):
                 if progress:
                     progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
                 found.setdefault(metric.name, []).append(score.result())

@@ -184,6 +184,13 @@ def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     assert mixed.n_cells == 60
     with pytest.raises(DataError, match="leave --train out"):
         evaluate(train, held_out, train=train)
+    few_genes = synthetic[:, np.argsort(tiny.X.toarray().sum(axis=0))[:3]].copy()  # in which many cells are empty
+    with pytest.warns(ScdiffWarning, match="Only 3 genes") as said:
+        assert evaluate(held_out, few_genes, train=train).n_cells == 60
+    assert not any("also in --train" in str(w.message) for w in said)
+    train.var_names = [f"other{i}" for i in range(train.n_vars)]
+    with pytest.raises(DataError, match="no gene in common"):
+        evaluate(held_out, synthetic, train=train)
 
 
 def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:

@@ -35,8 +35,8 @@ def demo(
     train(real, arch=arch, label="cell_type", out=run, force=force)
     log.info("\n$ scdiff sample %s -n 700 --ddim 50 -o %s", run, cells)
     sample(run, n=700, ddim=50, output=cells, force=force)
-    log.info("\n$ scdiff evaluate %s %s --label cell_type -o %s", real, cells, report)
-    evaluate(real, cells, label="cell_type", output=report, force=force)
+    log.info("\n$ scdiff evaluate %s %s --label cell_type --fast -o %s", real, cells, report)
+    evaluate(real, cells, label="cell_type", fast=True, output=report, force=force)
     log.info(
         "\nThe demo took %s. Now your own cells (h5ad, loom, 10x folder or 10x h5; raw counts):",
         seconds(time.monotonic() - started),
