@@ -21,7 +21,7 @@
 #'   alone, are left out. The run is in attribute `run` of a list, and in
 #'   `Misc(object, "scdiffkit")$run` or `metadata(object)$scdiffkit$run`.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
-#' more <- scdiff_augment(blood, "cell_type", c(Dendritic = 60), max_steps = 20, out = tempfile())
+#' more <- scdiff_augment(blood, "cell_type", c("CD8 T" = 60), max_steps = 20, out = tempfile())
 #' table(more$obs$cell_type, more$obs$synthetic)
 #' @export
 scdiff_augment <- function(object, label, target, run = NULL, ..., seed = 0, assay = NULL) {

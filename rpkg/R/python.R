@@ -20,7 +20,13 @@ python_half <- function() {
   }
   started <- tryCatch(suppressWarnings(reticulate::py_available(initialize = TRUE)), error = conditionMessage)
   if (!isTRUE(started)) {
-    why <- if (is.character(started)) paste0(" (", trimws(started), ")") else ""
+    why <- if (is.character(started)) {
+      paste0(" (", trimws(started), ")")
+    } else if (nzchar(Sys.getenv("RETICULATE_PYTHON"))) {
+      paste0(" (RETICULATE_PYTHON names ", Sys.getenv("RETICULATE_PYTHON"), ")")
+    } else {
+      ""
+    }
     fail(sprintf("There is no Python that R can use%s. scdiff_install() installs what is needed.", why), "python")
   }
   version <- reticulate::py_config()$version

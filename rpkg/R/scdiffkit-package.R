@@ -8,7 +8,7 @@
 #' [scdiff_status()] tells what is there.
 #'
 #' @keywords internal
-#' @importFrom methods as is new slot slotNames
+#' @importFrom methods as is new slot slot<- slotNames
 #' @importFrom Matrix sparseMatrix
 "_PACKAGE"
 
