@@ -17,8 +17,8 @@
 #' @return The object with more cells: `synthetic`, a column of its cells, tells
 #'   which; their names begin with `synthetic_`. Genes that the model leaves out
 #'   (seen in fewer than three cells) are zero in them. Log values are joined
-#'   where the object has them; reductions and graphs, which are of the old cells
-#'   alone, are left out. The run is in attribute `run` of a list, and in
+#'   where the object has them; other assays, reductions and graphs, which are of
+#'   the old cells alone, are left out. The run is in attribute `run` of a list, and in
 #'   `Misc(object, "scdiffkit")$run` or `metadata(object)$scdiffkit$run`.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' more <- scdiff_augment(blood, "cell_type", c("CD8 T" = 60), max_steps = 20, out = tempfile())

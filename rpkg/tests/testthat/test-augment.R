@@ -19,7 +19,7 @@ test_that("a Seurat object comes back with more cells", {
   SeuratObject::Idents(object) <- "cell_type"
   more <- scdiff_augment(object, "cell_type", c("CD8 T" = 30), max_steps = 3, out = tempfile())
   expect_s4_class(more, "Seurat")
-  expect_identical(ncol(more), 306L)
+  expect_equal(ncol(more), 306)
   expect_identical(rownames(more), rownames(object))
   expect_identical(layer_of(more[["RNA"]], "counts")[, 1:300], layer_of(object[["RNA"]], "counts"))
   expect_identical(as.character(SeuratObject::Idents(more))[1:300], as.character(SeuratObject::Idents(object)))
@@ -34,7 +34,7 @@ test_that("a SingleCellExperiment comes back with more cells", {
   object <- SingleCellExperiment::SingleCellExperiment(list(counts = blood$counts), colData = S4Vectors::DataFrame(blood$obs))
   more <- scdiff_augment(object, "cell_type", c("CD8 T" = 30), run = trained())
   expect_s4_class(more, "SingleCellExperiment")
-  expect_identical(ncol(more), 306L)
+  expect_equal(ncol(more), 306)
   expect_identical(sum(more$synthetic), 6L)
 })
 

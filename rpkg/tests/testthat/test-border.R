@@ -63,7 +63,7 @@ test_that("an assay of Seurat 5, its layers split, comes whole", {
   for (x in list(object, parted)) {
     back <- echo(x)
     expect_identical(layer_of(back[["RNA"]], "counts")[, colnames(counts)], counts)
-    expect_identical(slot(back, "meta.data")[colnames(counts), ], slot(object, "meta.data"))
+    expect_identical(slot(back, "meta.data")[colnames(x), ], slot(x, "meta.data"))
   }
 })
 
