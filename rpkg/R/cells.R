@@ -74,6 +74,9 @@ cells_of_list <- function(x, name, obs) {
       name
     ))
   }
+  if (!is.null(obs) && !is.data.frame(obs)) {
+    fail("`obs` must be a data frame with a row for each cell (obs[rows, , drop = FALSE] keeps it one).")
+  }
   if (is.null(obs)) {
     obs <- empty_frame(colnames(x) %||% seq_len(ncol(x)))
   }

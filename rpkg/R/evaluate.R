@@ -27,7 +27,7 @@
 #'   `scdiff_report()` opens that.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' half <- seq_len(ncol(blood$counts)) %% 2 == 0
-#' part <- function(keep) list(counts = blood$counts[, keep], obs = blood$obs[keep, ])
+#' part <- function(keep) list(counts = blood$counts[, keep], obs = blood$obs[keep, , drop = FALSE])
 #' found <- scdiff_evaluate(part(half), part(!half), label = "cell_type", fast = TRUE)
 #' found
 #' plot(found)

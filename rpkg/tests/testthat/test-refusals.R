@@ -5,6 +5,7 @@ test_that("arguments are checked by name", {
   expect_refused(scdiff_train(blood, arch = "dot"), "dit", class = "scdiffkit_config_error")
   expect_refused(scdiff_train(blood, set = list(model.nothing = 1)), "nothing", class = "scdiffkit_config_error")
   expect_refused(scdiff_train(blood$counts, obs = blood$obs[1:3, , drop = FALSE]), "3 rows and `data` 300 cells")
+  expect_refused(scdiff_train(blood$counts, obs = blood$obs$cell_type), "`obs` must be a data frame")
   expect_refused(scdiff_train(1:3), "`data` must be a Seurat object")
   expect_refused(scdiff_sample(trained(), n = 2, as = "matrix"), "`as` must be one of")
   expect_refused(scdiff_sample(trained(), n = 2, where = "B"), "named list")
