@@ -68,7 +68,7 @@ joined <- function(before, made, label) {
   padded <- function(m, name) {
     rows <- match(rownames(m), genes)
     triplets <- Matrix::summary(m)
-    sparseMatrix(
+    Matrix::sparseMatrix(
       i = rows[triplets$i], j = triplets$j, x = triplets$x, dims = c(length(genes), ncol(m)),
       dimnames = list(genes, name)
     )

@@ -90,17 +90,40 @@ unpack_frame <- function(columns, rows = NULL) {
 # A sparse matrix of genes x cells.
 pack_matrix <- function(m) {
   m <- as_sparse(m)
-  list(dim = dim(m), x = pack_numbers(m@x), i = pack_numbers(m@i), p = pack_numbers(m@p))
+  list(dim = dim(m), x = send(m@x), i = send(m@i), p = send(m@p))
 }
 
 unpack_matrix <- function(payload, genes, cells) {
   new("dgCMatrix",
-    x = unpack_doubles(payload$x), i = unpack_integers(payload$i), p = unpack_integers(payload$p),
+    x = fetch(payload$x, unpack_doubles), i = fetch(payload$i, unpack_integers), p = fetch(payload$p, unpack_integers),
     Dim = as.integer(unlist(payload$dim)), Dimnames = list(genes, cells)
   )
 }
 
+# Large vectors cross one by one, and go in blocks, so that few bytes are there twice.
+BLOCK <- 2^19
+
+send <- function(x) {
+  parcel <- python_half()$Parcel(as.double(length(x)), typeof(x))
+  for (start in if (length(x)) seq(1, length(x), by = BLOCK)) {
+    parcel$fill(pack_numbers(x[start:min(length(x), start + BLOCK - 1)]))
+  }
+  tidy(x)
+  parcel
+}
+
+fetch <- function(number, unpack) {
+  python_half()
+  x <- unpack(state$take(number))
+  tidy(x)
+  x
+}
+
+# Else R keeps the bytes of a large vector until it needs their place.
+tidy <- function(x) if (length(x) > 1e6) gc(full = FALSE)
+
 as_sparse <- function(m) {
+  loadNamespace("Matrix") # its classes; late, for it takes a second
   if (is(m, "dgCMatrix")) {
     return(m)
   }

@@ -102,22 +102,23 @@ cells_of_seurat <- function(x, name, assay) {
   }
   of_assay <- x[[assay]]
   counts <- layer_of(of_assay, "counts")
+  data <- layer_of(of_assay, "data")
   if (is.null(counts)) {
     fail(sprintf(
       "The assay '%s' of `%s` has no raw counts (layer 'counts'), which are what a model learns from: name another by `assay` (there are %s), or give the object from before normalisation.",
       assay, name, paste0("'", assays, "'", collapse = ", ")
     ))
   }
-  data <- layer_of(of_assay, "data")
   if (identical(data, counts)) { # Seurat 4 keeps the counts there until they are normalised
     data <- NULL
   }
+  counts <- as_sparse(counts)
   obs <- slot(x, "meta.data")
   if (!"ident" %in% names(obs)) {
     obs$ident <- SeuratObject::Idents(x)
   }
   rownames(counts) <- original_names(x, assay, rownames(counts))
-  list(counts = counts, data = data, obs = obs[colnames(counts), , drop = FALSE], var = features_of(of_assay, rownames(counts)))
+  list(counts = counts, data = if (!is.null(data)) as_sparse(data), obs = obs[colnames(counts), , drop = FALSE], var = features_of(of_assay, rownames(counts)))
 }
 
 # A layer whole, of old and new assays; NULL where it is not there.

@@ -44,9 +44,10 @@ python_half <- function() {
       ), "python")
     }
   }
-  state$half <- reticulate::import_from_path(
-    "scdiffkit_r", path = system.file("python", package = "scdiffkit"), convert = FALSE
-  )
+  folder <- system.file("python", package = "scdiffkit")
+  state$half <- reticulate::import_from_path("scdiffkit_r", path = folder, convert = FALSE)
+  # converted at once, so that Python's copy of the bytes goes at once
+  state$take <- reticulate::import_from_path("scdiffkit_r", path = folder, convert = TRUE)$take
   state$half
 }
 

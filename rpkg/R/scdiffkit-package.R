@@ -9,7 +9,6 @@
 #'
 #' @keywords internal
 #' @importFrom methods as is new slot slot<- slotNames
-#' @importFrom Matrix sparseMatrix
 "_PACKAGE"
 
 # What was loaded, for as long as R runs.
@@ -18,23 +17,25 @@ state <- new.env(parent = emptyenv())
 `%||%` <- function(a, b) if (is.null(a)) b else a
 
 .onLoad <- function(libname, pkgname) {
-  # Newer reticulate makes an environment of its own for what packages ask for,
-  # unless the user has chosen one.
-  if (utils::packageVersion("reticulate") >= "1.41" && !nzchar(Sys.getenv("RETICULATE_PYTHON")) &&
-      is.null(environment_python())) {
-    get("py_require", asNamespace("reticulate"))("scdiffkit", python_version = ">=3.11")
-  }
-  for (generic in c("autoplot")) {
-    register_s3(generic, "ggplot2", "scdiff_evaluation")
-  }
+  # Neither is loaded here: reticulate brings Matrix, which takes a second.
+  when_loaded("reticulate", require_python)
+  when_loaded("ggplot2", function(...) {
+    registerS3method("autoplot", "scdiff_evaluation", autoplot.scdiff_evaluation, envir = asNamespace("ggplot2"))
+  })
 }
 
-# A method for a generic of a package that may not be there.
-register_s3 <- function(generic, package, class) {
-  method <- get(paste(generic, class, sep = "."), envir = asNamespace("scdiffkit"))
-  register <- function(...) registerS3method(generic, class, method, envir = asNamespace(package))
+when_loaded <- function(package, does) {
   if (isNamespaceLoaded(package)) {
-    register()
+    does()
   }
-  setHook(packageEvent(package, "onLoad"), register)
+  setHook(packageEvent(package, "onLoad"), does)
+}
+
+# Newer reticulate makes an environment of its own for what packages ask for,
+# unless the user has chosen one.
+require_python <- function(...) {
+  if (utils::packageVersion("reticulate") >= "1.41" && !nzchar(Sys.getenv("RETICULATE_PYTHON")) &&
+    is.null(environment_python())) {
+    get("py_require", asNamespace("reticulate"))("scdiffkit", python_version = ">=3.11")
+  }
 }

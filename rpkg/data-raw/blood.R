@@ -10,8 +10,9 @@ set.seed(1)
 keep <- sort(sample(which(cells$obs$cell_type %in% common), 300))
 genes <- sort(order(-Matrix::rowSums(cells$counts > 0))[1:500])
 blood <- list(
-  counts = cells$counts[genes, keep],
+  counts = as.matrix(cells$counts[genes, keep]),
   obs = data.frame(cell_type = droplevels(cells$obs$cell_type[keep]), row.names = colnames(cells$counts)[keep])
 )
 levels(blood$obs$cell_type) <- sub("\\+/.*|\\+ .*", "", levels(blood$obs$cell_type))
+storage.mode(blood$counts) <- "integer"
 save(blood, file = "data/blood.rda", compress = "xz")

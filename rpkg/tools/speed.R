@@ -24,9 +24,13 @@ own <- as.numeric(object.size(m)) / 2^30
 invisible(scdiffkit:::call_python("echo", data = scdiffkit:::pack_cells(list(counts = small), "m"))) # loads what is needed
 invisible(gc())
 before <- peak()
-seconds <- system.time(back <- echo())[["elapsed"]]
-stopifnot(identical(back, m))
+seconds <- numeric(5)
+for (i in seq_along(seconds)) {
+  seconds[i] <- system.time(back <- echo())[["elapsed"]]
+  stopifnot(identical(back, m))
+  rm(back)
+}
 cat(sprintf(
-  "%.0f x %.0f, %.0f non-zeros (%.2f GiB): %.2f s there and back; peak memory %.2f GiB above before = %.1f copies\n",
-  size[1], size[2], size[3], own, seconds, peak() - before, (peak() - before) / own
+  "%.0f x %.0f, %.0f non-zeros (%.2f GiB): %.2f s there and back (median of 5, %.2f to %.2f); peak memory %.2f GiB above before = %.1f copies\n",
+  size[1], size[2], size[3], own, median(seconds), min(seconds), max(seconds), peak() - before, (peak() - before) / own
 ))

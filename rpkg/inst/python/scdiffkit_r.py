@@ -96,7 +96,7 @@ def column(values: pd.Series, name: str) -> Payload:
 
 
 def packed(values: Any, dtype: str) -> bytearray:
-    return bytearray(np.asarray(values).astype(dtype).tobytes())
+    return bytearray(np.ascontiguousarray(values, dtype=dtype).view(np.uint8))
 
 
 def frame(columns: list[Payload], index: pd.Index) -> pd.DataFrame:
@@ -113,8 +113,7 @@ def columns(frame: pd.DataFrame) -> list[Payload]:
 def matrix(payload: Payload) -> sparse.csr_matrix:
     """R's dgCMatrix of genes x cells holds the same vectors as a CSR of cells x genes."""
     genes, cells = payload["dim"]
-    data = (np.frombuffer(payload["x"], "<f8"), np.frombuffer(payload["i"], "<i4"), np.frombuffer(payload["p"], "<i4"))
-    return sparse.csr_matrix(data, shape=(int(cells), int(genes)))
+    return sparse.csr_matrix(tuple(payload[name].open() for name in "xip"), shape=(int(cells), int(genes)))
 
 
 def matrix_payload(X: Any) -> Payload:
@@ -127,8 +126,44 @@ def matrix_payload(X: Any) -> Payload:
             f"A sparse matrix in R holds fewer than 2^31 values that are not zero, and this one has {X.nnz}: write the "
             "cells to a file (output = 'cells.h5ad') and read a part of it."
         )
-    x = bytearray(X.data.astype("<f8", copy=False).tobytes())
-    return {"dim": [X.shape[1], X.shape[0]], "x": x, "i": packed(X.indices, "<i4"), "p": packed(X.indptr, "<i4")}
+    vectors = {"x": (X.data, "<f8"), "i": (X.indices, "<i4"), "p": (X.indptr, "<i4")}
+    return {"dim": [X.shape[1], X.shape[0]], **{name: waiting(*vector) for name, vector in vectors.items()}}
+
+
+# Large vectors cross by themselves: those that R sends fill a buffer in blocks, those that it fetches wait here.
+
+
+class Parcel:
+    """A vector that R sends, filled from the start."""
+
+    def __init__(self, length: float, kind: str) -> None:
+        dtype = np.dtype({"double": "<f8", "integer": "<i4"}[kind])
+        self.values, self.filled = np.frombuffer(bytearray(int(length) * dtype.itemsize), dtype=dtype), 0
+
+    def fill(self, block: bytes) -> None:
+        values = np.frombuffer(block, dtype=self.values.dtype)
+        self.values[self.filled : self.filled + len(values)] = values
+        self.filled += len(values)
+
+    def open(self) -> np.ndarray:
+        """The vector, once: R may keep the parcel for long."""
+        values, self.values = self.values, self.values[:0].copy()
+        return values
+
+
+WAITING: dict[int, tuple[np.ndarray, str]] = {}
+
+
+def waiting(values: np.ndarray, dtype: str) -> int:
+    """The number by which R fetches a vector."""
+    number = max(WAITING, default=0) + 1
+    WAITING[number] = (values, dtype)
+    return number
+
+
+def take(number: int) -> bytearray:
+    """A vector that waited."""
+    return packed(*WAITING.pop(number))
 
 
 def cells(payload: Payload) -> AnnData:
@@ -148,25 +183,18 @@ def cells(payload: Payload) -> AnnData:
 
 def cells_payload(adata: AnnData) -> Payload:
     """As `cells` takes them: raw counts where there are any, and log values."""
-    from scdiffkit.errors import DataError
-    from scdiffkit.preprocess import find_counts
+    from scdiffkit.preprocess import are_counts
 
-    if "counts" in adata.layers:
-        counts, place = adata.layers["counts"], "layer"
-    else:
-        try:
-            counts, place = find_counts(adata)
-        except DataError:
-            counts, place = None, ""
-    if place == "raw":  # which may hold other genes
-        var = adata.raw.var
-        data = None
-    else:
-        var = adata.var
-        data = None if place == "X" or adata.X is None else matrix_payload(adata.X)
+    counts, data, var = adata.layers.get("counts"), adata.X, adata.var
+    if counts is None and adata.raw is not None and are_counts(adata.raw.X):
+        counts, var = adata.raw.X, adata.raw.var
+        if not var.index.equals(adata.var_names):  # raw often holds more genes
+            data = None
+    elif counts is None and data is not None and are_counts(data):
+        counts, data = data, None
     return {
         "counts": None if counts is None else matrix_payload(counts),
-        "data": data,
+        "data": None if data is None else matrix_payload(data),
         "obs": columns(adata.obs),
         "var": columns(var),
         "cells": as_bytes(adata.obs_names),
@@ -230,6 +258,7 @@ def call(verb: str, arguments: Payload, tell: Callable[[str, bool], bool], every
     """VERBS[verb](**arguments): its value, or what went wrong, and the warnings. Nothing is raised."""
     from scdiffkit.errors import ScdiffWarning
 
+    WAITING.clear()
     listener, log = Listener(tell, every), logging.getLogger("scdiffkit")
     log.setLevel(logging.INFO)
     log.addHandler(listener)
