@@ -67,6 +67,11 @@ joined <- function(before, made, label) {
   genes <- rownames(before$counts)
   padded <- function(m, name) {
     rows <- match(rownames(m), genes)
+    if (anyNA(rows)) {
+      fail(sprintf(
+        "`run` was trained on other genes: `object` lacks %d of them (such as '%s').", sum(is.na(rows)), rownames(m)[is.na(rows)][1]
+      ))
+    }
     triplets <- Matrix::summary(m)
     Matrix::sparseMatrix(
       i = rows[triplets$i], j = triplets$j, x = triplets$x, dims = c(length(genes), ncol(m)),

@@ -123,12 +123,17 @@ fetch <- function(number, unpack) {
 tidy <- function(x) if (length(x) > 1e6) gc(full = FALSE)
 
 as_sparse <- function(m) {
-  loadNamespace("Matrix") # its classes; late, for it takes a second
   if (is(m, "dgCMatrix")) {
     return(m)
   }
   if (is.data.frame(m)) {
     m <- as.matrix(m)
+  }
+  if (!is.matrix(m) && !is(m, "Matrix")) {
+    return(as(m, "dgCMatrix")) # DelayedArray and BPCells keep theirs on disk
+  }
+  if (is.matrix(m) && !is.numeric(m) && !is.logical(m)) {
+    fail(sprintf("A matrix of counts must hold numbers, and this one holds values of type %s.", typeof(m)))
   }
   as(as(as(as(m, "Matrix"), "dMatrix"), "generalMatrix"), "CsparseMatrix")
 }

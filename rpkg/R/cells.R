@@ -9,29 +9,31 @@ kind_of <- function(x) {
     "Seurat"
   } else if (inherits(x, "SummarizedExperiment")) {
     "SingleCellExperiment"
-  } else if (is.character(x)) {
+  } else if (is_path(x)) {
     "path"
   } else {
     "list"
   }
 }
 
+is_path <- function(x) is.character(x) && is.null(dim(x))
+
 # For Python: a path as it is, cells as their bytes. `obs` belongs to a matrix.
-pack_cells <- function(x, name, assay = NULL, obs = NULL) {
-  if (is.null(x)) {
+pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE) {
+  if (is.null(x) && optional) {
     return(NULL)
   }
-  if (is.character(x)) {
+  if (is_path(x)) {
     return(path_of(x, name))
   }
   cells <- cells_of(x, name, assay, obs)
-  m <- cells$counts %||% cells$data
+  m <- cells$counts
   if (nrow(m) == 0 || ncol(m) == 0) {
     fail(sprintf("`%s` is empty (%d genes x %d cells).", name, nrow(m), ncol(m)))
   }
   genes <- rownames(m)
-  if (is.null(genes) || is.null(colnames(m))) {
-    fail(sprintf("`%s` needs the genes' names as row names and the cells' as column names.", name))
+  if (is.null(genes)) {
+    fail(sprintf("`%s` needs the genes' names as row names.", name))
   }
   twice <- unique(genes[duplicated(genes)])
   if (length(twice)) {
@@ -44,7 +46,7 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL) {
     fail(sprintf("`%s` has cell names more than once: make them unique first.", name))
   }
   list(
-    counts = if (!is.null(cells$counts)) pack_matrix(cells$counts),
+    counts = pack_matrix(cells$counts),
     data = if (!is.null(cells$data)) pack_matrix(cells$data),
     obs = pack_frame(cells$obs), var = pack_frame(cells$var),
     cells = pack_strings(colnames(m)), genes = pack_strings(genes)
@@ -52,11 +54,19 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL) {
 }
 
 cells_of <- function(x, name, assay = NULL, obs = NULL) {
-  switch(kind_of(x),
+  loadNamespace("Matrix") # the classes of sparse matrices; late, for it takes a second
+  found <- switch(kind_of(x),
     Seurat = cells_of_seurat(x, name, assay),
     SingleCellExperiment = cells_of_sce(x, name, assay),
     cells_of_list(x, name, obs)
   )
+  if (is.null(colnames(found$counts)) && ncol(found$counts) > 0) { # as read10xCounts() leaves them
+    colnames(found$counts) <- rownames(found$obs) <- paste0("cell_", seq_len(ncol(found$counts)))
+    if (!is.null(found$data)) {
+      colnames(found$data) <- colnames(found$counts)
+    }
+  }
+  found
 }
 
 cells_of_list <- function(x, name, obs) {
@@ -68,7 +78,7 @@ cells_of_list <- function(x, name, obs) {
   } else {
     var <- data <- NULL
   }
-  if (is.null(x) || !(is.matrix(x) || is(x, "Matrix") || is.data.frame(x))) {
+  if (length(dim(x)) != 2) {
     fail(sprintf(
       "`%s` must be a Seurat object, a SingleCellExperiment, a matrix of genes x cells (with `obs`, a data frame of its cells), a list of counts and obs, or a path.",
       name
@@ -128,7 +138,7 @@ layer_of <- function(assay, layer) {
     return(if (length(m)) m)
   }
   seurat <- asNamespace("SeuratObject")
-  layers <- get("Layers", seurat)(assay, search = layer)
+  layers <- suppressWarnings(get("Layers", seurat)(assay, search = layer)) # it warns where there is none
   if (length(layers) == 0) {
     return(NULL)
   }

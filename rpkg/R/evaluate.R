@@ -36,7 +36,7 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
                             force = FALSE, assay = NULL) {
   check_columns(real, c(label, condition, donor), assay, name = "real")
-  check_columns(train, c(label, condition, donor), assay, name = "train")
+  check_columns(train, c(label, condition, donor), assay, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
@@ -45,7 +45,7 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
   )
   found <- call_python("evaluate",
     real = pack_cells(real, "real", assay), synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay)),
-    train = pack_cells(train, "train", assay), options = options
+    train = pack_cells(train, "train", assay, optional = TRUE), options = options
   )
   scores <- unpack_frame(found$scores)
   scores$ceiling <- as.numeric(as.matrix(scores[BAD_MODELS])[

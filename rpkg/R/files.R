@@ -25,7 +25,7 @@ scdiff_read <- function(path, as = "list") {
 #' @rdname scdiff_read
 #' @export
 scdiff_write <- function(object, path, force = FALSE, assay = NULL, obs = NULL) {
-  if (is.character(object)) {
+  if (is_path(object)) {
     fail("`object` must be cells, not a path.")
   }
   invisible(call_python("write",
@@ -60,7 +60,7 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
                               batch_key = NULL, min_counts = NULL, max_counts = NULL, min_genes = NULL,
                               max_genes = NULL, max_mito = NULL, mito_prefix = NULL, min_cells = NULL,
                               target_sum = NULL, output = NULL, as = NULL, force = FALSE, assay = NULL, obs = NULL) {
-  as <- chosen_kind(as, if (!is.null(output) || is.character(data)) "path" else kind_of(data))
+  as <- chosen_kind(as, if (!is.null(output) || is_path(data)) "path" else kind_of(data))
   if (as == "path" && is.null(output)) {
     fail("`output` is needed: the file that prepared cells are written to, or `as` to have them returned.")
   }

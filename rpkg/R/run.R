@@ -52,6 +52,9 @@ losses_of <- function(run) {
 
 # The folder of a run that is there.
 existing <- function(run) {
+  if (!inherits(run, "scdiff_run") && !is.character(run)) {
+    fail("`run` must be what scdiff_train() returned, or the folder of a run.")
+  }
   path <- if (inherits(run, "scdiff_run")) run$path else path_of(run, "run")
   if (!file.exists(file.path(path, "config.yaml"))) {
     fail(sprintf("There is no run in %s: was the folder moved or deleted? scdiff_run(\"its new place\") opens it again.", path), "run")

@@ -30,7 +30,8 @@ scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, ddim 
   if (as != "path" && !is.null(output)) {
     fail("`output` is written where `as` is \"path\": leave one of them out.")
   }
-  if (!is.null(where) && (!is.list(where) || is.null(names(where)) || !all(nzchar(names(where))))) {
+  where <- if (!is.null(where)) as.list(where)
+  if (!is.null(where) && (is.null(names(where)) || !all(nzchar(names(where))))) {
     fail("`where` must be a named list, such as list(cell_type = \"B\").")
   }
   if (isTRUE(ddpm) && !is.null(ddim)) {
@@ -44,7 +45,7 @@ scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, ddim 
   )
   made <- call_python("sample",
     run = path, n = whole(n, "n"), where = lapply(where, function(values) as.list(as.character(values))),
-    like = pack_cells(like, "like"), options = options,
+    like = pack_cells(like, "like", optional = TRUE), options = options,
     output = if (as == "path") path_of(output %||% "cells.h5ad", "output"), force = isTRUE(force)
   )
   if (as == "path") made else unpack_cells(made, as, about$assay, about$label)

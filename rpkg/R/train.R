@@ -66,8 +66,8 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
 active_assay <- function(x) if (inherits(x, "Seurat")) SeuratObject::DefaultAssay(x)
 
 # Columns that are not there are named before anything is sent.
-check_columns <- function(x, wanted, assay = NULL, obs = NULL, name = "data") {
-  if (is.null(x) || is.character(x)) {
+check_columns <- function(x, wanted, assay = NULL, obs = NULL, name = "data", optional = FALSE) {
+  if (is_path(x) || (optional && is.null(x))) {
     return(invisible())
   }
   there <- names(cells_of(x, name, assay, obs)$obs)

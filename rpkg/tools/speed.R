@@ -1,6 +1,30 @@
 # Time and memory of sending cells to Python and back: Rscript rpkg/tools/speed.R [GENES CELLS NON_ZEROS]
 # Prints seconds there and back, and peak memory over the matrix's own size.
+# Rscript rpkg/tools/speed.R train: seconds of the same training from R and on the command line, each in a new
+# process, in turns.
 suppressPackageStartupMessages(library(scdiffkit))
+if (identical(commandArgs(TRUE), "train")) {
+  folder <- tempfile("speed-")
+  dir.create(folder)
+  file <- scdiff_write(blood, file.path(folder, "cells.h5ad"))
+  python <- reticulate::py_config()$python
+  seconds <- function(command, arguments) {
+    system.time(stopifnot(system2(command, arguments, stdout = FALSE, stderr = FALSE) == 0))[["elapsed"]]
+  }
+  pairs <- vapply(1:3, function(i) {
+    out <- file.path(folder, c("r", "shell"))
+    code <- sprintf("library(scdiffkit); scdiff_train(blood, label = 'cell_type', max_steps = 300, out = '%s', force = TRUE)", out[1])
+    c(
+      r = seconds("Rscript", c("-e", shQuote(code))),
+      shell = seconds(file.path(dirname(python), "scdiff"), c(
+        "train", file, "--label", "cell_type", "--max-steps", "300", "--out", out[2], "--force"
+      ))
+    )
+  }, numeric(2))
+  print(round(pairs, 1))
+  cat(sprintf("training from R took %.2f times as long as on the command line (medians)\n", median(pairs["r", ]) / median(pairs["shell", ])))
+  quit()
+}
 size <- as.numeric(commandArgs(TRUE))
 if (length(size) != 3) size <- c(2e4, 2e4, 2e7)
 set.seed(1)

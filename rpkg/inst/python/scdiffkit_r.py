@@ -116,16 +116,21 @@ def matrix(payload: Payload) -> sparse.csr_matrix:
     return sparse.csr_matrix(tuple(payload[name].open() for name in "xip"), shape=(int(cells), int(genes)))
 
 
+LONGEST = 2**31 - 1  # R's sparse matrices count with 32 bits
+
+
 def matrix_payload(X: Any) -> Payload:
+    from scdiffkit.errors import DataError
+
     X = sparse.csr_matrix(X)
+    if X.nnz > LONGEST:
+        raise DataError(
+            f"A sparse matrix in R holds at most {LONGEST} values that are not zero (2^31 - 1), and this one has "
+            f"{X.nnz}: keep the cells in a file (a path as input, `output` for results), and read a part of it."
+        )
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()
-    if X.nnz >= 2**31:
-        raise OverflowError(
-            f"A sparse matrix in R holds fewer than 2^31 values that are not zero, and this one has {X.nnz}: write the "
-            "cells to a file (output = 'cells.h5ad') and read a part of it."
-        )
     vectors = {"x": (X.data, "<f8"), "i": (X.indices, "<i4"), "p": (X.indptr, "<i4")}
     return {"dim": [X.shape[1], X.shape[0]], **{name: waiting(*vector) for name, vector in vectors.items()}}
 
@@ -236,9 +241,22 @@ class Listener(logging.Handler):
 
 
 def r_words(text: str) -> str:
-    """`--n-top-genes` is `n_top_genes` in R, and `scdiff sample` is scdiff_sample()."""
+    """`--n-top-genes` is `n_top_genes` in R, `scdiff sample` is scdiff_sample(), and remedies are R's."""
+    for python, r in IN_R:
+        text = re.sub(python, r, text)
     text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda found: f"`{found[1].replace('-', '_')}`", text)
     return re.sub(r"\bscdiff (preprocess|train|sample|evaluate|info)\b", r"scdiff_\1()", text)
+
+
+IN_R = (
+    (
+        r"Put the raw integer counts into adata\.layers\['counts'\], or give the file",
+        "Name the assay that holds raw integer counts by --assay, or give the object or file",
+    ),
+    (r"\(adata = adata\[adata\.obs\['(.+?)'\]\.notna\(\)\]\)", r"(object[, !is.na(object$\1)])"),
+    (r"adata\.var_names_make_unique\(\)", "make.unique() on them"),
+    (r"\bobs column\b", "column of the cells"),
+)
 
 
 def wrong(e: BaseException) -> Payload:

@@ -9,6 +9,7 @@ skip_if_no_python <- function() {
 
 options(scdiffkit.quiet = TRUE)
 
+loadNamespace("Matrix")
 blood$counts <- as_sparse(blood$counts) # as it comes back
 
 echo <- function(x, ...) unpack_cells(call_python("echo", data = pack_cells(x, "x", ...)), kind_of(x), active_assay(x))

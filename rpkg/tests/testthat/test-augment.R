@@ -45,3 +45,9 @@ test_that("targets that make no sense are refused", {
   expect_refused(scdiff_augment(blood, "cell_type", 9), "named by type")
   expect_refused(scdiff_augment(blood, "type", c(CD14 = 90)), "no column 'type'")
 })
+
+test_that("a run of other genes is refused", {
+  skip_if_no_python()
+  fewer <- list(counts = blood$counts[1:400, ], obs = blood$obs)
+  expect_refused(scdiff_augment(fewer, "cell_type", c("CD8 T" = 60), run = trained()), "lacks 100 of them")
+})

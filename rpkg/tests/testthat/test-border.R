@@ -108,3 +108,27 @@ test_that("files of every format hold the same cells", {
     expect_identical(as.character(back$obs$cell_type), as.character(blood$obs$cell_type))
   }
 })
+
+test_that("matrices of every class, and cells without names, go in", {
+  skip_if_no_python()
+  dense <- as.matrix(blood$counts[1:20, 1:10])
+  wanted <- blood$counts[1:20, 1:10]
+  classes <- list(dense, as.data.frame(dense), as(wanted, "TsparseMatrix"), as(wanted, "RsparseMatrix"))
+  if (requireNamespace("DelayedArray", quietly = TRUE)) {
+    classes <- c(classes, list(DelayedArray::DelayedArray(dense)))
+  }
+  for (m in classes) {
+    expect_identical(echo(list(counts = m))$counts, wanted, info = class(m)[1])
+  }
+  colnames(dense) <- NULL
+  expect_identical(colnames(echo(list(counts = dense))$counts), paste0("cell_", 1:10))
+})
+
+test_that("more than R's sparse matrices can hold is refused", {
+  skip_if_no_python()
+  half <- python_half()
+  before <- reticulate::py_get_attr(half, "LONGEST")
+  reticulate::py_set_attr(half, "LONGEST", length(blood$counts@x) - 1L)
+  on.exit(reticulate::py_set_attr(half, "LONGEST", before))
+  expect_refused(echo(blood), "2\\^31", class = "scdiffkit_data_error")
+})

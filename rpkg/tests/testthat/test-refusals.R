@@ -10,6 +10,7 @@ test_that("arguments are checked by name", {
   expect_refused(scdiff_sample(trained(), n = 2, as = "matrix"), "`as` must be one of")
   expect_refused(scdiff_sample(trained(), n = 2, where = "B"), "named list")
   expect_refused(scdiff_sample(trained(), n = 2, where = list(cell_type = "CD15")), "never seen cell_type='CD15'")
+  expect_refused(scdiff_sample(blood, n = 2), "`run` must be what scdiff_train\\(\\) returned")
   expect_refused(scdiff_sample(trained(), n = 0), "")
 })
 
@@ -23,12 +24,22 @@ test_that("cells that cannot be used are refused", {
   unnamed <- blood$counts
   rownames(unnamed) <- NULL
   expect_refused(scdiff_train(unnamed), "names as row names")
+  expect_refused(scdiff_train(NULL), "`data` must be a Seurat object")
+  lacking <- blood
+  lacking$counts[3, 4] <- NA
+  expect_refused(scdiff_train(lacking), "NaN.*`assay`", class = "scdiffkit_data_error")
+  words <- as.matrix(blood$counts)
+  storage.mode(words) <- "character"
+  expect_refused(scdiff_train(words), "must hold numbers")
   logs <- blood
   logs$counts <- log1p(logs$counts)
   expect_refused(scdiff_train(logs, label = "cell_type"), "log-normalised", class = "scdiffkit_data_error")
   lacking <- blood
   lacking$obs$cell_type[3] <- NA
-  expect_refused(scdiff_train(lacking, label = "cell_type"), "cell_type", class = "scdiffkit_data_error")
+  expect_refused(
+    scdiff_train(lacking, label = "cell_type"), "!is.na\\(object\\$cell_type\\)",
+    class = "scdiffkit_data_error"
+  )
 })
 
 test_that("unused levels do no harm", {
