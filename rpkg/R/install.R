@@ -82,11 +82,11 @@ scdiff_status <- function(quiet = FALSE) {
   if (!isTRUE(quiet)) {
     cat("scdiffkit", found$r_package, "for R\n")
     if (!is.null(found$executable)) {
-      cat("Python   ", found$python, " (", found$executable, ")\n", sep = "")
+      cat("Python    ", found$python, " (", found$executable, ")\n", sep = "")
       for (name in intersect(c("scdiffkit", "torch", "anndata", "numpy"), names(found))) {
-        cat(sprintf("%-9s%s\n", name, found[[name]]))
+        cat(sprintf("%-10s%s\n", name, found[[name]]))
       }
-      cat("GPU      ", found$gpu %||% "none that torch can use", "\n", sep = "")
+      cat("GPU       ", found$gpu %||% "none that torch can use", "\n", sep = "")
     }
     cat(if (found$ready) "Ready." else paste0("Not ready. ", found$missing), "\n", sep = "")
   }

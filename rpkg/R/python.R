@@ -36,8 +36,9 @@ python_half <- function() {
       version, reticulate::py_config()$python
     ), "python")
   }
+  find <- reticulate::import("importlib.util", convert = FALSE)$find_spec # without loading it: that is done there
   for (module in c("scdiffkit", "torch")) {
-    if (!reticulate::py_module_available(module)) {
+    if (is.null(reticulate::py_to_r(find(module)))) {
       fail(sprintf(
         "The Python that R uses (%s) lacks %s. Restart R and run scdiff_install(), or install it there: %s -m pip install %s",
         reticulate::py_config()$python, module, reticulate::py_config()$python, module

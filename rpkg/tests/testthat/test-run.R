@@ -45,10 +45,17 @@ test_that("the same data give the same model as on the command line", {
   skip_if_no_python()
   file <- tempfile(fileext = ".h5ad")
   scdiff_write(blood, file)
-  run <- scdiff_train(file, label = "cell_type", max_steps = 20, out = tempfile())
-  of_file <- scdiff_sample(run, n = 10, ddim = 2, as = "list")
+  folder <- tempfile("run-")
+  code <- "import sys; from scdiffkit.cli import main; main()"
+  status <- withr::with_dir(tempdir(), system2(
+    reticulate::py_config()$python,
+    c("-c", shQuote(code), "train", file, "--label", "cell_type", "--max-steps", "20", "--out", folder),
+    stdout = FALSE, stderr = FALSE
+  ))
+  expect_identical(status, 0L)
+  of_shell <- scdiff_sample(folder, n = 10, ddim = 2, as = "list")
   of_object <- scdiff_sample(trained(), n = 10, ddim = 2)
-  expect_identical(of_file$counts, of_object$counts)
+  expect_identical(of_shell$counts, of_object$counts)
 })
 
 test_that("training is taken up again", {
