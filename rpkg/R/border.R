@@ -26,6 +26,9 @@ unpack_doubles <- function(bytes) readBin(bytes, "double", length(bytes) / 8, en
 pack_column <- function(x, name) {
   column <- list(name = name, missing = NULL)
   if (is.factor(x)) {
+    if (anyNA(levels(x))) { # as addNA() makes them
+      x <- factor(x, levels(x)[!is.na(levels(x))], ordered = is.ordered(x))
+    }
     return(c(column, list(
       kind = "factor", values = pack_numbers(as.integer(x)), levels = pack_strings(levels(x)), ordered = is.ordered(x)
     )))
@@ -77,6 +80,10 @@ pack_frame <- function(frame) {
       call. = FALSE
     )
   }
+  twice <- names(frame)[duplicated(names(frame))]
+  if (length(twice)) {
+    fail(sprintf("There are two columns of the name '%s': rename one.", twice[1]))
+  }
   unname(Map(pack_column, frame[flat], names(frame)[flat]))
 }
 
@@ -114,7 +121,7 @@ send <- function(x) {
 
 fetch <- function(number, unpack) {
   python_half()
-  x <- unpack(state$take(number))
+  x <- unpack(suspendInterrupts(state$take(number)))
   tidy(x)
   x
 }

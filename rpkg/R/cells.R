@@ -19,7 +19,8 @@ kind_of <- function(x) {
 is_path <- function(x) is.character(x) && is.null(dim(x))
 
 # For Python: a path as it is, cells as their bytes. `obs` belongs to a matrix.
-pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE) {
+# `labels`: columns whose values name groups, as they are written in R ("TRUE").
+pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE, labels = NULL) {
   if (is.null(x) && optional) {
     return(NULL)
   }
@@ -32,8 +33,8 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE) {
     fail(sprintf("`%s` is empty (%d genes x %d cells).", name, nrow(m), ncol(m)))
   }
   genes <- rownames(m)
-  if (is.null(genes)) {
-    fail(sprintf("`%s` needs the genes' names as row names.", name))
+  if (is.null(genes) || anyNA(genes) || !all(nzchar(genes))) {
+    fail(sprintf("`%s` needs the genes' names as row names, and none of them missing or empty.", name))
   }
   twice <- unique(genes[duplicated(genes)])
   if (length(twice)) {
@@ -45,6 +46,17 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE) {
   if (anyDuplicated(colnames(m))) {
     fail(sprintf("`%s` has cell names more than once: make them unique first.", name))
   }
+  for (label in intersect(labels, names(cells$obs))) {
+    cells$obs[[label]] <- as_labels(cells$obs[[label]])
+  }
+  for (part in c("obs", "var")) {
+    if (nrow(cells[[part]]) != if (part == "obs") ncol(m) else nrow(m)) {
+      fail(sprintf("`%s`: `%s` has %d rows for %d genes x %d cells.", name, part, nrow(cells[[part]]), nrow(m), ncol(m)))
+    }
+  }
+  if (!is.null(cells$data) && !identical(dim(cells$data), dim(m))) {
+    fail(sprintf("`%s`: `data` and `counts` have different genes or cells.", name))
+  }
   list(
     counts = pack_matrix(cells$counts),
     data = if (!is.null(cells$data)) pack_matrix(cells$data),
@@ -53,7 +65,12 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE) {
   )
 }
 
+as_labels <- function(x) {
+  if (is.factor(x) || is.character(x)) x else factor(as.character(x), as.character(sort(unique(x))))
+}
+
 cells_of <- function(x, name, assay = NULL, obs = NULL) {
+  assay <- text(assay, "assay")
   loadNamespace("Matrix") # the classes of sparse matrices; late, for it takes a second
   found <- switch(kind_of(x),
     Seurat = cells_of_seurat(x, name, assay),
@@ -103,6 +120,8 @@ cells_of_list <- function(x, name, obs) {
   list(counts = as_sparse(x), data = if (!is.null(data)) as_sparse(data), obs = obs, var = var %||% empty_frame(rownames(x)))
 }
 
+IDENT <- ".scdiffkit_ident" # the identities, where a column has the name "ident"
+
 cells_of_seurat <- function(x, name, assay) {
   need("SeuratObject", "Seurat objects")
   assays <- names(slot(x, "assays"))
@@ -124,9 +143,7 @@ cells_of_seurat <- function(x, name, assay) {
   }
   counts <- as_sparse(counts)
   obs <- slot(x, "meta.data")
-  if (!"ident" %in% names(obs)) {
-    obs$ident <- SeuratObject::Idents(x)
-  }
+  obs[[if ("ident" %in% names(obs)) IDENT else "ident"]] <- SeuratObject::Idents(x)
   rownames(counts) <- original_names(x, assay, rownames(counts))
   list(counts = counts, data = if (!is.null(data)) as_sparse(data), obs = obs[colnames(counts), , drop = FALSE], var = features_of(of_assay, rownames(counts)))
 }
@@ -180,7 +197,8 @@ cells_of_sce <- function(x, name, assay) {
 }
 
 # From Python's answer to the kind wanted.
-unpack_cells <- function(payload, as, assay = NULL, ident = NULL) {
+# `obs`: columns that are taken from there, by the cells' names.
+unpack_cells <- function(payload, as, assay = NULL, ident = NULL, obs = NULL) {
   genes <- unpack_strings(payload$genes)
   cells <- unpack_strings(payload$cells)
   found <- list(
@@ -188,15 +206,21 @@ unpack_cells <- function(payload, as, assay = NULL, ident = NULL) {
     data = if (!is.null(payload$data)) unpack_matrix(payload$data, genes, cells),
     obs = unpack_frame(payload$obs, cells), var = unpack_frame(payload$var, genes)
   )
+  for (column in intersect(names(obs), names(found$obs))) {
+    found$obs[[column]] <- obs[match(cells, rownames(obs)), column]
+  }
   switch(as,
     Seurat = seurat_of(found, assay %||% "RNA", ident),
-    SingleCellExperiment = sce_of(found),
+    SingleCellExperiment = sce_of(found, assay %||% "counts"),
     found[!vapply(found, is.null, logical(1))]
   )
 }
 
 seurat_of <- function(found, assay, ident) {
   need("SeuratObject", "Seurat objects")
+  if (is.null(found$counts)) {
+    warning("There are no raw counts: the log values were put in their place.", call. = FALSE)
+  }
   counts <- found$counts %||% found$data
   names <- rownames(counts)
   mangled <- make.unique(gsub("_", "-", names, fixed = TRUE))
@@ -208,7 +232,8 @@ seurat_of <- function(found, assay, ident) {
   }
   made <- slot(object, "meta.data")
   obs <- found$obs
-  obs$ident <- NULL
+  own <- if (IDENT %in% names(obs)) IDENT else "ident"
+  obs[[own]] <- NULL
   slot(object, "meta.data") <- cbind(made[setdiff(names(made), names(obs))], obs)
   if (ncol(found$var)) {
     var <- found$var
@@ -226,7 +251,7 @@ seurat_of <- function(found, assay, ident) {
     misc$scdiffkit$genes[[assay]] <- stats::setNames(names, mangled)
     slot(object, "misc") <- misc
   }
-  ident <- if (!is.null(ident) && !is.null(found$obs[[ident]])) found$obs[[ident]] else found$obs$ident
+  ident <- if (!is.null(ident) && !is.null(found$obs[[ident]])) found$obs[[ident]] else found$obs[[own]]
   if (!is.null(ident)) {
     SeuratObject::Idents(object) <- ident
   }
@@ -244,9 +269,9 @@ set_data <- function(object, assay, data) {
   object
 }
 
-sce_of <- function(found) {
+sce_of <- function(found, assay) {
   need("SingleCellExperiment", "SingleCellExperiment objects")
-  assays <- list(counts = found$counts, logcounts = found$data)
+  assays <- stats::setNames(list(found$counts, found$data), c(assay, "logcounts"))
   SingleCellExperiment::SingleCellExperiment(
     assays = assays[!vapply(assays, is.null, logical(1))],
     colData = S4Vectors::DataFrame(found$obs, check.names = FALSE),

@@ -17,7 +17,7 @@
 #' @param assay The assay with the raw counts, of Seurat objects and
 #'   SingleCellExperiments.
 #' @param x,object An evaluation.
-#' @param ... Passed on to [graphics::plot()].
+#' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
 #' @return A data frame of class `scdiff_evaluation`, a row for each metric:
 #'   `value` with its range over resamples, `floor` (real cells), `ceiling` (the
 #'   bad model it is set against) and its parts `shuffled`, `pooled`, `copies`,
@@ -35,17 +35,19 @@
 scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, condition = NULL, donor = NULL,
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
                             force = FALSE, assay = NULL) {
-  check_columns(real, c(label, condition, donor), assay, name = "real")
-  check_columns(train, c(label, condition, donor), assay, name = "train", optional = TRUE)
+  labels <- c(label, condition, donor)
+  check_columns(real, labels, assay, name = "real")
+  check_columns(train, labels, assay, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
-    out = path_of(output, "output") %||% tempfile("scdiff-report-"), resamples = whole(resamples, "resamples"),
-    fast = isTRUE(fast), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = isTRUE(force)
+    out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
+    fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force")
   )
   found <- call_python("evaluate",
-    real = pack_cells(real, "real", assay), synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay)),
-    train = pack_cells(train, "train", assay, optional = TRUE), options = options
+    real = pack_cells(real, "real", assay, labels = labels),
+    synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay), labels = labels),
+    train = pack_cells(train, "train", assay, optional = TRUE, labels = labels), options = options
   )
   scores <- unpack_frame(found$scores)
   scores$ceiling <- as.numeric(as.matrix(scores[BAD_MODELS])[
@@ -63,7 +65,8 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
 
 # Generated cells have one assay, whatever it is called.
 own_assay <- function(x, assay) {
-  if (inherits(x, "Seurat") && !is.null(assay) && !assay %in% names(slot(x, "assays"))) NULL else assay
+  there <- switch(kind_of(x), Seurat = names(slot(x, "assays")), SingleCellExperiment = SummarizedExperiment::assayNames(x))
+  if (!is.null(assay) && assay %in% there) assay
 }
 
 BAD_MODELS <- c("shuffled", "pooled", "copies")

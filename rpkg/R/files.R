@@ -25,11 +25,14 @@ scdiff_read <- function(path, as = "list") {
 #' @rdname scdiff_read
 #' @export
 scdiff_write <- function(object, path, force = FALSE, assay = NULL, obs = NULL) {
+  if (is.null(path)) {
+    fail("`path` is needed: the file or folder that is written.")
+  }
   if (is_path(object)) {
     fail("`object` must be cells, not a path.")
   }
   invisible(call_python("write",
-    data = pack_cells(object, "object", assay, obs), path = path_of(path, "path"), force = isTRUE(force)
+    data = pack_cells(object, "object", assay, obs), path = path_of(path, "path"), force = flag(force, "force")
   ))
 }
 
@@ -74,9 +77,13 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
   )
   made <- call_python("preprocess",
     data = pack_cells(data, "data", assay, obs), label = text(label, "label", several = TRUE), options = options,
-    output = if (as == "path") path_of(output, "output"), force = isTRUE(force)
+    output = if (as == "path") path_of(output, "output"), force = flag(force, "force")
   )
-  if (as == "path") made else unpack_cells(made, as, assay %||% active_assay(data))
+  if (as == "path") {
+    return(made)
+  }
+  before <- if (!is_path(data)) cells_of(data, "data", assay, obs)$obs # dates and the like as they were
+  unpack_cells(made, as, if (as == kind_of(data)) assay %||% active_assay(data), obs = before[setdiff(names(before), "total_counts")])
 }
 
 #' What a run or a file is

@@ -17,7 +17,13 @@
 #' }
 #' @export
 scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
-  if (!is.null(environment_python()) && !isTRUE(force)) {
+  if (nzchar(Sys.getenv("RETICULATE_PYTHON"))) {
+    warning(
+      "RETICULATE_PYTHON is set (", Sys.getenv("RETICULATE_PYTHON"), "), and R will use that one: unset it to use what is installed here.",
+      call. = FALSE
+    )
+  }
+  if (!is.null(environment_python()) && !flag(force, "force")) {
     message("There already: ", environment_python(), ". scdiff_install(force = TRUE) makes it anew.")
     return(invisible(environment_python()))
   }
@@ -79,7 +85,7 @@ scdiff_status <- function(quiet = FALSE) {
     found$missing <- paste("torch cannot be loaded:", found$torch_error, "Run scdiff_install(force = TRUE).")
   }
   found$r_package <- as.character(utils::packageVersion("scdiffkit"))
-  if (!isTRUE(quiet)) {
+  if (!flag(quiet, "quiet")) {
     cat("scdiffkit", found$r_package, "for R\n")
     if (!is.null(found$executable)) {
       cat("Python    ", found$python, " (", found$executable, ")\n", sep = "")

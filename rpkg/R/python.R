@@ -12,9 +12,13 @@ environment_python <- function() {
 }
 
 python_half <- function() {
-  if (!is.null(state$half)) {
-    return(state$half)
+  if (is.null(state$half)) {
+    suspendInterrupts(load_half()) # a module half loaded cannot be loaded again
   }
+  state$half
+}
+
+load_half <- function() {
   if (!reticulate::py_available() && !nzchar(Sys.getenv("RETICULATE_PYTHON")) && !is.null(environment_python())) {
     reticulate::use_python(environment_python(), required = TRUE)
   }
@@ -22,26 +26,24 @@ python_half <- function() {
   if (!isTRUE(started)) {
     why <- if (is.character(started)) {
       paste0(" (", trimws(started), ")")
-    } else if (nzchar(Sys.getenv("RETICULATE_PYTHON"))) {
-      paste0(" (RETICULATE_PYTHON names ", Sys.getenv("RETICULATE_PYTHON"), ")")
     } else {
       ""
     }
-    fail(sprintf("There is no Python that R can use%s. scdiff_install() installs what is needed.", why), "python")
+    fail(sprintf("There is no Python that R can use%s. %s", why, remedy()), "python")
   }
   version <- reticulate::py_config()$version
   if (utils::compareVersion(as.character(version), "3.11") < 0) {
     fail(sprintf(
-      "R uses Python %s (%s), and scdiffkit needs 3.11 or newer. Restart R and run scdiff_install(), or set RETICULATE_PYTHON to a newer one.",
-      version, reticulate::py_config()$python
+      "R uses Python %s (%s), and scdiffkit needs 3.11 or newer. %s",
+      version, reticulate::py_config()$python, remedy()
     ), "python")
   }
   find <- reticulate::import("importlib.util", convert = FALSE)$find_spec # without loading it: that is done there
   for (module in c("scdiffkit", "torch")) {
     if (is.null(reticulate::py_to_r(find(module)))) {
       fail(sprintf(
-        "The Python that R uses (%s) lacks %s. Restart R and run scdiff_install(), or install it there: %s -m pip install %s",
-        reticulate::py_config()$python, module, reticulate::py_config()$python, module
+        "The Python that R uses (%s) lacks %s. %s Or install it there: %s -m pip install %s",
+        reticulate::py_config()$python, module, remedy(), reticulate::py_config()$python, module
       ), "python")
     }
   }
@@ -49,7 +51,19 @@ python_half <- function() {
   state$half <- reticulate::import_from_path("scdiffkit_r", path = folder, convert = FALSE)
   # converted at once, so that Python's copy of the bytes goes at once
   state$take <- reticulate::import_from_path("scdiffkit_r", path = folder, convert = TRUE)$take
-  state$half
+}
+
+# What mends a Python that does not serve.
+remedy <- function() {
+  named <- Sys.getenv("RETICULATE_PYTHON")
+  if (nzchar(named)) {
+    sprintf(
+      "RETICULATE_PYTHON names it (%s): unset that (Sys.unsetenv(\"RETICULATE_PYTHON\"); also where it is set, such as .Renviron), restart R and run scdiff_install().",
+      named
+    )
+  } else {
+    "Restart R and run scdiff_install(), which installs what is needed."
+  }
 }
 
 # One verb of the Python half; its value. What went wrong there is signalled here.
@@ -57,19 +71,22 @@ call_python <- function(verb, ...) {
   half <- python_half()
   show <- teller()
   on.exit(show("", FALSE, TRUE))
+  # An interrupt must not unwind through Python: it is let in here alone, and Python told of it.
   tell <- function(line, passing) {
     tryCatch(
-      {
+      allowInterrupts({
         show(line, passing)
+        Sys.sleep(0) # R looks for an interrupt
         FALSE
-      },
+      }),
       interrupt = function(e) TRUE
     )
   }
   every <- if (interactive()) 0.5 else 10
-  answer <- reticulate::py_to_r(half$call(
-    verb, reticulate::r_to_py(list(...)), reticulate::r_to_py(tell, convert = TRUE), every
-  ))
+  arguments <- reticulate::r_to_py(list(...))
+  answer <- suspendInterrupts(reticulate::py_to_r(half$call(
+    verb, arguments, reticulate::r_to_py(tell, convert = TRUE), every
+  )))
   for (text in unlist(answer$warnings)) {
     warning(text, call. = FALSE)
   }
@@ -87,10 +104,6 @@ teller <- function() {
   width <- 0
   function(line, passing, done = FALSE) {
     quiet <- isTRUE(getOption("scdiffkit.quiet"))
-    if (passing && !nzchar(line)) {
-      Sys.sleep(0) # R looks for an interrupt
-      return(invisible())
-    }
     if (quiet || (!nzchar(line) && !(done && width > 0))) {
       return(invisible())
     }
@@ -152,6 +165,19 @@ text <- function(x, name, several = FALSE) {
 }
 
 path_of <- function(x, name) if (is.null(x)) NULL else path.expand(text(x, name))
+
+# The same place after setwd(), also where there is nothing yet.
+absolute <- function(path) {
+  path <- path.expand(path)
+  normalizePath(if (grepl("^(/|\\\\|[A-Za-z]:)", path)) path else file.path(getwd(), path), mustWork = FALSE)
+}
+
+flag <- function(x, name) {
+  if (!is.logical(x) || length(x) != 1 || is.na(x)) {
+    fail(sprintf("`%s` must be TRUE or FALSE.", name))
+  }
+  x
+}
 
 # The names that are nearest to one that is not there.
 nearest <- function(name, names) {

@@ -6,7 +6,7 @@
 #'
 #' @param path The folder of a run; by default the latest one in `scdiff-runs/`.
 #' @param x,object A run.
-#' @param ... Not used.
+#' @param ... Of `plot()`: passed on to [graphics::matplot()].
 #' @return `scdiff_run()`: an object of class `scdiff_run`. `summary()`: a list
 #'   of what [scdiff_info()] tells. `plot()`: the losses, a data frame, invisibly.
 #' @examples
@@ -15,7 +15,7 @@
 #' @export
 scdiff_run <- function(path = NULL) {
   path <- if (is.null(path)) call_python("latest") else path_of(path, "path")
-  structure(list(path = normalizePath(path, mustWork = FALSE)), class = "scdiff_run")
+  structure(list(path = absolute(path)), class = "scdiff_run")
 }
 
 #' @rdname scdiff_run
@@ -36,12 +36,13 @@ plot.scdiff_run <- function(x, ...) {
   losses <- losses_of(x)
   columns <- intersect(c("loss", "val_loss"), names(losses))
   colours <- c(loss = "#0072B2", val_loss = "#E69F00")[columns]
-  graphics::matplot(
+  drawn <- utils::modifyList(list(
     losses$step, as.matrix(losses[columns]),
-    type = "o", pch = 16, cex = 0.5, lty = seq_along(columns), col = colours, xlab = "step", ylab = "loss",
-    main = basename(x$path), ...
-  )
-  graphics::legend("topright", c(loss = "training", val_loss = "held out")[columns], col = colours, lty = seq_along(columns), bty = "n")
+    type = "o", pch = 16, cex = 0.7, lty = seq_along(columns), col = colours, xlab = "step", ylab = "loss",
+    main = basename(x$path)
+  ), list(...))
+  do.call(graphics::matplot, drawn)
+  graphics::legend("topright", c(loss = "training", val_loss = "held out")[columns], col = colours, lty = seq_along(columns), pch = 16, bty = "n")
   invisible(losses)
 }
 

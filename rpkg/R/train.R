@@ -52,13 +52,18 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     set = if (length(set)) set
   )
   check_columns(data, c(label, condition), assay, obs)
-  about <- list(as = kind_of(data), assay = assay %||% active_assay(data), label = label)
+  if (length(set) && (!is.list(set) || is.null(names(set)))) {
+    fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
+  }
+  about <- list(
+    as = kind_of(data), assay = assay %||% active_assay(data), label = label, conditions = as.list(c(label, condition))
+  )
   path <- call_python("train",
-    data = pack_cells(data, "data", assay, obs), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
+    data = pack_cells(data, "data", assay, obs, labels = c(label, condition)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
-    max_time = if (!is.null(max_time)) as.character(max_time), resume = isTRUE(resume), out = path_of(out, "out"),
-    force = isTRUE(force)
+    max_time = if (!is.null(max_time)) as.character(max_time), resume = flag(resume, "resume"), out = path_of(out, "out"),
+    force = flag(force, "force")
   )
   scdiff_run(path)
 }

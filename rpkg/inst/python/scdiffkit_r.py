@@ -11,12 +11,13 @@ import ctypes
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,7 @@ def r_words(text: str) -> str:
 
 
 IN_R = (
+    (r"scdiff train DATA --resume --out (\S+)", r'scdiff_train(data, label = ..., resume = TRUE, out = "\1")'),
     (
         r"Put the raw integer counts into adata\.layers\['counts'\], or give the file",
         "Name the assay that holds raw integer counts by --assay, or give the object or file",
@@ -274,6 +276,25 @@ def wrong(e: BaseException) -> Payload:
     return {"error": f"{type(e).__name__}: {e}", "kind": type(e).__name__}
 
 
+@contextlib.contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Ctrl-C is Python's while Python works, as on the command line; then R's handler, as it was before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    put.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    of_r = get(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:  # of Python, that is
+            signal.signal(signal.SIGINT, before)
+        put(signal.SIGINT, of_r)
+
+
 def call(verb: str, arguments: Payload, tell: Callable[[str, bool], bool], every: float) -> Payload:
     """VERBS[verb](**arguments): its value, or what went wrong, and the warnings. Nothing is raised."""
     from scdiffkit.errors import ScdiffWarning
@@ -287,9 +308,10 @@ def call(verb: str, arguments: Payload, tell: Callable[[str, bool], bool], every
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ScdiffWarning)
         try:
-            if verb in ("train", "sample", "evaluate"):
-                load_torch()
-            answer["value"] = VERBS[verb](**arguments, listener=listener)
+            with own_interrupts():
+                if verb in ("train", "sample", "evaluate"):
+                    load_torch()
+                answer["value"] = VERBS[verb](**dict(arguments), listener=listener)  # R's empty list is a list here
         except BaseException as e:
             answer |= wrong(e) | {"traceback": traceback.format_exc()}
         log.removeHandler(listener)
@@ -381,7 +403,9 @@ def preprocess(
 def train(data: Any, origin: str, options: Payload, listener: Listener, **given: Any) -> str:
     from scdiffkit.cli.console import parse_duration
     from scdiffkit.config import load_file, training_overrides
+    from scdiffkit.errors import ScdiffError
     from scdiffkit.io import atomic_write_text
+    from scdiffkit.run import Run
     from scdiffkit.train import TrainStatus
     from scdiffkit.train import train as fit
 
@@ -394,15 +418,23 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
 
     settings = options.pop("set") or {}
     config, max_time = given.pop("config"), given.pop("max_time")
-    run = fit(
-        _input(data),
-        conditions=given.pop("condition") or (),
-        max_time=parse_duration(max_time),
-        config=load_file(Path(config)) if config else {},
-        overrides=training_overrides(**options) | settings,
-        on_status=show,
-        **_given(given),
-    )
+    began = time.time()
+    try:
+        run = fit(
+            _input(data),
+            conditions=given.pop("condition") or (),
+            max_time=parse_duration(max_time),
+            config=load_file(Path(config)) if config else {},
+            overrides=training_overrides(**options) | settings,
+            on_status=show,
+            **_given(given),
+        )
+    except BaseException:  # what was interrupted can be sampled from and resumed, too
+        with contextlib.suppress(ScdiffError, OSError):
+            path = Run.open(given["out"]).path
+            if (path / "config.yaml").stat().st_mtime >= began - 1:
+                atomic_write_text(path / ORIGIN, origin)
+        raise
     atomic_write_text(run.path / ORIGIN, origin)
     return str(run.path)
 

@@ -132,3 +132,35 @@ test_that("more than R's sparse matrices can hold is refused", {
   on.exit(reticulate::py_set_attr(half, "LONGEST", before))
   expect_refused(echo(blood), "2\\^31", class = "scdiffkit_data_error")
 })
+
+test_that("assays are found and named as they came", {
+  skip_if_no_python()
+  skip_if_not_installed("SingleCellExperiment")
+  object <- SingleCellExperiment::SingleCellExperiment(list(umi = blood$counts), colData = S4Vectors::DataFrame(blood$obs))
+  run <- scdiff_train(object, label = "cell_type", assay = "umi", max_steps = 2, out = tempfile())
+  made <- scdiff_sample(run, like = object, ddim = 1)
+  expect_identical(SummarizedExperiment::assayNames(made), c("umi", "logcounts"))
+  more <- scdiff_augment(object, "cell_type", c("CD8 T" = 30), run = run, assay = "umi")
+  expect_identical(SummarizedExperiment::assayNames(more), "umi")
+})
+
+test_that("columns of a user are kept, and what cannot be is refused", {
+  skip_if_no_python()
+  skip_if_not_installed("SeuratObject")
+  obs <- cbind(blood$obs, ident = "mine", day = as.Date("2020-01-01") + 1:300)
+  object <- SeuratObject::CreateSeuratObject(blood$counts, meta.data = obs)
+  SeuratObject::Idents(object) <- "cell_type"
+  back <- echo(object)
+  expect_identical(unname(back$ident), rep("mine", 300))
+  expect_identical(SeuratObject::Idents(back), SeuratObject::Idents(object))
+  expect_identical(scdiff_preprocess(object, n_top_genes = 50, hvg_flavor = "cv")$day, object$day)
+  missing <- blood
+  missing$obs$cell_type[3] <- NA
+  missing$obs$cell_type <- addNA(missing$obs$cell_type)
+  expect_refused(scdiff_train(missing, label = "cell_type"), "no value for 1 of 300", class = "scdiffkit_data_error")
+  names(obs)[3] <- "ident"
+  expect_refused(scdiff_write(list(counts = blood$counts, obs = obs), tempfile(fileext = ".h5ad")), "two columns of the name 'ident'")
+  unnamed <- blood$counts
+  rownames(unnamed)[2] <- NA
+  expect_refused(scdiff_train(unnamed), "none of them missing")
+})

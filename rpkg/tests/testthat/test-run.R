@@ -93,6 +93,8 @@ test_that("R's interrupt stops training and leaves a run to be taken up", {
   waits_for(function() !tools::pskill(pid, 0))
   expect_false(file.exists(file.path(folder, "ended")))
   expect_false(any(grepl("Traceback", readLines(log))))
+  expect_match(readLines(log), "scdiff_train\\(data, label = ..., resume = TRUE, out = ", all = FALSE)
+  expect_type(scdiff_sample(file.path(folder, "run"), n = 3, ddim = 1), "list") # the kind it was trained on
   steps <- summary(scdiff_run(file.path(folder, "run")))$checkpoints
   expect_gt(max(steps), 0)
   scdiff_train(
@@ -100,4 +102,36 @@ test_that("R's interrupt stops training and leaves a run to be taken up", {
     label = "cell_type", max_steps = max(steps) + 2L, out = file.path(folder, "run"), resume = TRUE
   )
   expect_identical(max(summary(scdiff_run(file.path(folder, "run")))$checkpoints), max(steps) + 2L)
+})
+
+test_that("the latest run is found, and paths stay right in another folder", {
+  skip_if_no_python()
+  folder <- tempfile("work-")
+  dir.create(folder)
+  withr::local_dir(folder)
+  made <- scdiff_train(blood, label = "cell_type", max_steps = 2)
+  expect_identical(scdiff_run(), made)
+  expect_identical(ncol(scdiff_sample(n = 4, ddim = 1)$counts), 4L)
+  later <- scdiff_run("later/run")
+  expect_true(startsWith(later$path, normalizePath(folder)))
+})
+
+test_that("an interrupt at any moment is R's interrupt", {
+  skip_if_no_python()
+  skip_on_os("windows")
+  run <- trained()
+  shell <- sprintf("kill -INT %d", Sys.getpid())
+  for (seconds in c(0.01, 0.1, 0.3, 0.5, 0.8, 1.2)) {
+    system(sprintf("(sleep %.2f; %s) &", seconds, shell))
+    got <- tryCatch(
+      {
+        scdiff_sample(run, n = 20000, ddim = 20)
+        Sys.sleep(2)
+        "ended"
+      },
+      interrupt = function(e) "interrupt", error = conditionMessage
+    )
+    expect_identical(got, "interrupt")
+  }
+  expect_identical(ncol(scdiff_sample(run, n = 2, ddim = 1)$counts), 2L)
 })
