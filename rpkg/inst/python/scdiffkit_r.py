@@ -479,10 +479,14 @@ def evaluate(real: Any, synthetic: Any, train: Any, options: Payload, listener: 
         **{name: columns(f) for name, f in frames.items()},
         "cells": None if found.cells is None else columns(found.cells),
         "rows": {name: len(f) for name, f in frames.items()},
-        "verdict": {"word": verdict.word, "text": str(verdict), "findings": as_bytes(verdict.findings)},
+        "verdict": {
+            "word": verdict.word,
+            "text": r_words(str(verdict)),
+            "findings": as_bytes(map(r_words, verdict.findings)),
+        },
         "uses": {"use": as_bytes(verdict.uses), "grade": as_bytes(verdict.uses.values())},
         "html": None if found.html is None else str(found.html),
-        "notes": as_bytes(found.notes),
+        "notes": as_bytes(map(r_words, found.notes)),
     }
 
 

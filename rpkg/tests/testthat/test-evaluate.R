@@ -13,6 +13,8 @@ test_that("scores come with floor, ceiling, verdict and report", {
   expect_true(file.exists(attr(found, "report")))
   expect_match(readLines(attr(found, "report"), 1), "<!doctype html>", ignore.case = TRUE)
   expect_output(print(found), attr(found, "verdict")$word, ignore.case = TRUE)
+  said <- c(attr(found, "verdict")$text, attr(found, "findings"), attr(found, "notes"))
+  expect_false(any(grepl("--[a-z]", said)))
   expect_setequal(attr(found, "cells")$side, c("real", "synthetic"))
   expect_true(all(c("type", "metric", "value") %in% names(attr(found, "types"))))
 })
