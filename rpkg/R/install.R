@@ -40,23 +40,44 @@ scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
   }
   run_or_fail(python, c("-m", "venv", shQuote(root)), "The environment could not be made")
   made <- environment_python()
-  run_or_fail(made, c("-m", "pip", "install", shQuote(source)), "Installing failed")
+  tryCatch(
+    run_or_fail(made, c("-m", "pip", "install", shQuote(source)), "Installing failed"),
+    error = function(e) {
+      unlink(root, recursive = TRUE) # else it would be taken for one that is ready
+      stop(e)
+    }
+  )
   message("Installed. Restart R if Python was used in this session.")
   invisible(made)
 }
 
 run_or_fail <- function(command, arguments, what) {
-  status <- system2(command, arguments)
+  status <- outside_r(system2(command, arguments))
   if (status != 0) {
     fail(sprintf("%s: %s %s ended with status %d; the lines above say why.", what, command, paste(arguments, collapse = " "), status), "python")
   }
+}
+
+# R lets what it starts find its own libraries first, with which another Python's ssl may not load.
+outside_r <- function(expr) {
+  before <- Sys.getenv("LD_LIBRARY_PATH")
+  script <- file.path(R.home("etc"), "ldpaths")
+  if (nzchar(before) && file.exists(script)) {
+    says <- sprintf(". %s; echo $LD_LIBRARY_PATH", shQuote(script))
+    of_r <- system2("env", c("-u", "LD_LIBRARY_PATH", "sh", "-c", shQuote(says)), stdout = TRUE)
+    if (startsWith(before, of_r)) {
+      on.exit(Sys.setenv(LD_LIBRARY_PATH = before))
+      Sys.setenv(LD_LIBRARY_PATH = sub("^:", "", substring(before, nchar(of_r) + 1)))
+    }
+  }
+  expr
 }
 
 newest_python <- function() {
   found <- Sys.which(c("python3.13", "python3.12", "python3.11", "python3", "python"))
   for (python in found[nzchar(found)]) {
     code <- "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
-    status <- suppressWarnings(system2(python, c("-c", shQuote(code)), stdout = FALSE, stderr = FALSE))
+    status <- suppressWarnings(outside_r(system2(python, c("-c", shQuote(code)), stdout = FALSE, stderr = FALSE)))
     if (status == 0) {
       return(unname(python))
     }

@@ -106,3 +106,14 @@ test_that("no Python, or one that lacks what is needed, is told with its remedy"
   expect_match(said(file.path(bare, "bin", "python")), "lacks scdiffkit.*pip install scdiffkit")
   expect_match(said(file.path(bare, "no", "python")), "scdiff_install\\(\\)")
 })
+
+test_that("an installation that fails leaves nothing that looks ready", {
+  skip_if(is.null(newest_python()), "Python 3.11")
+  root <- tempfile("environments-")
+  withr::local_envvar(WORKON_HOME = root, RETICULATE_PYTHON = NA)
+  expect_refused(
+    suppressMessages(scdiff_install(source = file.path(root, "nothing"))), "Installing failed",
+    class = "scdiffkit_python_error"
+  )
+  expect_null(environment_python())
+})
