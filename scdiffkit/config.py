@@ -421,6 +421,38 @@ def build_run_config(
     return RunConfig.from_dict(values)
 
 
+# Options of `scdiff train` and where their values go.
+TRAINING_OPTIONS = {
+    "codec": "codec.name",
+    "n_top_genes": "preprocess.n_top_genes",
+    "patch_size": "model.patch_size",
+    "hidden_size": "model.hidden_size",
+    "depth": "model.depth",
+    "num_heads": "model.num_heads",
+    "prediction_type": "diffusion.prediction_type",
+    "schedule": "diffusion.schedule",
+    "max_steps": "train.max_steps",
+    "max_epochs": "train.max_epochs",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "val_fraction": "train.val_fraction",
+    "device": "train.device",
+    "precision": "train.precision",
+    "seed": "seed",
+}
+
+
+def training_overrides(**options: Any) -> dict[str, Any]:
+    """Options by their names on the command line -> dotted keys, as `train` takes overrides; None is left out.
+
+    Raises ConfigError for an option that there is not.
+    """
+    for name in options:
+        if name not in TRAINING_OPTIONS:
+            raise ConfigError(f"There is no option {name!r}; {nearest(name, TRAINING_OPTIONS)}")
+    return {TRAINING_OPTIONS[name]: value for name, value in options.items() if value is not None}
+
+
 def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values less sections that hold nothing; ConfigError for a section that is no section."""
     for section in SECTIONS:

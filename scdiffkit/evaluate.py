@@ -105,6 +105,8 @@ class Evaluation:
     SHA-256. n_cells: cells on each side of a comparison. n_genes: genes compared. types: cells of each type by side,
     without those of `real` that were trained on (None without a label). skipped: metrics that could not be computed,
     and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
+    cells: those of its first picture, a row each: side ("real" or "synthetic"), type (text, None without a label), x
+    and y in the layout; None without `out`.
     """
 
     scores: list[Score]
@@ -127,6 +129,7 @@ class Evaluation:
     notes: list[str]
     warnings: list[str]
     html: Path | None = None
+    cells: pd.DataFrame | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -150,8 +153,8 @@ class Evaluation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per metric; columns metric, family, value, value_low, value_high, floor, floor_low, floor_high,
-        shuffled, pooled, copies (bad models; NaN where one says nothing), position, at_floor, direction, best,
-        definition, source."""
+        shuffled, pooled, copies (bad models; NaN where one says nothing), bad_model (the one that the metric is set
+        against), position, at_floor, direction, best, definition, source."""
         return pd.DataFrame([_row(score) for score in self.scores])
 
     def types_to_frame(self) -> pd.DataFrame:
@@ -429,6 +432,7 @@ def evaluate(
         notes=remarks.notes,
         warnings=remarks.warnings,
         html=None if out is None else Path(out) / REPORT,
+        cells=None if out is None else _placed(shown, next(iter(layouts.values())).result(), label),
     )
     if out is not None:
         _write(evaluation, pictures, Path(out))
@@ -470,6 +474,15 @@ def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, 
     )
     a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
     return a, b
+
+
+def _placed(shown: tuple[Part, Part], positions: tuple[np.ndarray, np.ndarray], label: str | None) -> pd.DataFrame:
+    """The cells of a layout, or the first of them that it has, as Evaluation.cells."""
+    frames = []
+    for side, part, xy in zip(("real", "synthetic"), shown, positions):
+        types = part.types[: len(xy)] if label and part.has_types else np.full(len(xy), None)
+        frames.append(pd.DataFrame({"side": side, "type": types, "x": xy[:, 0], "y": xy[:, 1]}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _scores_of(groups: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, list[Score]]:

@@ -104,7 +104,7 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
         if matrix is None:
             continue
         counts = _as_csr(matrix)
-        reason = _why_not_counts(counts)
+        reason = _why_not_counts(counts.data)
         if reason is None:
             break
         wrong[source] = reason
@@ -120,7 +120,7 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
         raise DataError(f"There are no raw counts: {found}. {remedy}")
     if LAYER in wrong:
         places = [source]
-        if source == "raw" and adata.X is not None and _why_not_counts(_as_csr(adata.X)) is None:
+        if source == "raw" and adata.X is not None and _why_not_counts(_as_csr(adata.X).data) is None:
             places.append("X")
         other = _other_layers_of_integers(adata)
         also = f" ({_listed(other)} whole numbers, too)" if other else ""
@@ -135,6 +135,12 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
     counts = sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape)
     counts.eliminate_zeros()  # what was rounded to zero was not detected
     return counts, source
+
+
+def are_counts(matrix: Any) -> bool:
+    """Whether all values of a matrix (dense or sparse) can be raw counts."""
+    values = matrix.data if sparse.issparse(matrix) else np.ravel(matrix)
+    return values.dtype.kind in "iufb" and _why_not_counts(values) is None
 
 
 def check_label(adata: AnnData, key: str) -> None:
@@ -252,10 +258,9 @@ def _as_csr(matrix: Any) -> sparse.csr_matrix:
     return csr
 
 
-def _why_not_counts(matrix: sparse.csr_matrix) -> str | None:
+def _why_not_counts(values: np.ndarray) -> str | None:
     """What keeps stored values from being raw counts; None if nothing does."""
-    values = matrix.data
-    if values.dtype.kind in "ub":
+    if _whole(values):
         return None
     unknown = int((~np.isfinite(values)).sum())
     if unknown:
@@ -270,12 +275,20 @@ def _why_not_counts(matrix: sparse.csr_matrix) -> str | None:
     return f"has fractions ({examples}; at most {values.max():g}), {kind}"
 
 
+def _whole(values: np.ndarray) -> bool:
+    """Whether all are exact integers from 0, by blocks that stay in the processor's cache."""
+    if values.dtype.kind in "ub":
+        return True
+    blocks = (values[start : start + 2**16] for start in range(0, len(values), 2**16))
+    return all(block.min() >= 0 and block.max() < np.inf and bool((np.rint(block) == block).all()) for block in blocks)
+
+
 def _other_layers_of_integers(adata: AnnData) -> list[str]:
     """The layers, besides "counts", that could be raw counts."""
     found = []
     for name, matrix in adata.layers.items():
         with contextlib.suppress(DataError):  # not numbers
-            if name is not None and name != "counts" and _why_not_counts(_as_csr(matrix)) is None:
+            if name is not None and name != "counts" and _why_not_counts(_as_csr(matrix).data) is None:
                 found.append(f"layers[{name!r}]")
     return found
 

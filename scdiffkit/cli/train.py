@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -79,30 +79,16 @@ def train(
 ) -> None:
     """Train a diffusion model on your cells; raw counts are prepared with the defaults first."""
     limit = parse_duration(max_time)
-    overrides: dict[str, Any] = {
-        "codec.name": codec,
-        "preprocess.n_top_genes": n_top_genes,
-        "model.patch_size": patch_size,
-        "model.hidden_size": hidden_size,
-        "model.depth": depth,
-        "model.num_heads": num_heads,
-        "diffusion.prediction_type": prediction_type,
-        "diffusion.schedule": schedule,
-        "train.max_steps": max_steps,
-        "train.max_epochs": max_epochs,
-        "train.batch_size": batch_size,
-        "train.lr": lr,
-        "train.val_fraction": val_fraction,
-        "train.device": device,
-        "train.precision": precision,
-        "seed": seed,
-    }
-    overrides = {key: value for key, value in overrides.items() if value is not None} | parse_settings(set_, "--set")
-
-    from scdiffkit.config import build_run_config, load_file
+    from scdiffkit.config import build_run_config, load_file, training_overrides
     from scdiffkit.train import TrainStatus
     from scdiffkit.train import train as fit
 
+    overrides = training_overrides(
+        codec=codec, n_top_genes=n_top_genes, patch_size=patch_size, hidden_size=hidden_size, depth=depth,
+        num_heads=num_heads, prediction_type=prediction_type, schedule=schedule, max_steps=max_steps,
+        max_epochs=max_epochs, batch_size=batch_size, lr=lr, val_fraction=val_fraction, device=device,
+        precision=precision, seed=seed,
+    ) | parse_settings(set_, "--set")  # fmt: skip
     file_values = load_file(config) if config else {}
     if not resume:  # before torch works for a minute: is the configuration one that can be built?
         build_run_config(preset, arch, file_values, overrides)

@@ -122,7 +122,8 @@ class Score:
 
         value, floor, and those of the bad models shuffled, pooled and copies (null where one says nothing) are means
         over resamples. value_range, floor_range: what holds one more resample 19 times in 20, null with fewer than
-        three. position: 0 where real cells are or better, 1 where the bad model is that this metric is set against.
+        three. bad_model: the one that this metric is set against, null where
+        none tells. position: 0 where real cells are or better, 1 where that bad model is.
         at_floor: whether real cells score as badly now and then. direction: "lower is better" and the like; best: the
         best value there is.
         """
@@ -134,6 +135,7 @@ class Score:
             "floor": self.floor,
             "floor_range": self.floor_range,
             **{name: self.ceiling(name) if name in self.ceilings else None for name in BAD_MODELS},
+            "bad_model": self.bad_model,
             "position": self.position,
             "at_floor": self.at_floor,
             "direction": self.direction,

@@ -1,0 +1,178 @@
+#' Can synthetic cells be trusted?
+#'
+#' Scores them beside what real cells score (the floor) and what bad models
+#' score (the ceiling), says in words what they serve for, and writes a report.
+#'
+#' @param real,synthetic,train Cells of any kind that [scdiff_train()] takes, or
+#'   paths. `train`: what the model was trained on, where `real` are others.
+#' @param label,condition,donor Columns of the cells: types, what differs between
+#'   cells of one type, donors.
+#' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"` or
+#'   `"scdiffusion"`.
+#' @param output Folder of the report; default a temporary one.
+#' @param resamples,max_cells How often, and with how many cells a side at most.
+#' @param fast Half a minute: once, with at most 400 cells a side.
+#' @param seed Same seed, same scores.
+#' @param force Replace the report in `output`.
+#' @param assay The assay with the raw counts, of Seurat objects and
+#'   SingleCellExperiments.
+#' @param x,object An evaluation.
+#' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
+#' @return A data frame of class `scdiff_evaluation`, a row for each metric:
+#'   `value` with its range over resamples, `floor` (real cells), `ceiling` (the
+#'   bad model it is set against) and its parts `shuffled`, `pooled`, `copies`,
+#'   `position` (0 at real cells, 1 at the bad model), definitions. Attributes:
+#'   `verdict` (word and text), `uses`, `types` and `donors` (data frames),
+#'   `cells` (those of the picture), `report` (path of the HTML).
+#'   `scdiff_report()` opens that.
+#' @examplesIf scdiff_status(quiet = TRUE)$ready
+#' half <- seq_len(ncol(blood$counts)) %% 2 == 0
+#' part <- function(keep) list(counts = blood$counts[, keep], obs = blood$obs[keep, , drop = FALSE])
+#' found <- scdiff_evaluate(part(half), part(!half), label = "cell_type", fast = TRUE)
+#' found
+#' plot(found)
+#' @export
+scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, condition = NULL, donor = NULL,
+                            protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
+                            force = FALSE, assay = NULL) {
+  labels <- c(label, condition, donor)
+  check_columns(real, labels, assay, name = "real")
+  check_columns(train, labels, assay, name = "train", optional = TRUE)
+  options <- list(
+    label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
+    donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
+    out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
+    fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force")
+  )
+  found <- call_python("evaluate",
+    real = pack_cells(real, "real", assay, labels = labels),
+    synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay), labels = labels),
+    train = pack_cells(train, "train", assay, optional = TRUE, labels = labels), options = options
+  )
+  scores <- unpack_frame(found$scores)
+  scores$ceiling <- as.numeric(as.matrix(scores[BAD_MODELS])[
+    cbind(seq_len(nrow(scores)), match(scores$bad_model, BAD_MODELS))
+  ])
+  structure(
+    scores,
+    class = c("scdiff_evaluation", "data.frame"),
+    verdict = found$verdict[c("word", "text")], findings = unpack_strings(found$verdict$findings),
+    uses = data.frame(use = unpack_strings(found$uses$use), grade = unpack_strings(found$uses$grade)),
+    types = unpack_frame(found$types), donors = unpack_frame(found$donors), cells = unpack_frame(found$cells),
+    notes = unpack_strings(found$notes), report = found$html
+  )
+}
+
+# Generated cells have one assay, whatever it is called.
+own_assay <- function(x, assay) {
+  there <- switch(kind_of(x), Seurat = names(slot(x, "assays")), SingleCellExperiment = SummarizedExperiment::assayNames(x))
+  if (!is.null(assay) && assay %in% there) assay
+}
+
+BAD_MODELS <- c("shuffled", "pooled", "copies")
+
+HEADLINES <- c(
+  "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
+  "marker_overlap", "correlation_structure", "nn_ratio", "exact_duplicates", "membership_auc"
+)
+
+#' @rdname scdiff_evaluate
+#' @export
+print.scdiff_evaluation <- function(x, ...) {
+  shown <- as.data.frame(x)
+  if (all(c("metric", "value", "floor", "ceiling", "position") %in% names(shown))) {
+    shown <- shown[shown$metric %in% HEADLINES, c("metric", "value", "floor", "ceiling", "position")]
+    shown[-1] <- lapply(shown[-1], signif, 3)
+  }
+  print(shown, row.names = FALSE)
+  if (!is.null(attr(x, "verdict"))) {
+    cat("\n", paste(strwrap(attr(x, "verdict")$text), collapse = "\n"), "\n", sep = "")
+    for (i in seq_len(nrow(attr(x, "uses")))) {
+      cat(sprintf("  %-5s for %s\n", attr(x, "uses")$grade[i], attr(x, "uses")$use[i]))
+    }
+    cat("report: ", attr(x, "report"), "\n", sep = "")
+  }
+  invisible(x)
+}
+
+#' @rdname scdiff_evaluate
+#' @export
+summary.scdiff_evaluation <- function(object, ...) {
+  list(
+    verdict = attr(object, "verdict")$text, uses = attr(object, "uses"), findings = attr(object, "findings"),
+    types = attr(object, "types"), notes = attr(object, "notes")
+  )
+}
+
+#' @rdname scdiff_evaluate
+#' @export
+plot.scdiff_evaluation <- function(x, ...) {
+  if (requireNamespace("ggplot2", quietly = TRUE)) {
+    picture <- autoplot.scdiff_evaluation(x, ...)
+    print(picture)
+    return(invisible(picture))
+  }
+  cells <- attr(x, "cells")
+  order <- order(cells$y * 1e3 %% 1) # neither side covers the other
+  colours <- c(real = "#0072B2", synthetic = "#E69F00")
+  graphics::plot(
+    cells$x[order], cells$y[order],
+    col = grDevices_alpha(colours[cells$side[order]]), pch = 16, cex = 0.5,
+    xlab = "", ylab = "", axes = FALSE, asp = 1, main = "Real and synthetic cells", ...
+  )
+  graphics::box(col = "grey80")
+  graphics::legend("topright", names(colours), col = colours, pch = 16, bty = "n")
+  invisible(cells)
+}
+
+grDevices_alpha <- function(colours) paste0(colours, "99")
+
+#' Real and synthetic cells as a ggplot
+#'
+#' @param object An evaluation, see [scdiff_evaluate()].
+#' @param ... Not used.
+#' @return A ggplot: real and synthetic cells over each other, and each side on
+#'   its own in the colours of its types.
+#' @keywords internal
+autoplot.scdiff_evaluation <- function(object, ...) {
+  need("ggplot2", "Pictures")
+  cells <- attr(object, "cells")
+  typed <- any(!is.na(cells$type))
+  both <- transform(cells, panel = "real and synthetic", colour = cells$side)
+  both <- both[order(both$y * 1e3 %% 1), ] # neither side covers the other
+  drawn <- if (typed) {
+    rbind(both, transform(cells, panel = paste(cells$side, "by type"), colour = ifelse(is.na(cells$type), "no type", cells$type)))
+  } else {
+    both
+  }
+  types <- sort(unique(drawn$colour[drawn$panel != "real and synthetic"]))
+  palette <- rep_len(c(
+    "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255", "#000000"
+  ), length(types))
+  colours <- c(real = "#0072B2", synthetic = "#E69F00", stats::setNames(palette, types))
+  colours <- colours[!duplicated(names(colours))]
+  drawn$colour <- factor(drawn$colour, names(colours))
+  x <- y <- colour <- NULL # columns of the data
+  ggplot2::ggplot(drawn, ggplot2::aes(x, y, colour = colour)) +
+    ggplot2::geom_point(size = 0.6, alpha = 0.7) +
+    ggplot2::facet_wrap("panel") +
+    ggplot2::scale_colour_manual(values = colours, name = NULL) +
+    ggplot2::guides(colour = ggplot2::guide_legend(override.aes = list(size = 3, alpha = 1))) +
+    ggplot2::theme_minimal() +
+    ggplot2::theme(
+      axis.title = ggplot2::element_blank(), axis.text = ggplot2::element_blank(),
+      panel.grid = ggplot2::element_blank()
+    )
+}
+
+#' @rdname scdiff_evaluate
+#' @param evaluation What `scdiff_evaluate()` returned.
+#' @export
+scdiff_report <- function(evaluation) {
+  report <- attr(evaluation, "report")
+  if (is.null(report) || !file.exists(report)) {
+    fail("The report is not there any more: run scdiff_evaluate(..., output = \"report\") to keep it.")
+  }
+  utils::browseURL(report)
+  invisible(report)
+}

@@ -1,0 +1,60 @@
+#' Draw new cells from a trained run
+#'
+#' @param run A run or its folder; default the latest.
+#' @param n Number of cells; default 1000, or as many as `like` has.
+#' @param where Which cells: a list such as `list(cell_type = "B", condition =
+#'   c("stim", "ctrl"))`, also in combinations that were never seen.
+#' @param like Cells whose composition and library sizes are copied.
+#' @param ddim Number of DDIM steps (50). `ddpm = TRUE`: every step of training.
+#' @param ddpm,speedup,eta How cells are drawn, as on the command line.
+#' @param cfg_scale Classifier-free guidance, 1 is none: one number, or a named
+#'   list by condition.
+#' @param library_size Counts per cell: `"like"` (default), `"median"` or a number.
+#' @param seed Same seed, same cells.
+#' @param batch_size,device,precision Where and how to compute.
+#' @param as What is returned: `"Seurat"`, `"SingleCellExperiment"`, `"list"` or
+#'   `"path"`; default what the run was trained on, a list where that was not in R.
+#' @param output The file to be written, where a path is returned
+#'   (`"cells.h5ad"`; also `.loom` or a 10x folder).
+#' @param force Replace `output`.
+#' @param assay The assay of `like` with the raw counts; default the one trained on.
+#' @return Cells with raw counts and log-normalised values of all genes, and the
+#'   conditions as factors; of a Seurat object the identities are the labels.
+#' @inherit scdiff_train examples
+#' @export
+scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, ddim = NULL, ddpm = FALSE, speedup = NULL,
+                          eta = NULL, cfg_scale = NULL, library_size = NULL, seed = 0, batch_size = NULL,
+                          device = NULL, precision = NULL, as = NULL, output = NULL, force = FALSE,
+                          assay = NULL) {
+  path <- if (is.null(run)) scdiff_run()$path else existing(run)
+  about <- origin_of(path)
+  as <- chosen_kind(as, if (!is.null(output)) "path" else about$as %||% "list")
+  if (as != "path" && !is.null(output)) {
+    fail("`output` is written where `as` is \"path\": leave one of them out.")
+  }
+  where <- if (!is.null(where)) as.list(where)
+  if (!is.null(where) && (is.null(names(where)) || !all(nzchar(names(where))))) {
+    fail("`where` must be a named list, such as list(cell_type = \"B\").")
+  }
+  if (flag(ddpm, "ddpm") && !is.null(ddim)) {
+    fail("Give `ddim` or `ddpm`, not both.")
+  }
+  options <- list(
+    sampler = if (flag(ddpm, "ddpm")) "ddpm" else "ddim", steps = whole(ddim, "ddim"), speedup = whole(speedup, "speedup"),
+    eta = eta, cfg_scale = if (length(cfg_scale) > 1 || !is.null(names(cfg_scale))) as.list(cfg_scale) else cfg_scale,
+    library_size = library_size, seed = whole(seed, "seed"), batch_size = whole(batch_size, "batch_size"),
+    device = text(device, "device"), precision = text(precision, "precision")
+  )
+  made <- call_python("sample",
+    run = path, n = whole(n, "n"), where = lapply(where, function(values) as.list(as.character(values))),
+    like = pack_cells(like, "like", own_assay(like, assay %||% about$assay), optional = TRUE, labels = about$conditions), options = options,
+    output = if (as == "path") path_of(output %||% "cells.h5ad", "output"), force = flag(force, "force")
+  )
+  if (as == "path") made else unpack_cells(made, as, if (identical(as, about$as)) about$assay, about$label)
+}
+
+# What kind of cells a run was trained on in R; NULL where it was not.
+origin_of <- function(path) {
+  about <- call_python("origin", path = path)
+  if (!is.null(about)) jsonlite::fromJSON(about)
+}

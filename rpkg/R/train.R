@@ -1,0 +1,84 @@
+#' Train a model on your cells
+#'
+#' Learns from raw counts, conditioned on the cell types and on whatever else is
+#' named. Minutes on a laptop for a few thousand cells. R's interrupt saves what
+#' was learnt; `resume = TRUE` goes on.
+#'
+#' @param data A Seurat object, a SingleCellExperiment, a matrix of raw counts
+#'   (genes x cells; with `obs`), a list of `counts` and `obs`, or a path (h5ad,
+#'   loom, 10x folder, 10x h5).
+#' @param label Column of the cells with their types; of a Seurat object also
+#'   `"ident"`, its identities.
+#' @param condition Further columns to condition on, such as donor or treatment.
+#' @param arch `"dit"`, `"whitebox"` or `"unet"`; default the preset's first.
+#' @param preset `"small"` (default), `"base"`, `"large"`, `"scrdit"` or
+#'   `"whitebox-dit"`.
+#' @param config A YAML file of settings, such as a run's `config.yaml`.
+#' @param codec `"count"` (integers of all genes; default) or `"gene"`.
+#' @param n_top_genes,patch_size,hidden_size,depth,num_heads,prediction_type,schedule
+#'   Settings of the model.
+#' @param set A named list of any other setting, such as
+#'   `list(model.ista_lambda = 0.2)`.
+#' @param max_steps,max_epochs,max_time How long: training steps, passes over the
+#'   cells, or seconds (`"10m"`, `"2h"`).
+#' @param batch_size,lr,val_fraction,seed Settings of the training.
+#' @param resume Go on with the run in `out`, default the latest.
+#' @param out Folder of the run; default a new one in `scdiff-runs/`.
+#' @param device,precision Where and how to compute; default what is best here.
+#' @param force Replace the run in `out`.
+#' @param assay The assay with the raw counts; default a Seurat object's active
+#'   one, a SingleCellExperiment's `"counts"`.
+#' @param obs A data frame of the cells, for a matrix.
+#' @return A run, see [scdiff_run()].
+#' @examplesIf scdiff_status(quiet = TRUE)$ready
+#' run <- scdiff_train(blood, label = "cell_type", max_steps = 20, out = tempfile())
+#' cells <- scdiff_sample(run, n = 50, where = list(cell_type = "Dendritic"), ddim = 5)
+#' table(cells$obs$cell_type)
+#' @export
+scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, preset = NULL, config = NULL,
+                         codec = NULL, n_top_genes = NULL, patch_size = NULL, hidden_size = NULL, depth = NULL,
+                         num_heads = NULL, prediction_type = NULL, schedule = NULL, set = list(), max_steps = NULL,
+                         max_epochs = NULL, max_time = NULL, batch_size = NULL, lr = NULL, val_fraction = NULL,
+                         seed = NULL, resume = FALSE, out = NULL, device = NULL, precision = NULL, force = FALSE,
+                         assay = NULL, obs = NULL) {
+  options <- list(
+    codec = text(codec, "codec"), n_top_genes = whole(n_top_genes, "n_top_genes"),
+    patch_size = whole(patch_size, "patch_size"), hidden_size = whole(hidden_size, "hidden_size"),
+    depth = whole(depth, "depth"), num_heads = whole(num_heads, "num_heads"),
+    prediction_type = text(prediction_type, "prediction_type"), schedule = text(schedule, "schedule"),
+    max_steps = whole(max_steps, "max_steps"), max_epochs = whole(max_epochs, "max_epochs"),
+    batch_size = whole(batch_size, "batch_size"), lr = lr, val_fraction = val_fraction, seed = whole(seed, "seed"),
+    device = text(device, "device"), precision = text(precision, "precision"),
+    set = if (length(set)) set
+  )
+  check_columns(data, c(label, condition), assay, obs)
+  if (length(set) && (!is.list(set) || is.null(names(set)))) {
+    fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
+  }
+  about <- list(
+    as = kind_of(data), assay = assay %||% active_assay(data), label = label, conditions = as.list(c(label, condition))
+  )
+  path <- call_python("train",
+    data = pack_cells(data, "data", assay, obs, labels = c(label, condition)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
+    options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
+    condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
+    max_time = if (!is.null(max_time)) as.character(max_time), resume = flag(resume, "resume"), out = path_of(out, "out"),
+    force = flag(force, "force")
+  )
+  scdiff_run(path)
+}
+
+active_assay <- function(x) if (inherits(x, "Seurat")) SeuratObject::DefaultAssay(x)
+
+# Columns that are not there are named before anything is sent.
+check_columns <- function(x, wanted, assay = NULL, obs = NULL, name = "data", optional = FALSE) {
+  if (is_path(x) || (optional && is.null(x))) {
+    return(invisible())
+  }
+  there <- names(cells_of(x, name, assay, obs)$obs)
+  for (column in wanted) {
+    if (!column %in% there) {
+      fail(sprintf("`%s` has no column '%s' of its cells; %s", name, column, nearest(column, there)))
+    }
+  }
+}

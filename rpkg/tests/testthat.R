@@ -1,0 +1,4 @@
+library(testthat)
+library(scdiffkit)
+
+test_check("scdiffkit")
