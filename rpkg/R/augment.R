@@ -40,7 +40,7 @@ scdiff_augment <- function(object, label, target, run = NULL, ..., sample = list
   }
   label <- text(label, "label")
   assay <- assay %||% active_assay(object)
-  check_columns(object, label, assay, name = "object")
+  check_columns(object, label, name = "object")
   before <- cells_of(object, "object", assay)
   earlier <- before$obs$synthetic %||% FALSE
   if (!is.logical(earlier)) {

@@ -296,6 +296,3 @@ chosen_kind <- function(as, default) {
   }
   as
 }
-
-# A column of cells, whatever they are in; NULL where it is not there.
-column_of <- function(x, name, assay = NULL) cells_of(x, "object", assay)$obs[[name]]

@@ -36,8 +36,8 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
                             force = FALSE, assay = NULL) {
   labels <- c(label, condition, donor)
-  check_columns(real, labels, assay, name = "real")
-  check_columns(train, labels, assay, name = "train", optional = TRUE)
+  check_columns(real, labels, name = "real")
+  check_columns(train, labels, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
@@ -117,15 +117,13 @@ plot.scdiff_evaluation <- function(x, ...) {
   colours <- c(real = "#0072B2", synthetic = "#E69F00")
   graphics::plot(
     cells$x[order], cells$y[order],
-    col = grDevices_alpha(colours[cells$side[order]]), pch = 16, cex = 0.5,
-    xlab = "", ylab = "", axes = FALSE, asp = 1, main = "Real and synthetic cells", ...
+    col = paste0(colours[cells$side[order]], "99"), pch = 16, cex = 0.8,
+    xlab = "", ylab = "", axes = FALSE, main = "Real and synthetic cells", ...
   )
   graphics::box(col = "grey80")
-  graphics::legend("topright", names(colours), col = colours, pch = 16, bty = "n")
+  graphics::legend("bottom", names(colours), col = colours, pch = 16, bty = "n", horiz = TRUE, inset = c(0, -0.12), xpd = NA)
   invisible(cells)
 }
-
-grDevices_alpha <- function(colours) paste0(colours, "99")
 
 #' Real and synthetic cells as a ggplot
 #'

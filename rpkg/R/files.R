@@ -67,7 +67,7 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
   if (as == "path" && is.null(output)) {
     fail("`output` is needed: the file that prepared cells are written to, or `as` to have them returned.")
   }
-  check_columns(data, c(label, batch_key), assay, obs)
+  check_columns(data, c(label, batch_key), obs)
   options <- list(
     n_top_genes = whole(n_top_genes, "n_top_genes"), hvg_flavor = text(hvg_flavor, "hvg_flavor"),
     genes = text(genes, "genes", several = TRUE), batch_key = text(batch_key, "batch_key"),

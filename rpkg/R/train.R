@@ -51,7 +51,7 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     device = text(device, "device"), precision = text(precision, "precision"),
     set = if (length(set)) set
   )
-  check_columns(data, c(label, condition), assay, obs)
+  check_columns(data, c(label, condition), obs)
   if (length(set) && (!is.list(set) || is.null(names(set)))) {
     fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
   }
@@ -71,11 +71,15 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
 active_assay <- function(x) if (inherits(x, "Seurat")) SeuratObject::DefaultAssay(x)
 
 # Columns that are not there are named before anything is sent.
-check_columns <- function(x, wanted, assay = NULL, obs = NULL, name = "data", optional = FALSE) {
+check_columns <- function(x, wanted, obs = NULL, name = "data", optional = FALSE) {
   if (is_path(x) || (optional && is.null(x))) {
     return(invisible())
   }
-  there <- names(cells_of(x, name, assay, obs)$obs)
+  there <- switch(kind_of(x),
+    Seurat = c(names(slot(x, "meta.data")), "ident"),
+    SingleCellExperiment = names(SummarizedExperiment::colData(x)),
+    names(obs %||% if (is.list(x) && !is.data.frame(x)) x$obs)
+  )
   for (column in wanted) {
     if (!column %in% there) {
       fail(sprintf("`%s` has no column '%s' of its cells; %s", name, column, nearest(column, there)))
