@@ -1,209 +1,244 @@
-"""Training and sampling rates per architecture, beside the machine's measured matrix-product rate.
+"""How fast training and sampling are, per architecture, beside what the machine's matrix products alone would take.
 
-    python benchmarks/speed.py [--seconds 20] [--device auto] [--precision auto]
+    python benchmarks/speed.py [--seconds 30] [--device auto] [--precision auto] [--only small-count ...]
 
-The papers' shape: 2000 genes, patch 10, hidden 768, depth 3, batch 16; and the preset `small` as it stands.
-Random numbers stand for cells: the arithmetic does not depend on them. "share of peak" is the floating-point work of
-the network's matrix products (counted by torch, forward and backward) over what the same seconds would hold at the
-best rate measured for products of this machine, around each row.
+Each row trains and samples as a user does (`scdiffkit.train`, `scdiffkit.sample`, on cells of benchmarks/atlas.py with
+2000 genes) and takes the rates that these report. "Products": every matrix product, convolution and attention of the
+network in one step, forward and backward, is recorded with its shape, strides and precision, and timed on its own on
+this machine; their sum over the time of the whole step is the share. The rest is normalising, gating, the optimiser,
+the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from torch.utils.flop_counter import FlopCounterMode
+import measuring
 
 import scdiffkit
-from scdiffkit import models
-from scdiffkit.config import RunConfig, build_run_config
-from scdiffkit.denoiser import Denoiser, SpikeSlab
-from scdiffkit.device import make_fabric
-from scdiffkit.sampling import ddim
-from scdiffkit.schedule import Schedule
 
-GENES, TYPES = 2000, 10
-# Cells per second of the papers' own code where it was timed: another 2-core CPU, float32, batch 16.
-PAPERS = {"dit": 11.1, "whitebox": 21.2}
+# isort: split
+import numpy as np
+import torch
+from atlas import write_atlas
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scdiffkit.config import SampleConfig
+from scdiffkit.device import make_fabric
+from scdiffkit.fit import TrainStatus
+from scdiffkit.run import Run
+
+CELLS, GENES, TYPES = 2000, 2000, 12
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
+    aten.convolution.default, aten.convolution_backward.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+    aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_backward.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_efficient_attention_backward.default,
+    aten._scaled_dot_product_cudnn_attention.default, aten._scaled_dot_product_cudnn_attention_backward.default,
+}  # fmt: skip
+SETS: dict[str, list[tuple[str, str, str]]] = {  # name -> preset, codec, architecture
+    "papers": [("scrdit", "gene", "dit"), ("whitebox-dit", "gene", "whitebox"), ("scrdit", "gene", "unet")],
+    "small-gene": [("small", "gene", arch) for arch in ("dit", "whitebox", "unet")],
+    "small-count": [("small", "count", arch) for arch in ("dit", "whitebox", "unet")],
+    "base-count": [("base", "count", arch) for arch in ("dit", "whitebox", "unet")],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="for each figure")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="of training for each row, and about as much sampling"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", choices=list(SETS), action="append")
     options = parser.parse_args()
-    fabric = make_fabric(options.device, options.precision)
-    cases = [
-        ("papers", arch, build_run_config(p, arch)) for p, arch in (("scrdit", "dit"), ("whitebox-dit", "whitebox"))
-    ]
-    cases += [("papers", "unet", build_run_config("scrdit", "unet"))]
-    of_genes = {"codec.name": "gene"}  # the codec whose vectors are as long as GENES
-    cases += [("small", arch, build_run_config("small", arch, None, of_genes)) for arch in ("dit", "whitebox", "unet")]
-    rows = [measure(fabric, name, arch, config, options.seconds) for name, arch, config in cases]
-    report = {
-        "machine": machine(fabric),
-        "rows": rows,
-        "whitebox_over_dit_step": {
-            name: round(step_seconds(rows, name, "whitebox") / step_seconds(rows, name, "dit"), 3)
-            for name in ("papers", "small")
-        },
-    }
-    text = table(report)
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = f"speed-{fabric.device.type}"
-    (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / f"{stem}.md").write_text(text + "\n")
+    device = make_fabric(options.device, options.precision).device
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "cells.h5ad"
+        write_atlas(data, CELLS, GENES)
+        for name in options.only or SETS:
+            for preset, codec, arch in SETS[name]:
+                rows.append(measure(data, Path(folder) / f"{name}-{arch}", preset, codec, arch, options))
+                print(rows[-1], flush=True)
+    precision = make_fabric(options.device, options.precision).strategy.precision.precision
+    result = {"made_by": measuring.about() | {"precision": precision, "threads": torch.get_num_threads()}, "rows": rows}
+    if device.type == "cuda":
+        result["made_by"]["machine"] = torch.cuda.get_device_name()
+    measuring.save(f"speed-{device.type}", result, text(result))
 
 
-def matrix_peak(fabric: Fabric) -> float:
-    """Best floating-point operations per second over a few shapes that transformers use, in the chosen precision."""
-    best = 0.0
-    for m, k, n in ((3200, 768, 768), (3200, 768, 3072), (2048, 2048, 2048), (8192, 768, 3072)):
-        a, b = torch.randn(m, k, device=fabric.device), torch.randn(k, n, device=fabric.device)
-        with fabric.autocast(), torch.no_grad():
-            if torch.is_autocast_enabled(fabric.device.type):
-                a, b = (x.to(torch.get_autocast_dtype(fabric.device.type)) for x in (a, b))
-            seconds = per_call(lambda a=a, b=b: a @ b, fabric, 0.5)
-        best = max(best, 2 * m * k * n / seconds)
-    return best
+def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, options: Any) -> dict[str, Any]:
+    rates: list[float] = []
+    begun: list[float] = []
 
+    def on_status(status: TrainStatus) -> None:
+        if status.stage == "diffusion":
+            begun.append(time.monotonic())
+            rates.append(status.cells_per_s)
+            if time.monotonic() - begun[0] > options.seconds:
+                raise KeyboardInterrupt
 
-def measure(fabric: Fabric, name: str, arch: str, config: RunConfig, seconds: float) -> dict[str, Any]:
-    torch.manual_seed(0)
-    batch = config.train.batch_size
-    head = None
-    if config.diffusion.output == "spike-slab":
-        head = SpikeSlab(-0.3, torch.zeros(GENES), torch.full((GENES,), 3.0), torch.full((GENES,), 0.2))
-    network = models.build(GENES, config.model, [TYPES], outputs=2 if head else 1)
-    schedule = Schedule.from_config(config.diffusion)
-    denoiser = Denoiser(network, schedule, config.diffusion.prediction_type, head=head)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-5, fused=True)
-    model, optimizer = fabric.setup(denoiser, optimizer)
-    x0, eps = torch.randn(2, batch, GENES, device=fabric.device)
+    settings = {
+        "codec.name": codec, "train.device": options.device, "train.precision": options.precision,
+        "train.val_every_steps": 100_000, "train.max_steps": 100_000,
+    }  # fmt: skip
+    if codec == "count":
+        settings |= {"codec.max_steps": 50, "codec.hidden_size": 128}
+    try:
+        scdiffkit.train(
+            data, preset=preset, arch=arch, label="cell_type", out=folder, overrides=settings, on_status=on_status
+        )
+    except KeyboardInterrupt:
+        run = Run.open(folder)
+    config = run.config()
+    batch, fabric = config.train.batch_size, make_fabric(options.device, options.precision)
+    denoiser = run.new_denoiser().to(fabric.device)
+    dim = run.codec().dim
+    random = torch.randn(2, batch, dim, device=fabric.device)
     codes = torch.randint(TYPES + 1, (batch, 1), device=fabric.device)
-    t = torch.randint(schedule.num_train_timesteps, (batch,), device=fabric.device)
+    t = torch.randint(1000, (batch,), device=fabric.device)
 
     def train_step() -> None:
-        optimizer.zero_grad()
-        fabric.backward(model(x0, codes, t, eps).mean())
-        optimizer.step()
+        with fabric.autocast():
+            loss = denoiser(random[0], codes, t, random[1]).mean()
+        loss.backward()
+
+    train_s, products_s = batch / float(np.median(rates[1:] or rates)), seconds_of(products(train_step), fabric)
+    steps = 20
+    drawing = SampleConfig(steps=steps, device=options.device, precision=options.precision)
+    n, elapsed = 64, 0.0
+    save_untrained(run, denoiser)
+    while elapsed < options.seconds / 3:  # enough cells for the rate to settle
+        n *= 2
+        start = time.perf_counter()
+        scdiffkit.sample(run, n, config=drawing)
+        elapsed = time.perf_counter() - start
+    denoiser.eval()
 
     def sample_step() -> None:
-        with torch.inference_mode(), fabric.autocast():
-            list(ddim(denoiser, x0, [500], conditions=codes))
+        with torch.no_grad(), fabric.autocast():
+            denoiser.predict(random[0], torch.full_like(t, 500), codes)
 
-    with FlopCounterMode(display=False) as counter:
-        train_step()
-    train_flops = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        sample_step()
-    sample_flops = counter.get_total_flops()
-    peaks = [matrix_peak(fabric)]  # before and after: a shared machine is not equally fast all the time
-    train_s, sample_s = per_call(train_step, fabric, seconds), per_call(sample_step, fabric, seconds / 2)
-    peaks.append(matrix_peak(fabric))
-    peak = max(peaks)
+    sampled_s = seconds_of(products(sample_step), fabric) / batch * steps
     return {
-        "shape": name,
-        "arch": arch,
-        "parameters": sum(p.numel() for p in denoiser.parameters()),
-        "batch": batch,
-        "peak_gflops": round(peak / 1e9, 1),
-        "train_ms_per_step": round(train_s * 1e3, 1),
-        "train_cells_per_s": round(batch / train_s, 1),
-        "train_share_of_peak": round(train_flops / train_s / peak, 3),
-        "train_cells_per_s_at_peak": round(batch * peak / train_flops, 1),
-        "sample_cells_per_s_per_call": round(batch / sample_s, 1),
-        "sample_cells_per_s_ddim20": round(batch / sample_s / 20, 2),
-        "sample_share_of_peak": round(sample_flops / sample_s / peak, 3),
-    }
+        "preset": preset, "codec": codec, "arch": arch,
+        "parameters": sum(p.numel() for p in denoiser.parameters()), "batch": batch,
+        "train_cells_per_s": round(batch / train_s, 1), "train_ms_per_step": round(train_s * 1e3, 2),
+        "products_ms_per_step": round(products_s * 1e3, 2), "train_share": round(products_s / train_s, 3),
+        "sample_cells_per_s": round(n / elapsed, 1), "sample_share": round(sampled_s * n / elapsed, 3),
+    }  # fmt: skip
 
 
-def per_call(work: Callable[[], Any], fabric: Fabric, seconds: float) -> float:
-    """Median seconds of one call, over calls that fill the time given (at least 3, after one to warm up)."""
-    times: list[float] = []
-    work()
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        synchronise(fabric)
-        start = time.perf_counter()
-        work()
-        synchronise(fabric)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+def save_untrained(run: Run, denoiser: torch.nn.Module) -> None:
+    """What is sampled does not matter here, but a run without a checkpoint cannot be sampled from."""
+    if not run.steps():
+        weights = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
+        run.save_checkpoint(1, weights, None, {}, None, 1)
 
 
-def synchronise(fabric: Fabric) -> None:
+Call = tuple[Any, tuple[Any, ...]]
+
+
+def products(step: Callable[[], None]) -> Counter[Call]:
+    """The products of one step, with the shapes, strides and types of their arguments, and how often each occurs."""
+    found: Counter[Call] = Counter()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in PRODUCTS:
+                found[function, tuple(_form(a) for a in args)] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        step()
+    return found
+
+
+def _form(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return ("tensor", tuple(argument.shape), argument.stride(), argument.dtype)
+    return tuple(argument) if isinstance(argument, list) else argument
+
+
+def seconds_of(calls: Counter[Call], fabric: Any, at_least: float = 0.05) -> float:
+    """The time that all of these take on their own, one after another."""
+    total = 0.0
+    with torch.no_grad():
+        for (function, forms), times in calls.items():
+            arguments = [_made(form, fabric.device) for form in forms]
+            function(*arguments)
+            taken: list[float] = []
+            while len(taken) < 3 or (sum(taken) < at_least and len(taken) < 1000):
+                _synchronise(fabric)
+                start = time.perf_counter()
+                function(*arguments)
+                _synchronise(fabric)
+                taken.append(time.perf_counter() - start)
+            total += times * float(np.median(taken))
+    return total
+
+
+def _made(form: Any, device: torch.device) -> Any:
+    if isinstance(form, tuple) and form[:1] == ("tensor",):
+        _, shape, stride, dtype = form
+        made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        return made.normal_() if dtype.is_floating_point else made.zero_()
+    return list(form) if isinstance(form, tuple) else form
+
+
+def _synchronise(fabric: Any) -> None:
     if fabric.device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def step_seconds(rows: list[dict[str, Any]], name: str, arch: str) -> float:
-    return next(r["train_ms_per_step"] for r in rows if r["shape"] == name and r["arch"] == arch)
-
-
-def machine(fabric: Fabric) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    ).stdout.strip()
-    device = fabric.device.type
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{model}, {torch.get_num_threads()} threads",
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "precision": fabric.strategy.precision.precision,
-        "torch": str(torch.__version__),
-        "scdiffkit": scdiffkit.__version__,
-        "commit": commit,
+def text(result: dict[str, Any]) -> str:
+    made, rows = result["made_by"], result["rows"]
+    step = {(r["preset"], r["codec"], r["arch"]): r["train_ms_per_step"] for r in rows}
+    ratios = {
+        "papers' shape": (("whitebox-dit", "gene", "whitebox"), ("scrdit", "gene", "dit")),
+        "small, gene": (("small", "gene", "whitebox"), ("small", "gene", "dit")),
+        "small, count": (("small", "count", "whitebox"), ("small", "count", "dit")),
     }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def table(report: dict[str, Any]) -> str:
-    m = report["machine"]
+    found = [f"{name} {step[a] / step[b]:.2f}" for name, (a, b) in ratios.items() if a in step and b in step]
+    columns = [
+        "preset", "codec", "architecture", "parameters", "batch", "training, cells/s", "ms/step", "products, ms/step",
+        "share", "sampling, cells/s", "share of products",
+    ]  # fmt: skip
+    figures = [
+        [
+            r["preset"], r["codec"], r["arch"], f"{r['parameters']:,}", r["batch"], r["train_cells_per_s"],
+            r["train_ms_per_step"], r["products_ms_per_step"], f"{r['train_share']:.0%}", r["sample_cells_per_s"],
+            f"{r['sample_share']:.0%}",
+        ]
+        for r in rows
+    ]  # fmt: skip
     lines = [
         "# Speed",
         "",
-        f"{m['device']} ({m['instructions']}), {m['precision']}, torch {m['torch']}, commit {m['commit']}; "
+        f"{measuring.in_words(made)} {made['precision']}, {made['threads']} threads.",
         "Written by `python benchmarks/speed.py`.",
         "",
-        "| shape | architecture | parameters | batch | peak, GFLOP/s | training, cells/s | share of peak | "
-        "cells/s at 100% of peak | "
-        "DDIM 20, cells/s | share of peak |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {r['shape']} | {r['arch']} | {r['parameters']:,} | {r['batch']} | {r['peak_gflops']:g} | "
-        f"{r['train_cells_per_s']:g} | "
-        f"{r['train_share_of_peak']:.0%} | {r['train_cells_per_s_at_peak']:g} | {r['sample_cells_per_s_ddim20']:g} | "
-        f"{r['sample_share_of_peak']:.0%} |"
-        for r in report["rows"]
-    ]
-    ratio = report["whitebox_over_dit_step"]
-    lines += [
+        f"Training and DDIM sampling with 20 steps as a user runs them, {CELLS} cells x {GENES} genes. Share: the time",
+        "of the network's matrix products, measured one by one on this machine at these shapes, over the time of",
+        "everything; sampling with the count codec also decodes and draws the counts.",
         "",
-        f"White-Box over DiT, time of a training step: {ratio['papers']:.2f} (papers' shape), {ratio['small']:.2f} "
-        "(small).",
-        f"The papers' own code where it was timed (another CPU, float32): DiT {PAPERS['dit']}, White-Box "
-        f"{PAPERS['whitebox']} cells/s.",
+        measuring.table(columns, figures),
+        "",
     ]
+    if found:
+        lines.append(f"White-Box over DiT, time of a training step: {', '.join(found)}.")
     return "\n".join(lines)
 
 

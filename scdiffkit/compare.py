@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdiffkit.compared import sha256
+from scdiffkit.compared import sha256, with_columns
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
 from scdiffkit.evaluate import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
-from scdiffkit.io import atomic_write_text, read
+from scdiffkit.io import atomic_write_text, open_cells
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics.score import Score
 from scdiffkit.report import comparison_html
@@ -99,6 +99,8 @@ def compare(
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
     fast: bool = False,
+    backed: bool | None = None,
+    max_memory: float | None = None,
     force: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -118,9 +120,13 @@ def compare(
         raise ConfigError("compare takes two sets of synthetic cells or more; for one, use evaluate.")
     if out is not None:
         _check_out(Path(out), force)
-    cells = {name: read(c) if isinstance(c, (str, Path)) else c for name, c in given.items()}
-    real_cells = read(real) if isinstance(real, (str, Path)) else real
-    train_cells = read(train) if isinstance(train, (str, Path)) else train
+    named = {f"synthetic {name}": c for name, c in given.items()} | {"real": real}
+    _, opened = open_cells(named if train is None else named | {"train": train}, backed=backed, max_memory=max_memory)
+    assert isinstance(opened, dict)
+    opened = {name: with_columns(c, [label, *conditions]) for name, c in opened.items()}
+    real_cells, train_cells = opened["real"], opened.get("train")
+    cells = {name: opened[f"synthetic {name}"] for name in given}
+    hashes = {str(c): sha256(Path(c)) for c in (real, train, *given.values()) if isinstance(c, (str, Path))}
     available = [
         real_cells.n_obs if train_cells is not None else real_cells.n_obs // 2,
         *(c.n_obs for c in cells.values()),
@@ -140,7 +146,7 @@ def compare(
         )  # fmt: skip
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):
-                found[name].inputs[side] |= {"source": str(source), "sha256": sha256(Path(source))}
+                found[name].inputs[side] |= {"source": str(source), "sha256": hashes[str(source)]}
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
         warnings.warn(

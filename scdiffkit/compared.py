@@ -1,13 +1,17 @@
 """The sets of cells that an evaluation compares: loaded, brought to one scale and the same genes, equal in size.
 
-Knows AnnData and obs columns; knows no metric.
+Cells may stay in their files: these are read block by block for what needs all cells, and of very many only some, drawn
+at random, are brought into memory to be compared. Knows AnnData and obs columns; knows no metric.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +21,10 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError, ScdiffWarning, nearest
-from scdiffkit.io import read
+from scdiffkit.io import Backed, Rows, ahead, blocks, open_cells
+from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
-from scdiffkit.preprocess import find_counts, lognormalise
+from scdiffkit.preprocess import counts_of, lognormalise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,19 +36,106 @@ SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly nor
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
 NO_TYPE = "(none)"
+AS_IT_IS = "log1p-normalised X, taken as it is"
+TOTAL = "total_counts"  # obs column
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class InFile:
+    """Cells that stay in their file: log1p-normalised values (cells, genes), read or made when they are asked for.
+
+    logged: these as the file has them, None where they are made from the counts. counts: raw counts, of more genes
+    perhaps; None where there are none of some genes. library_size: (cells of the file,) that they are normalised by;
+    None: their sums. rows: of the file; columns, of_counts: places of the genes in `logged` and `counts`; None: all.
+    """
+
+    logged: Rows | None
+    counts: Rows | None
+    target_sum: float
+    library_size: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    of_counts: np.ndarray | None = None
+
+    @property
+    def stored(self) -> Rows:
+        """The matrix that values come from."""
+        found = self.counts if self.logged is None else self.logged
+        assert found is not None
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, genes = self.stored.shape
+        columns = self.of_counts if self.logged is None else self.columns
+        return (n if self.rows is None else len(self.rows), genes if columns is None else len(columns))
+
+    @property
+    def rows_at_once(self) -> int:
+        return rows_at_once(self.stored)
+
+    def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
+        return self.read(at)[0]
+
+    def read(self, at: slice | np.ndarray) -> tuple[sparse.csr_matrix, sparse.csr_matrix | None]:
+        """Values of some cells, and, if these are made from them, their counts."""
+        rows = at if self.rows is None else self.rows[at]
+        if self.logged is not None:
+            X = sparse.csr_matrix(self.logged[rows], dtype=np.float32)
+            return X if self.columns is None else X[:, self.columns], None
+        counts = self.stored[rows]
+        X = lognormalise(counts, self.target_sum, None if self.library_size is None else self.library_size[rows])
+        return (X, counts) if self.of_counts is None else (X[:, self.of_counts], counts[:, self.of_counts])
+
+    def counts_at(self, at: np.ndarray) -> sparse.csr_matrix | None:
+        """Counts of some cells."""
+        if self.counts is None:
+            return None
+        counts = self.counts[at if self.rows is None else self.rows[at]]
+        return counts if self.of_counts is None else counts[:, self.of_counts]
+
+    def take(self, rows: np.ndarray) -> InFile:
+        """These cells only."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def keep_genes(self, places: np.ndarray) -> InFile:
+        """These genes only, in this order."""
+        columns, of_counts = (places if old is None else old[places] for old in (self.columns, self.of_counts))
+        return replace(self, columns=columns, of_counts=of_counts)
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """What is known of all n cells of a side, also where only some of them are compared.
+
+    types: cells of each. fingerprints: (n,) of the genes compared; donors: (n,) text, or None. mean_sum: of a cell's
+    normalised values before the logarithm.
+    """
+
+    types: dict[str, int]
+    fingerprints: np.ndarray
+    donors: np.ndarray | None
+    mean_sum: float
+
+    @property
+    def n(self) -> int:
+        return len(self.fingerprints)
 
 
 @dataclass
 class Side:
     """One of the data sets: X (cells, genes) log1p-normalised CSR, its genes, and what is known of its cells.
 
-    counts: raw counts (cells, genes), None where there are none. types, conditions, donors: (cells,) text, the latter
-    two None unless asked for. codec_auc: of the run that made the cells, where they say.
+    X: InFile where cells stay in their file, until `gather` has brought some of them into memory. counts: raw counts
+    (cells, genes), library_size: their sums (cells,), None where there are none or they were not gathered. types,
+    conditions, donors: (cells,) text, the latter two None unless asked for. codec_auc: of the run that made the cells,
+    where they say.
     """
 
     name: str
     source: str
-    X: sparse.csr_matrix
+    X: Any
     counts: sparse.csr_matrix | None
     genes: pd.Index
     types: np.ndarray
@@ -55,19 +147,59 @@ class Side:
     n_genes: int
     codec_auc: dict[str, float]
     sha256: str | None
+    library_size: np.ndarray | None = None
+    everyone: Everyone | None = None
 
     def take(self, rows: np.ndarray) -> None:
         """Keep these cells only."""
-        self.X, self.types = self.X[rows], self.types[rows]
+        self.X = self.X.take(rows) if isinstance(self.X, InFile) else self.X[rows]
+        self._take_of_obs(rows)
         self.counts = None if self.counts is None else self.counts[rows]
+
+    def _take_of_obs(self, rows: np.ndarray) -> None:
+        self.types = self.types[rows]
         self.conditions = None if self.conditions is None else self.conditions[rows]
         self.donors = None if self.donors is None else self.donors[rows]
 
     def keep_genes(self, genes: pd.Index) -> None:
         """Keep these genes only, in this order."""
         places = self.genes.get_indexer(genes)
-        self.X, self.genes = self.X[:, places], genes
-        self.counts = None if self.counts is None else self.counts[:, places]
+        self.X = self.X.keep_genes(places) if isinstance(self.X, InFile) else self.X[:, places]
+        self.counts, self.genes = None if self.counts is None else self.counts[:, places], genes
+
+    def fingerprints(self, genes: pd.Index, fewest: int) -> np.ndarray:
+        """Of all cells (n,), in these genes; see metrics.privacy."""
+        places, found = self.genes.get_indexer(genes), np.empty(self.X.shape[0], dtype=np.uint64)
+        for part, X in blocks(self.X):
+            found[part] = fingerprints(X[:, places], fewest)
+        return found
+
+    def gather(self, most: int, rng: np.random.Generator, *, counts_too: bool) -> None:
+        """Find what is known of everyone, and of cells in a file bring at most so many into memory to be drawn from, at
+        random within types.
+
+        counts_too: whether these cells' counts are wanted, not only their sums.
+        """
+        n = self.X.shape[0]
+        held = np.arange(n)
+        if isinstance(self.X, InFile) and n > most:
+            held = np.sort(draw_order(self.types, rng)[:most])
+        marks, total = np.empty(n, dtype=np.uint64), 0.0
+        kept, of_kept, sizes = [], [], []
+        for part, X, here, counts in _blocks(self.X, held):
+            marks[part] = fingerprints(X)
+            total += float(np.expm1(X.data).sum(dtype=np.float64))
+            if isinstance(self.X, InFile):
+                kept.append(X if len(here) == X.shape[0] else X[here])
+                of_kept += [counts] if counts is not None and counts_too else []
+                sizes += [] if counts is None else [_sums(counts)]
+        self.everyone = Everyone(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
+        if isinstance(self.X, InFile):
+            self.X, self.counts = _stacked(kept), _stacked(of_kept)
+            self.library_size = np.concatenate(sizes) if sizes else None
+            self._take_of_obs(held)
+        elif self.counts is not None:
+            self.library_size = _sums(self.counts)
 
     def part(self, rows: np.ndarray) -> Part:
         X = self.X[rows]
@@ -79,8 +211,8 @@ class Side:
             of_cells["conditions"] = self.conditions[rows]
         if self.donors is not None:
             of_cells["donors"] = self.donors[rows]
-        if self.counts is not None:
-            of_cells["library_size"] = np.asarray(self.counts[rows].sum(axis=1), dtype=float).ravel()
+        if self.library_size is not None:
+            of_cells["library_size"] = self.library_size[rows]
         mitochondrial = self.genes.str.upper().str.startswith("MT-")
         if mitochondrial.any():
             shares = X.copy()
@@ -97,6 +229,36 @@ class Side:
             "genes": self.n_genes,
             "scale": self.scale,
         }
+
+
+def _blocks(X: Any, held: np.ndarray) -> Iterator[tuple[slice, sparse.csr_matrix, np.ndarray, Any]]:
+    """All cells a block at a time: part, X, which of them are held (places in the block), and of those in a file the
+    counts; the next block is read while one is worked on."""
+    if not isinstance(X, InFile):
+        yield from ((part, block, held[part] - part.start, None) for part, block in blocks(X))
+        return
+    n, step = X.shape[0], X.rows_at_once
+
+    def read(start: int) -> tuple[slice, sparse.csr_matrix, np.ndarray, Any]:
+        part = slice(start, min(start + step, n))
+        first, last = np.searchsorted(held, [part.start, part.stop])
+        here = held[first:last] - part.start
+        block, counts = X.read(part)
+        if counts is None:
+            counts = X.counts_at(held[first:last])
+        elif len(here) < block.shape[0]:
+            counts = counts[here]
+        return part, block, here, counts
+
+    yield from ahead(read(start) for start in range(0, n, step))
+
+
+def _sums(counts: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(counts.sum(axis=1), dtype=float).ravel()
+
+
+def _stacked(parts: list[sparse.csr_matrix]) -> sparse.csr_matrix | None:
+    return sparse.vstack(parts, format="csr") if parts else None
 
 
 @dataclass(frozen=True)
@@ -159,37 +321,57 @@ class Remarks:
 
 
 def load(
-    cells: dict[str, AnnData | str | Path], label: str | None, conditions: Sequence[str] = (), donor: str | None = None
+    cells: Mapping[str, AnnData | Backed | str | Path],
+    label: str | None,
+    conditions: Sequence[str] = (),
+    donor: str | None = None,
+    *,
+    backed: bool | None = None,
+    max_memory: float | None = None,
 ) -> dict[str, Side]:
-    """The sides by name; synthetic cells may lack the columns, others may not (DataError)."""
-    read_in = {name: read(c) if isinstance(c, (str, Path)) else c for name, c in cells.items()}
-    target_sum = _target_sum(read_in["synthetic"]) or _target_sum(read_in["real"]) or TARGET_SUM
+    """The sides by name; synthetic cells may lack the columns, others may not (DataError).
+
+    backed, max_memory: as `open_cells` takes them.
+    """
+    _, opened = open_cells(cells, backed=backed, max_memory=max_memory)
+    assert isinstance(opened, dict)
+    target_sum = _target_sum(opened["synthetic"]) or _target_sum(opened["real"]) or TARGET_SUM
     sides: dict[str, Side] = {}
-    for name, adata in read_in.items():
-        source = "memory" if cells[name] is adata else str(cells[name])
-        who = f"The {name} cells" if source == "memory" else f"The {name} cells ({source})"
-        found = _counts(adata)
-        X, genes, scale = _log_values(
-            adata, found, who, target_sum, made_here=name == "synthetic" or "scdiffkit" in adata.uns
-        )
-        types, has_types = _types_of(adata.obs, label, name, who)
+    for name, side in opened.items():
+        source = "memory" if cells[name] is side else str(cells[name])
+        path = str(side.path) if isinstance(side, Backed) else source
+        who = f"The {name} cells" if path == "memory" else f"The {name} cells ({path})"
+        types, has_types = _types_of(side.obs, label, name, who)
+        of_conditions = _texts(side.obs, conditions, "--condition", name, who)
+        donors = _texts(side.obs, [donor] if donor else [], "--donor", name, who)
+        made_here = name == "synthetic" or "scdiffkit" in side.uns
+        X, counts, genes, scale = _values(side, who, target_sum, made_here)
         sides[name] = Side(
             name=name,
             source=source,
             X=X,
-            counts=_of_genes(found, genes),
+            counts=counts,
             genes=genes,
             types=types,
             has_types=has_types,
-            conditions=_texts(adata.obs, conditions, "--condition", name, who),
-            donors=_texts(adata.obs, [donor] if donor else [], "--donor", name, who),
+            conditions=of_conditions,
+            donors=donors,
             scale=scale,
             n_cells=X.shape[0],
             n_genes=X.shape[1],
-            codec_auc=dict(adata.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            codec_auc=dict(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
             sha256=sha256(Path(source)),
         )
     return sides
+
+
+def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None]) -> AnnData | Backed:
+    """The same cells; of millions in a file, only these columns of obs (all, where one is not there)."""
+    columns = list(dict.fromkeys(column for column in wanted if column))
+    if not isinstance(cells, Backed) or any(column not in cells.obs for column in columns):
+        return cells
+    columns += [TOTAL] if TOTAL in cells.obs and TOTAL not in columns else []
+    return replace(cells, obs=cells.obs[columns].reset_index(drop=True))
 
 
 def sha256(path: Path) -> str | None:
@@ -200,93 +382,113 @@ def sha256(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _target_sum(adata: AnnData) -> float | None:
+def _target_sum(cells: AnnData | Backed) -> float | None:
     """Counts per cell that this tool recorded having normalised to."""
-    recorded = adata.uns.get("scdiffkit", {})
+    recorded = cells.uns.get("scdiffkit", {})
     value = recorded.get("target_sum") or recorded.get("preprocess", {}).get("target_sum")
     return float(value) if value else None
 
 
-def _counts(adata: AnnData) -> tuple[sparse.csr_matrix, pd.Index, str] | DataError:
-    """Raw counts, their genes and where they were; or why there are none."""
-    try:
-        counts, place = find_counts(adata)
-    except DataError as e:
-        return e
-    return counts, adata.raw.var_names if place == "raw" else adata.var_names, place
-
-
-def _of_genes(found: tuple[sparse.csr_matrix, pd.Index, str] | DataError, wanted: pd.Index) -> sparse.csr_matrix | None:
-    """Raw counts of the genes that are wanted; None where there are none of some."""
-    if isinstance(found, DataError):
-        return None
-    counts, genes, _ = found
-    if genes.equals(wanted):
-        return counts
-    if genes.has_duplicates or len(wanted.difference(genes)):
-        return None
-    return counts[:, genes.get_indexer(wanted)]
-
-
-def _log_values(
-    adata: AnnData,
-    found: tuple[sparse.csr_matrix, pd.Index, str] | DataError,
-    who: str,
-    target_sum: float,
-    made_here: bool,
-) -> tuple[sparse.csr_matrix, pd.Index, str]:
-    """log1p-normalised values (cells, genes), their genes, and where they came from, in words.
+def _values(
+    cells: AnnData | Backed, who: str, target_sum: float, made_here: bool
+) -> tuple[sparse.csr_matrix | InFile, sparse.csr_matrix | None, pd.Index, str]:
+    """log1p-normalised values (cells, genes), raw counts of the same genes where there are any and they are in memory,
+    the genes, and where the values came from, in words.
 
     X that is log-normalised already is taken as it is: synthetic cells may hold fewer genes than they were
     normalised over. Raw counts are normalised by obs["total_counts"], the library size that this tool leaves
     in the cells it makes (also where a format has lost `uns`), else over all genes that the side has.
     """
-    ours = "scdiffkit" in adata.uns
-    X = None if adata.X is None else sparse.csr_matrix(_in_memory(adata.X), dtype=np.float32)
-    if X is not None:
-        _check_finite(X.data, who)
-        negative = len(X.data) > 0 and X.data.min() < 0
-        whole = np.array_equal(X.data, np.rint(X.data))
-        if negative and ours:
-            raise DataError(f"{who} have negative values in X (down to {X.data.min():g}): sample them again.")
-        if not (negative or whole) and (ours or X.data.max() < MAX_LOG_VALUE):
-            return _named(X, adata.var_names, who), adata.var_names, "log1p-normalised X, taken as it is"
+    found: tuple[Rows, pd.Index, str] | DataError
+    try:
+        counts, place = counts_of(cells)
+        found = counts, _var_names(cells, place), place
+    except DataError as e:
+        found = e
+    X: Rows | None
+    if isinstance(cells, Backed):
+        X = cells.matrices.get("X")
+    else:
+        X = None if cells.X is None else sparse.csr_matrix(_in_memory(cells.X), dtype=np.float32)
+    ours = "scdiffkit" in cells.uns
+    if X is not None and _are_logged(X, who, ours):
+        genes = _checked(X.shape, _var_names(cells, "X"), who)
+        of_counts, places = None, None
+        if not isinstance(found, DataError) and _are_among(genes, found[1]):
+            of_counts, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
+        if isinstance(cells, Backed):
+            return InFile(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
+        if of_counts is not None and places is not None:
+            of_counts = of_counts[:, places]
+        return X, of_counts, genes, AS_IT_IS
     if isinstance(found, DataError):
         raise DataError(f"{who} are neither raw counts nor log1p-normalised. {found}") from found
     counts, genes, place = found
-    if made_here and "total_counts" in adata.obs:
-        X = lognormalise(counts, target_sum, adata.obs["total_counts"].to_numpy())
-        scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}"
+    sizes = None
+    if made_here and TOTAL in cells.obs:
+        sizes = cells.obs[TOTAL].to_numpy()
+        scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}, log1p"
     else:
-        X = lognormalise(counts, target_sum)
-        scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}"
-    return _named(X, genes, who), genes, f"{scale}, log1p"
+        scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}, log1p"
+    _checked(counts.shape, genes, who)
+    if isinstance(cells, Backed):
+        return InFile(None, counts, target_sum, sizes), None, genes, scale
+    return lognormalise(counts, target_sum, sizes), counts, genes, scale
+
+
+def _var_names(cells: AnnData | Backed, place: str) -> pd.Index:
+    """Genes of the matrix in a place."""
+    if isinstance(cells, Backed):
+        return cells.var_of(place).index
+    return cells.raw.var_names if place == "raw" else cells.var_names
+
+
+def _are_among(wanted: pd.Index, genes: pd.Index) -> bool:
+    """Whether each of the genes that are wanted is in one place among others."""
+    return genes.equals(wanted) or not (genes.has_duplicates or len(wanted.difference(genes)))
+
+
+def _are_logged(X: Rows, who: str, ours: bool) -> bool:
+    """Whether X (cells, genes) holds logarithms of normalised counts, by all its values. DataError where some are no
+    numbers, or negative in cells that this tool made (ours)."""
+    unknown, low, high, whole = 0, 0.0, 0.0, True
+    for values in [X.data] if isinstance(X, sparse.csr_matrix) else _values_of(X, who):
+        if len(values):
+            unknown += int((~np.isfinite(values)).sum())
+            low, high = min(low, values.min()), max(high, values.max())
+            whole = whole and np.array_equal(values, np.rint(values))
+    if unknown:
+        raise DataError(
+            f"{who} have {unknown} values in X that are NaN or infinite: no score would mean anything. Remove these "
+            "cells, or make them again."
+        )
+    if low < 0 and ours:
+        raise DataError(f"{who} have negative values in X (down to {low:g}): sample them again.")
+    return not (low < 0 or whole) and (ours or high < MAX_LOG_VALUE)
+
+
+def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
+    """Those stored in a file, a block at a time."""
+    log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
+    for _, block in blocks(X):
+        yield block.data.astype(np.float32, copy=False)
 
 
 def _in_memory(X: Any) -> Any:
     return X.to_memory() if hasattr(X, "to_memory") else X
 
 
-def _check_finite(values: np.ndarray, who: str) -> None:
-    unknown = int((~np.isfinite(values)).sum())
-    if unknown:
-        raise DataError(
-            f"{who} have {unknown} values in X that are NaN or infinite: no score would mean anything. Remove these "
-            "cells, or make them again."
-        )
-
-
-def _named(X: sparse.csr_matrix, genes: pd.Index, who: str) -> sparse.csr_matrix:
-    """X, when it has cells and its genes can be matched by name."""
-    if 0 in X.shape:
-        raise DataError(f"{who} are empty ({X.shape[0]} cells x {X.shape[1]} genes).")
+def _checked(shape: tuple[int, int], genes: pd.Index, who: str) -> pd.Index:
+    """The genes, when there are cells and genes can be matched by name."""
+    if 0 in shape:
+        raise DataError(f"{who} are empty ({shape[0]} cells x {shape[1]} genes).")
     repeated = genes[genes.duplicated()].unique()
     if len(repeated):
         raise DataError(
             f"{who} have {len(repeated)} gene names more than once (such as {repeated[0]!r}), so genes cannot be "
             "matched by name: run adata.var_names_make_unique() first."
         )
-    return X
+    return genes
 
 
 def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tuple[np.ndarray, bool]:
@@ -312,7 +514,7 @@ def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, wh
     if missing:
         raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {nearest(missing[0], obs.columns)}")
     values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
-    return np.array([" | ".join(row) for row in zip(*values)], dtype=object)
+    return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # a text once, not a cell
 
 
 def note_scales(sides: dict[str, Side], remarks: Remarks) -> None:
@@ -343,8 +545,25 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
         remarks.warn(f"Only {len(shared)} genes are in all sets of cells: the scores say nothing about the others.")
     for side in sides.values():
         side.keep_genes(shared)
-    sums = {side.name: float(np.expm1(side.X.data).sum()) / side.X.shape[0] for side in sides.values()}
-    for side in others:
+
+
+def gather(
+    sides: dict[str, Side], most: int, seed: int, remarks: Remarks, counts_of: Sequence[str] = ()
+) -> dict[str, tuple[int, int]]:
+    """Look through all cells, and of those in files bring at most `most` a side into memory, to be compared; warns
+    where sides were hardly normalised alike. How many of how many, of the sides that have more.
+
+    counts_of: sides whose counts are wanted, too. The same seed chooses the same cells.
+    """
+    sampled = {}
+    for i, (name, side) in enumerate(sorted(sides.items())):
+        if isinstance(side.X, InFile):
+            log.info("%s: reading all %s cells", name, f"{side.X.shape[0]:,}")
+        side.gather(most, np.random.default_rng([seed, 9, i]), counts_too=name in counts_of)
+        if side.X.shape[0] < _everyone(side).n:
+            sampled[name] = (side.X.shape[0], _everyone(side).n)
+    sums = {side.name: _everyone(side).mean_sum for side in sides.values()}
+    for side in (side for side in sides.values() if side.name != "real"):
         low, high = sorted([sums["real"], sums[side.name]])
         if high > SCALE_RATIO * low:
             remarks.warn(
@@ -352,6 +571,22 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
                 f"{side.name} cells. If they were normalised differently (to another total, or over other genes), "
                 "no score is meaningful: give both as raw counts of the same genes, or normalised alike."
             )
+    for name, (n, of) in sampled.items():
+        within = " within types" if sides[name].has_types else ""
+        remarks.notes.append(f"{name}: {n:,} of {of:,} cells, drawn at random{within}, are compared.")
+    known = "train" if "train" in sides else "real"
+    if known in sampled:
+        what = "training" if known == "train" else "real"
+        remarks.notes.append(
+            f"nn_ratio, near_duplicates and membership_auc look for the nearest {what} cell among these "
+            f"{sampled[known][0]:,} alone: what is like another one escapes them. exact_duplicates is of all cells."
+        )
+    return sampled
+
+
+def _everyone(side: Side) -> Everyone:
+    assert side.everyone is not None, "gather comes first"
+    return side.everyone
 
 
 def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
@@ -363,9 +598,10 @@ def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     genes = real.genes.intersection(train.genes)
     if genes.empty:
         return  # which match_genes refuses
-    known, cells = (fingerprints(side.X[:, side.genes.get_indexer(genes)], fewest=0) for side in (train, real))
-    trained_on = set(known)
-    new = np.array([cell not in trained_on for cell in cells])
+    for side in (train, real):
+        if isinstance(side.X, InFile):
+            log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
+    new = ~np.isin(real.fingerprints(genes, 0), train.fingerprints(genes, 0))
     if new.all():
         return
     if new.sum() < MIN_CELLS:
@@ -382,11 +618,9 @@ def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[st
     real, synthetic = sides["real"], sides["synthetic"]
     if not synthetic.has_types:
         remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
-    names = sorted({*real.types, *(synthetic.types if synthetic.has_types else ())})
-    counts = {
-        name: {side.name: int((side.types == name).sum()) if side.has_types else 0 for side in (real, synthetic)}
-        for name in names
-    }
+    of_types = {side.name: _everyone(side).types if side.has_types else {} for side in (real, synthetic)}
+    names = sorted({*of_types["real"], *of_types["synthetic"]})
+    counts = {name: {side: of_types[side].get(name, 0) for side in of_types} for name in names}
     if synthetic.has_types:
         for side, other in ((synthetic, real), (real, synthetic)):
             missing = [name for name in names if not counts[name][side.name]]

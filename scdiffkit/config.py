@@ -23,6 +23,7 @@ GENE_SELECTION = {f"preprocess.{key}" for key in ("n_top_genes", "hvg_flavor", "
 SECTIONS = ("preprocess", "codec", "diffusion", "model", "train")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
+Sampler = Literal["ddim", "dpm", "ddpm"]
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
 
 
@@ -45,6 +46,7 @@ class PreprocessConfig(_Config):
     genes: tuple[str, ...] | None = Field(None, description="the genes to use, with hvg_flavor 'list'")
     batch_key: str | None = Field(None, description="obs column within which genes are ranked, then merged")
     target_sum: float = Field(1e4, gt=0, description="counts per cell after normalisation")
+    join: Literal["inner", "outer"] = Field("inner", description="genes of several files: those in all, or in any")
 
     @model_validator(mode="after")
     def _genes_belong_to_list(self) -> PreprocessConfig:
@@ -217,6 +219,8 @@ class TrainConfig(_Config):
     keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, save the best")
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
+    num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -238,8 +242,8 @@ def _guidance_scale(value: Any) -> float:
 class SampleConfig(_Config):
     """How cells are drawn from a run."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    steps: int | None = Field(None, ge=1, description="number of network calls per cell; DDPM: all T")
+    sampler: Sampler = Field("ddim", description="'dpm': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
+    steps: int | None = Field(None, ge=1, description="network calls per cell of ddim and dpm")
     speedup: int | None = Field(None, ge=1, description="T over the number of steps, as in the scRDiT paper")
     eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
     cfg_scale: float | dict[str, float] = Field(
@@ -253,6 +257,7 @@ class SampleConfig(_Config):
     seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1, description="cells at once; None: by the model's size")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    devices: int = Field(1, ge=1, description="processes: GPUs, or shares of the CPU; the cells do not depend on it")
     precision: Literal["auto", "32", "bf16"] = "auto"
 
     @field_validator("cfg_scale", mode="before")
@@ -279,10 +284,14 @@ class SampleConfig(_Config):
 
     @model_validator(mode="after")
     def _steps_or_speedup(self) -> SampleConfig:
-        if self.sampler == "ddpm" and (self.steps or self.speedup or self.eta):
-            raise ValueError("ddpm visits every step: steps, speedup and eta are read only by ddim")
         if self.steps and self.speedup:
-            raise ValueError("give the number of steps or the speedup, not both")
+            raise ValueError("give the number of steps or --speedup, not both")
+        if self.sampler == "ddpm":
+            for option in ("steps", "speedup"):
+                if getattr(self, option):
+                    raise ValueError(f"--{option} is read only by the samplers ddim and dpm: ddpm visits every step")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"--eta is read only by the sampler ddim, not by {self.sampler}")
         return self
 
 
@@ -437,7 +446,10 @@ TRAINING_OPTIONS = {
     "lr": "train.lr",
     "val_fraction": "train.val_fraction",
     "device": "train.device",
+    "devices": "train.devices",
+    "num_nodes": "train.num_nodes",
     "precision": "train.precision",
+    "join": "preprocess.join",
     "seed": "seed",
 }
 
@@ -451,6 +463,23 @@ def training_overrides(**options: Any) -> dict[str, Any]:
         if name not in TRAINING_OPTIONS:
             raise ConfigError(f"There is no option {name!r}; {nearest(name, TRAINING_OPTIONS)}")
     return {TRAINING_OPTIONS[name]: value for name, value in options.items() if value is not None}
+
+
+def sampler_options(
+    sampler: str | None = None, steps: int | None = None, ddim: int | None = None, ddpm: bool = False
+) -> dict[str, Any]:
+    """--sampler and --steps, or what is short for them: --ddim STEPS, --ddpm -> sampler and steps of SampleConfig.
+
+    Raises ConfigError where two of them contradict one another.
+    """
+    if ddpm and ddim is not None:
+        raise ConfigError("Give --ddim or --ddpm, not both.")
+    if ddim is not None and steps is not None:
+        raise ConfigError("Give the number of steps by --ddim or by --steps, not both.")
+    short = "ddim" if ddim is not None else "ddpm" if ddpm else None
+    if short and sampler not in (None, short):
+        raise ConfigError(f"--{short} and --sampler {sampler} contradict each other: give one of them.")
+    return {"sampler": sampler or short, "steps": steps if ddim is None else ddim}
 
 
 def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:

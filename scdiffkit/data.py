@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
-from scipy import sparse
 from torch import Tensor
 
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
+from scdiffkit.io import Rows, Selected, ahead, blocks, on_disk
+from scdiffkit.preprocess import TOTAL, Prepared
 
-LIBRARY_SIZE = "total_counts"  # the obs column of prepared and of synthetic cells
+LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
+BLOCK, BUFFER = 64, 8192  # cells read together, and mixed, when training reads from files
 log = logging.getLogger("scdiffkit")
 
 
@@ -209,45 +211,44 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Cells:
-    """Training cells: raw counts of the codec's genes (n, G), library sizes over all genes (n,), codes (n, K)."""
+    """Training cells: raw counts of the codec's genes (n, G), library sizes (n,), condition codes (n, K).
 
-    counts: sparse.csr_matrix
+    The counts are in memory, or read from files when asked for.
+    """
+
+    counts: Rows
     library_size: np.ndarray
     codes: np.ndarray
 
     @classmethod
-    def of(cls, prepared: AnnData, genes: Sequence[str], conditions: Conditions) -> Cells:
-        """From prepared cells (`layers["counts"]`, `obs["total_counts"]`), the genes in the order given."""
-        chosen = prepared.var_names.get_indexer(list(genes))
-        counts = sparse.csr_matrix(prepared.layers["counts"])[:, chosen].astype(np.float32)
-        totals = np.asarray(prepared.layers["counts"].sum(axis=1), dtype=np.float64).ravel()
-        stored = prepared.obs.get(LIBRARY_SIZE, pd.Series(np.nan, index=prepared.obs_names))
-        library_size = pd.to_numeric(stored, errors="coerce").to_numpy(dtype=np.float32)
-        if not (library_size >= totals * (1 - 1e-6)).all():  # NaN included
-            raise DataError(
-                f"obs[{LIBRARY_SIZE!r}] does not hold each cell's total counts, as preparing the data left it. Run "
-                "`scdiff preprocess` again, and do not change that column."
-            )
+    def of(cls, prepared: Prepared, conditions: Conditions, *, highly_variable: bool) -> Cells:
+        """All genes, and library sizes over them; or the highly variable ones, and library sizes over all.
+
+        Library sizes over the genes that are there differ from those of when cells were prepared, where genes were
+        left out since then. DataError when a cell has no counts.
+        """
+        counts: Rows = prepared.counts
+        stored = prepared.obs[TOTAL].to_numpy(dtype=np.float32)
+        library_size = stored if highly_variable else prepared.totals.astype(np.float32)
+        if highly_variable:
+            counts = Selected(counts, None, np.flatnonzero(prepared.var["highly_variable"].to_numpy(dtype=bool)))
         if (library_size == 0).any():
-            raise DataError(
-                f"{int((library_size == 0).sum())} cells have no counts at all: drop them (--min-counts 1 does)."
-            )
+            n, others = int((library_size == 0).sum()), (stored[library_size == 0] > 0).any()
+            if others:
+                raise DataError(
+                    f"{n} cells have no counts in the {len(prepared.var)} genes of the data: drop them, or keep more "
+                    "genes."
+                )
+            raise DataError(f"{n} cells have no counts at all: drop them (--min-counts 1 does).")
+        if not np.allclose(library_size, stored, rtol=1e-6):
+            log.info("Library sizes are over the %d genes of the data: others were left out", len(prepared.var))
+        if not on_disk(counts):
+            counts = counts[0 : counts.shape[0]]
         return cls(counts, library_size, conditions.encode(prepared.obs))
 
-    def over_these_genes(self) -> Cells:
-        """The same cells with library sizes over the codec's genes alone, for a codec that models all counts.
-
-        They differ where genes were left out after the cells were prepared. DataError when a cell has no counts left.
-        """
-        totals = np.asarray(self.counts.sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
-        if (totals == 0).any():
-            raise DataError(
-                f"{int((totals == 0).sum())} cells have no counts in the {self.counts.shape[1]} genes of the data: "
-                "drop them, or keep more genes."
-            )
-        if not np.array_equal(totals, self.library_size):
-            log.info("Library sizes are over the %d genes of the data: others were left out", self.counts.shape[1])
-        return replace(self, library_size=totals)
+    @property
+    def on_disk(self) -> bool:
+        return on_disk(self.counts)
 
     def __len__(self) -> int:
         return self.counts.shape[0]
@@ -255,8 +256,58 @@ class Cells:
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Counts (B, G) dense float32, library sizes (B,), codes (B, K) of the cells in `rows`."""
         arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
-        counts, size, codes = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-        return counts, size, codes
+        counts, size, codes = (torch.from_numpy(a) for a in arrays)
+        if torch.device(device).type == "cuda":  # pinned, so that the copy does not hold up what is computed meanwhile
+            counts, size, codes = (a.pin_memory() for a in (counts, size, codes))
+        return tuple(a.to(device, non_blocking=True) for a in (counts, size, codes))  # type: ignore[return-value]
+
+    def take(self, rows: np.ndarray) -> Cells:
+        """Some of the cells, in memory."""
+        return Cells(self.counts[rows], self.library_size[rows], self.codes[rows])
+
+    def shuffled(
+        self, rows: np.ndarray, batch_size: int, seed: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Generator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
+        """Endless batches of `rows` in random order: places (B,) in `rows`, and what `batch` gives of these.
+
+        In memory: all shuffled, epoch after epoch. From files: blocks of BLOCK neighbours in random order, and cells
+        of BUFFER of them mixed, the next read while one is worked on (scDataset, D'Ascenzo & Cultrera di Montesano
+        2025).
+        """
+        if not self.on_disk:
+            rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
+            while True:
+                while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
+                    order = np.concatenate([order, rng.permutation(len(rows))])
+                places, order = order[:batch_size], order[batch_size:]
+                yield places, self.batch(rows[places], device)
+        from scdataset import BlockShuffling, scDataset
+
+        fetch_factor = max(1, BUFFER // batch_size)
+        dataset = scDataset(
+            self,
+            BlockShuffling(BLOCK, indices=np.arange(len(rows))),
+            batch_size,
+            fetch_factor,
+            drop_last=len(rows) >= batch_size,
+            fetch_callback=lambda cells, places: (places, cells.take(rows[places])),
+            batch_callback=lambda fetched, at: (fetched[0][at], fetched[1].take(at)),
+            rank=0,
+            world_size=1,
+            seed=int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
+        )
+        while True:  # an epoch each
+            for places, cells in ahead(iter(dataset), fetch_factor):
+                yield places, cells.batch(np.arange(len(cells)), device)
+
+    def digest(self) -> str:
+        """A hash of everything, the same in memory and in files."""
+        parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+        for _, block in blocks(self.counts):
+            block.sort_indices()
+            for part, values in zip(parts, (block.data, block.indices, np.diff(block.indptr)), strict=True):
+                part.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())
+        return fingerprint(*(part.hexdigest() for part in parts), self.library_size, self.codes)
 
 
 def split(codes: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -285,6 +336,14 @@ def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     return np.concatenate([_order_of_epoch(seed, e, n)[place[epoch == e]] for e in range(epoch[0], epoch[-1] + 1)])
 
 
-@lru_cache(maxsize=4)  # one order serves all steps of an epoch
+@lru_cache(maxsize=2)  # one order serves all steps of an epoch
 def _order_of_epoch(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 2, epoch]).permutation(n)
+
+
+def fingerprint(*parts: str | np.ndarray) -> str:
+    """A short hash of texts and arrays, the same on every machine."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()

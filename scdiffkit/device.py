@@ -6,13 +6,17 @@ import logging
 import time
 import warnings
 from functools import lru_cache
+from typing import Any
 
 import torch
+from joblib import cpu_count
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from scdiffkit.errors import ConfigError
 
 MIN_SPEEDUP = 1.5  # bfloat16 must be clearly faster: the measurement is noisy and the choice must be stable
+PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # as Fabric calls them
 log = logging.getLogger("scdiffkit")
 
 
@@ -21,24 +25,64 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
 
     Raises ConfigError when the device is not there.
     """
-    accelerator = _accelerator(device)
-    if precision == "auto":
-        precision = "bf16" if has_fast_bfloat16(accelerator) else "32"
+    accelerator, precision = accelerator_of(device), precision_of(device, precision)
     index = int(device.partition(":")[2] or 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for cluster users
         fabric = Fabric(
             accelerator=accelerator,
             devices=[index] if accelerator == "cuda" else 1,
-            precision={"bf16": "bf16-mixed", "32": "32-true"}[precision],  # type: ignore[arg-type]
+            precision=PRECISIONS[precision],
+            plugins=[LightningEnvironment()],  # this process alone, also in a job of several
         )
     fabric.launch()
-    name = torch.cuda.get_device_name(fabric.device) if accelerator == "cuda" else accelerator
-    log.info("computing on %s in %s", name, {"bf16": "bfloat16", "32": "float32"}[precision])
+    log_device(accelerator, fabric.device, precision)
     return fabric
 
 
-def _accelerator(device: str) -> str:
+def device_of(device: str) -> torch.device:
+    """The device that `make_fabric` would compute on."""
+    return torch.device(device if ":" in device else accelerator_of(device))
+
+
+def precision_of(device: str, precision: str = "auto") -> str:
+    """The precision to compute with, bf16 or 32: the one asked for, or what "auto" comes to."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_fast_bfloat16(accelerator_of(device)) else "32"
+
+
+def devices_of(device: str, n: int) -> list[str]:
+    """The device of each of n processes: GPUs 0 to n-1, or the cores of the CPU, which they share.
+
+    Raises ConfigError when there are not so many, or when one device alone is asked for.
+    """
+    accelerator = accelerator_of(device)
+    if n == 1:
+        return [device]
+    if ":" in device:
+        raise ConfigError(f"--device {device} is one device, and --devices asks for {n}: leave one of them out.")
+    if accelerator == "cpu":
+        cores = cpu_count()
+        if n > cores:
+            raise ConfigError(
+                f"--devices {n} is more than the {cores} processor core{'s' * (cores > 1)} that this process may use: "
+                f"give --devices {cores} or fewer."
+            )
+        return ["cpu"] * n
+    there = torch.cuda.device_count() if accelerator == "cuda" else 1
+    if n > there:
+        raise ConfigError(f"--devices {n}: this machine has {there} {accelerator} device{'s' * (there > 1)}.")
+    return [f"cuda:{k}" for k in range(n)]
+
+
+def log_device(accelerator: str, device: torch.device, precision: str) -> None:
+    name = torch.cuda.get_device_name(device) if accelerator == "cuda" else accelerator
+    log.info("computing on %s in %s", name, {"bf16": "bfloat16", "32": "float32"}[precision])
+
+
+def accelerator_of(device: str) -> str:
+    """cpu, cuda or mps; ConfigError when the device is not there."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])

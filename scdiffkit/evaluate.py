@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +41,14 @@ from scdiffkit.compared import (
     count_types,
     draw_order,
     drop_trained_on,
+    gather,
     load,
     match_genes,
     note_scales,
     parts,
 )
 from scdiffkit.errors import ConfigError, FileError, nearest
-from scdiffkit.io import atomic_path, atomic_write_text
+from scdiffkit.io import Backed, atomic_path, atomic_write_text
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import METRICS, PROTOCOLS
 from scdiffkit.metrics.layouts import LAYOUTS
@@ -58,6 +59,7 @@ from scdiffkit.preprocess import preprocess
 from scdiffkit.report.figures import Picture
 from scdiffkit.resample import (
     MIN_CELLS_OF_TYPE,
+    MOST_KNOWN,
     WITHOUT,
     Round,
     computable,
@@ -106,7 +108,8 @@ class Evaluation:
     without those of `real` that were trained on (None without a label). skipped: metrics that could not be computed,
     and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
     cells: those of its first picture, a row each: side ("real" or "synthetic"), type (text, None without a label), x
-    and y in the layout; None without `out`.
+    and y in the layout; None without `out`. sampled: of the sides that stayed in their files and were too many to be
+    all compared, how many of how many cells were.
     """
 
     scores: list[Score]
@@ -130,6 +133,7 @@ class Evaluation:
     warnings: list[str]
     html: Path | None = None
     cells: pd.DataFrame | None = None
+    sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -199,9 +203,9 @@ class Evaluation:
         schema: 2, verdict {word, sentence, reasons, uses, findings, copies, text}, scores (list), of_types {type:
         list}, of_donors {donor: list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled,
         copies}, cells_compared, genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells,
-        genes, scale, sha256}}, label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or
-        null, seed, command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings,
-        versions {package: version}. Scores are as Score.to_dict gives them.
+        genes, scale, sha256}}, sampled {side: [cells compared, of how many]}, label, conditions, donor, protocol {name,
+        genes, source, flaws, metrics, scores} or null, seed, command, types {name: {real, synthetic}} or null, skipped
+        {metric: reason}, notes, warnings, versions {package: version}. Scores are as Score.to_dict gives them.
         """
         return {
             "schema": SCHEMA,
@@ -218,6 +222,7 @@ class Evaluation:
             "resamples": self.resamples,
             "max_cells": self.max_cells,
             "inputs": self.inputs,
+            "sampled": {name: list(numbers) for name, numbers in self.sampled.items()},
             "label": self.label,
             "conditions": list(self.conditions),
             "donor": self.donor,
@@ -243,6 +248,7 @@ class Evaluation:
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]
+        words += ["--backed"] if self.sampled else []
         return shlex.join(words)
 
     def _repr_html_(self) -> str:
@@ -268,10 +274,10 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def evaluate(
-    real: AnnData | str | Path,
-    synthetic: AnnData | str | Path,
+    real: AnnData | Backed | str | Path,
+    synthetic: AnnData | Backed | str | Path,
     *,
-    train: AnnData | str | Path | None = None,
+    train: AnnData | Backed | str | Path | None = None,
     label: str | None = None,
     conditions: Sequence[str] = (),
     donor: str | None = None,
@@ -281,6 +287,8 @@ def evaluate(
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
     fast: bool = False,
+    backed: bool | None = None,
+    max_memory: float | None = None,
     force: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
@@ -295,6 +303,9 @@ def evaluate(
     metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
     other cells; max_cells: at most so many cells a side each time; fast: once, with at most 400 cells a side, and
     without UMAP, which compiles for ten seconds. progress(name, i, n) is called before each of n steps.
+    backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
+    does not hold them. They are then read in blocks, and at most 20,000 a side (more for a larger max_cells), drawn at
+    random within types, are compared; exact copies, and cells in both `real` and `train`, are looked for among all.
 
     The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
@@ -311,12 +322,15 @@ def evaluate(
     if out is not None:
         _check_out(Path(out), force)
     given = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    sides = load(given, label, conditions, donor)
+    sides = load(given, label, conditions, donor, backed=backed, max_memory=max_memory)
     remarks = Remarks()
     note_scales(sides, remarks)
     if train is not None:
         drop_trained_on(sides, remarks)
     match_genes(sides, remarks)
+    most = max(MOST_KNOWN, round(2 * max_cells / SHARE_OF_RESAMPLE))  # as many as are ever drawn, or looked through
+    by_counts = protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv")
+    sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
     types = None if label is None else count_types(sides, label, remarks)
     available = cells_a_side(sides)
     n = min(available, max_cells)
@@ -433,6 +447,7 @@ def evaluate(
         warnings=remarks.warnings,
         html=None if out is None else Path(out) / REPORT,
         cells=None if out is None else _placed(shown, next(iter(layouts.values())).result(), label),
+        sampled=sampled,
     )
     if out is not None:
         _write(evaluation, pictures, Path(out))
@@ -457,6 +472,8 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 def _write(evaluation: Evaluation, pictures: dict[str, Picture], out: Path) -> None:
     """The report, its first picture on its own, and its figures as JSON and CSV."""
     html = report.html(evaluation, pictures)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / PICTURE) as temporary:
         temporary.write_bytes(next(iter(pictures.values())).light)
     text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
@@ -526,7 +543,8 @@ def _check_out(out: Path, force: bool) -> None:
     there = [name for name in (SCORES, TABLE, REPORT, PICTURE) if (out / name).exists()]
     if there and not force:
         raise FileError(f"{out} holds {' and '.join(there)} already: choose another folder, or use --force.")
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    with writing(out), tempfile.TemporaryFile(dir=folder):
+        pass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,21 +20,26 @@ import torch
 import torch.nn.functional as F
 from anndata import AnnData
 from scipy import sparse
+from torch import Tensor, nn
 
 import scdiffkit
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data import LIBRARY_SIZE, Conditions
 from scdiffkit.denoiser import Denoiser
-from scdiffkit.device import make_fabric
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.io import CellWriter, check_output, read
-from scdiffkit.preprocess import find_counts, lognormalise
+from scdiffkit.device import accelerator_of, devices_of, make_fabric, precision_of
+from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
+from scdiffkit.io import Backed, CellWriter, Rows, blocks, check_output, open_rows
+from scdiffkit.preprocess import counts_of, lognormalise
 from scdiffkit.run import Run
-from scdiffkit.sampling import ddim, ddpm
+from scdiffkit.sampling import ddim, ddpm, dpm
+from scdiffkit.workers import Member, Process, Threads, in_order, interruption
 
 DEFAULT_CELLS = 1000
-DEFAULT_STEPS = 50
+SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
+SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion
 FAR_DEEPER = 10  # times the deepest training cell: a library size beyond that is asked of the model with a warning
 log = logging.getLogger("scdiffkit")
 
@@ -67,12 +73,16 @@ def sample(
     on_progress(done, n) is called after each batch of cells.
 
     X holds log1p values normalised as in training, `layers["counts"]` integers, obs the condition columns.
-    Raises RunError for a run that cannot be used, DataError for conditions it has never seen, ConfigError for
-    guidance or a library size that the run cannot give, FileError when `out` exists or cannot be written.
+    config.devices: processes that share the batches, on GPUs of their own or the cores of the CPU; the cells are the
+    same whatever their number.
+    Raises RunError for a run that cannot be used, and when memory or a process gives out, DataError for conditions it
+    has never seen, ConfigError for guidance or a library size that the run cannot give, or for devices that are not
+    there, FileError when `out` exists or cannot be written.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = config or SampleConfig()
     steps_of(config, run.config().diffusion.num_train_timesteps)  # refused before anything is written
+    devices_of(config.device, config.devices)
     if out is not None:
         check_output(Path(out), force=force)
     conditions, codec = Conditions.from_dict(run.conditions()), run.codec()
@@ -83,7 +93,7 @@ def sample(
             "values drawn and cannot honour another. Leave it out, or train a run with --codec count."
         )
     if isinstance(like, str | Path):
-        like = read(like)
+        like = open_rows(like)
     codes = _composition(conditions, n, where, like, depth_too=codec.takes_library_size)
     sizes = None
     if codec.takes_library_size:
@@ -94,7 +104,8 @@ def sample(
     uns = {"scdiffkit": _provenance(run, config, len(codes))}
     done = 0
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(contextlib.closing(_batches(run, codes, sizes, config)))
+        interrupted = stack.enter_context(interruption())
+        batches = stack.enter_context(contextlib.closing(_batches(run, codes, sizes, config, interrupted)))
         writer = None
         if out is not None:
             writer = stack.enter_context(
@@ -130,14 +141,14 @@ def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
         return math.ceil(num_train_timesteps / config.speedup)
     if config.steps and config.steps > num_train_timesteps:
         raise ConfigError(f"The number of sampling steps must be in 1..{num_train_timesteps}, not {config.steps}.")
-    return config.steps or min(DEFAULT_STEPS, num_train_timesteps)
+    return config.steps or min(DEFAULT_STEPS[config.sampler], num_train_timesteps)
 
 
 def _composition(
     conditions: Conditions,
     n: int | None,
     where: Mapping[str, str | Sequence[str]] | None,
-    like: AnnData | None,
+    like: AnnData | Backed | None,
     depth_too: bool,
 ) -> np.ndarray:
     """Codes (n, K) of the cells to draw; depth_too: whether `like` tells more than the composition."""
@@ -173,7 +184,12 @@ def _guidance(run: Run, conditions: Conditions, config: SampleConfig) -> float |
 
 
 def _library_sizes(
-    codec: Any, genes: list[str], conditions: Conditions, codes: np.ndarray, like: AnnData | None, config: SampleConfig
+    codec: Any,
+    genes: list[str],
+    conditions: Conditions,
+    codes: np.ndarray,
+    like: AnnData | Backed | None,
+    config: SampleConfig,
 ) -> np.ndarray | None:
     """The library size (n,) at which each cell of codes (n, K) is decoded; None: as the model draws it."""
     median, largest = codec.library_sizes()
@@ -194,13 +210,19 @@ def _library_sizes(
     return sizes
 
 
-def _depths(adata: AnnData, genes: list[str]) -> np.ndarray | None:
+def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
     """Library sizes (m,) of cells over the run's genes; None, with a ScdiffWarning, where they have no raw counts."""
-    if "scdiffkit" in adata.uns and LIBRARY_SIZE in adata.obs:  # over all genes, also where few were kept
-        depths = pd.to_numeric(adata.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
+    if "scdiffkit" in cells.uns and LIBRARY_SIZE in cells.obs:  # over all genes, also where few were kept
+        depths = pd.to_numeric(cells.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
     else:
         try:
-            counts, place = find_counts(adata)
+            counts, place = counts_of(cells)
+            if isinstance(cells, Backed):
+                names = cells.var_of(place).index
+            else:
+                names = cells.raw.var_names if place == "raw" else cells.var_names
+            there = names.isin(genes)
+            depths = _sums(counts, there)
         except DataError as e:
             warnings.warn(
                 f"The cells of --like tell no library sizes, so only their composition is copied. {e}",
@@ -208,7 +230,6 @@ def _depths(adata: AnnData, genes: list[str]) -> np.ndarray | None:
                 stacklevel=4,
             )
             return None
-        there = (adata.raw.var_names if place == "raw" else adata.var_names).isin(genes)
         if there.sum() < len(genes):
             warnings.warn(
                 f"The cells of --like have {there.sum()} of the run's {len(genes)} genes: the library sizes copied are "
@@ -216,13 +237,20 @@ def _depths(adata: AnnData, genes: list[str]) -> np.ndarray | None:
                 ScdiffWarning,
                 stacklevel=4,
             )
-        depths = np.asarray(counts[:, there].sum(axis=1, dtype=np.float64), dtype=np.float32).ravel()
     if not (depths > 0).all():  # NaN included
         raise DataError(
             f"{int((~(depths > 0)).sum())} cells of --like have no counts, so there is no library size to copy: drop "
             "them, or give --library-size median."
         )
     return depths
+
+
+def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
+    """Sums (m,) of each cell's counts over the genes that are `there`, (genes,) bool; from a file a block at a time."""
+    sums = np.empty(counts.shape[0], dtype=np.float32)
+    for part, block in blocks(counts):
+        sums[part] = block @ there.astype(np.float64)
+    return sums
 
 
 def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
@@ -239,60 +267,153 @@ def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: in
     return sizes
 
 
-def _batches(run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Generator[Batch]:
+def _batches(
+    run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig, interrupted: threading.Event
+) -> Generator[Batch]:
     """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
 
-    sizes: their library sizes (n,), or None where the model draws them.
+    sizes: their library sizes (n,), or None where the model draws them. Several batches are drawn at once, on threads
+    and, where config says so, on several devices. What a batch holds depends on none of that.
     """
-    fabric = make_fabric(config.device, config.precision)
-    denoiser, codec = run.denoiser().to(fabric.device), run.codec()
-    run_config, provenance = run.config(), run.provenance()
-    conditions = Conditions.from_dict(run.conditions())
-    guidance = _guidance(run, conditions, config)
-    T = denoiser.schedule.num_train_timesteps
+    devices, kind = devices_of(config.device, config.devices), accelerator_of(config.device)
+    run_config, dim = run.config(), run.codec().dim
+    T = run_config.diffusion.num_train_timesteps
     steps = steps_of(config, T)
     log.info(
-        "%s: %d network calls a cell (T = %d, speedup %.3g), eta %g, guidance %s, seed %d",
-        config.sampler.upper(), steps, T, T / steps, config.eta, _in_words(config.cfg_scale), config.seed,
+        "%s: %d network calls a cell (T = %d, speedup %.3g), %sguidance %s, seed %d",
+        SAMPLERS[config.sampler], steps, T, T / steps, f"eta {config.eta:g}, " if config.sampler == "ddim" else "",
+        _in_words(config.cfg_scale), config.seed,
     )  # fmt: skip
-    batch_size = config.batch_size or _batch_size(run_config.model, codec.dim, fabric.device)
-    prefix = f"{provenance['run_id'][:6]}-{config.seed}"
+    batch_size = config.batch_size
+    if batch_size is None:  # equal ones, so that threads and devices end together
+        batch_size = math.ceil(len(codes) / math.ceil(len(codes) / _batch_size(run_config.model, dim, kind)))
+    starts = range(0, len(codes), batch_size)
+    jobs = (
+        Job(i, start, codes[start : start + batch_size], None if sizes is None else sizes[start : start + batch_size])
+        for i, start in enumerate(starts)
+    )
+    slots, threads = SLOTS_OF_GPU, None
+    if kind == "cpu":
+        at_once, threads = _at_once(len(starts))
+        slots = math.ceil(at_once / len(devices))
+    # Measured once, here: processes that differ would draw other cells.
+    config = config.model_copy(update={"precision": precision_of(config.device, config.precision)})
+    with contextlib.ExitStack() as stack:
+        members: list[Member] = []
+        if len(devices) == 1:
+            drawer = _Drawer(run, config, devices[0])
+            members = [Threads(drawer, slots, threads, drawer.network.stopped.set)]
+            stack.callback(members[0].close)
+        else:
+            log.info("%d worker processes, each on %s", len(devices), "its own GPU" if kind == "cuda" else "the CPU")
+            for k, device in enumerate(devices[: len(starts)], start=1):
+                name = f"Worker process {k} of {len(devices)}"
+                members.append(Process(name, _Drawer, (run, config, device), slots, threads))
+                stack.callback(members[-1].close)
+        yield from in_order(members, jobs, interrupted)
 
-    def diffused(i: int, start: int) -> tuple[torch.Tensor, torch.Generator]:
-        generator = torch.Generator(fabric.device)
-        generator.manual_seed(int(np.random.SeedSequence([config.seed, i]).generate_state(1, np.uint64)[0] >> 1))
-        with torch.inference_mode(), fabric.autocast():
-            of_part = torch.from_numpy(codes[start : start + batch_size]).to(fabric.device)
-            return _diffuse(denoiser, of_part, codec.dim, config, guidance, steps, generator), generator
 
-    def decoded(start: int, x0: torch.Tensor, generator: torch.Generator) -> Batch:
-        part = codes[start : start + batch_size]
-        with torch.inference_mode(), fabric.autocast():
-            of_part = torch.from_numpy(part).to(fabric.device)
-            size_of_part = None
-            if sizes is not None:
-                size_of_part = torch.from_numpy(sizes[start : start + batch_size]).to(fabric.device)
-            if size_of_part is not None and isinstance(codec, CountCodec):
-                size_of_part = _in_order_of(size_of_part, codec.library_size(x0), of_part)
-            counts, library_size = codec.decode(x0, of_part, size_of_part, generator)
-            raw = _csr(counts.cpu())
-        size = library_size.cpu().numpy()
-        X = lognormalise(raw, codec.target_sum, size)
-        obs = conditions.decode(part)
+@dataclass(frozen=True)
+class Job:
+    """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
+
+    number: of the batch; start: of its first cell, among all.
+    """
+
+    number: int
+    start: int
+    codes: np.ndarray
+    sizes: np.ndarray | None
+
+
+class _Drawer:
+    """Draws batches of a run's cells on one device, from several threads, each with random numbers of its own."""
+
+    def __init__(self, run: Run, config: SampleConfig, device: str) -> None:
+        self.config = config
+        self.fabric = make_fabric(device, config.precision)
+        self.denoiser, self.codec = run.denoiser().to(self.fabric.device), run.codec()
+        self.network = self.denoiser.network = _Network(self.denoiser.network)
+        self.conditions = Conditions.from_dict(run.conditions())
+        self.guidance = _guidance(run, self.conditions, config)
+        self.steps = steps_of(config, self.denoiser.schedule.num_train_timesteps)
+        self.prefix = f"{run.provenance()['run_id'][:6]}-{config.seed}"
+
+    def __call__(self, job: Job) -> Batch:
+        try:
+            with torch.inference_mode(), self.fabric.autocast():
+                raw, size = self._drawn(job)
+            X = lognormalise(raw, self.codec.target_sum, size)
+        except (MemoryError, RuntimeError) as e:
+            if not _is_out_of_memory(e):
+                raise
+            fewer = " or fewer --devices" if self.config.devices > 1 else ""
+            raise RunError(
+                f"Memory does not hold a batch of {len(job.codes)} cells: give a --batch-size below that{fewer}."
+            ) from e
+        obs = self.conditions.decode(job.codes)
         obs[LIBRARY_SIZE] = size
-        obs.index = pd.Index([f"{prefix}-{start + j}" for j in range(len(part))])
+        obs.index = pd.Index([f"{self.prefix}-{job.start + j}" for j in range(len(job.codes))])
         return Batch(X, raw.astype(np.int32), obs)
 
-    # Drawing counts hardly uses more than one core: a batch is decoded while the next is diffused.
-    with ThreadPoolExecutor(1) as worker:
-        ahead = None
-        for i, start in enumerate(range(0, len(codes), batch_size)):
-            future = worker.submit(decoded, start, *diffused(i, start))
-            if ahead is not None:
-                yield ahead.result()
-            ahead = future
-        if ahead is not None:
-            yield ahead.result()
+    def _drawn(self, job: Job) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Raw counts (B, G) and library sizes (B,)."""
+        device, config = self.fabric.device, self.config
+        generator = torch.Generator(device)
+        seed = np.random.SeedSequence([config.seed, job.number]).generate_state(1, np.uint64)[0]
+        generator.manual_seed(int(seed >> 1))
+        codes = torch.from_numpy(job.codes).to(device)
+        x0 = _diffuse(self.denoiser, codes, self.codec.dim, config, self.guidance, self.steps, generator)
+        sizes = None if job.sizes is None else torch.from_numpy(job.sizes).to(device)
+        if sizes is not None and isinstance(self.codec, CountCodec):
+            sizes = _in_order_of(sizes, self.codec.library_size(x0), codes)
+        counts, library_size = self.codec.decode(x0, codes, sizes, generator)
+        return _csr(counts.cpu()), library_size.cpu().numpy()
+
+
+class _Network(nn.Module):
+    """A network as sampling calls it: in parts where memory does not hold a batch, and no longer once stopped."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.most: int | None = None  # cells at once
+        self.stopped = threading.Event()
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
+        while True:
+            if self.stopped.is_set():
+                raise CancelledError
+            most = min(self.most or len(x_t), len(x_t))
+            parts = (a.split(most) for a in (x_t, t, *(() if conditions is None else (conditions,))))
+            try:
+                return torch.cat([self.network(*part) for part in zip(*parts, strict=True)])
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+            # The noise was drawn for the whole batch, so that the cells are the same.
+            self.most = most // 2
+            log.info("memory does not hold %d cells at once: the network goes over %d at a time", most, self.most)
+            if x_t.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(e: BaseException) -> bool:
+    if isinstance(e, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(e) or "not enough memory" in str(e)  # what torch says on a CPU
+
+
+def _at_once(batches: int) -> tuple[int, int]:
+    """How many batches to draw at once on a CPU, and with how many threads each.
+
+    One thread a batch, where there are batches enough, is up to twice as fast as all threads for each batch in turn,
+    which wait for one another. The numbers do not depend on the number of processes: sums differ in their last bits
+    with the number of threads.
+    """
+    cores = torch.get_num_threads()
+    at_once = min(batches, cores, MOST_AT_ONCE)
+    return at_once, cores // at_once
 
 
 def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
@@ -333,6 +454,9 @@ def _diffuse(
     conditions = codes if codes.shape[1] else None
     if config.sampler == "ddpm":
         path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, generator=generator)
+    elif config.sampler == "dpm":
+        timesteps = denoiser.schedule.timesteps(steps, "trailing")
+        path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=guidance)
     else:
         path = ddim(
             denoiser, x, denoiser.schedule.timesteps(steps),
@@ -343,11 +467,11 @@ def _diffuse(
     return x
 
 
-def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, device: torch.device) -> int:
+def _batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, accelerator: str) -> int:
     """Cells at once so that a layer's activations stay within a fixed share of memory."""
     width = model.channels if isinstance(model, UNetConfig) else model.hidden_size
     floats_a_cell = 8 * width * math.ceil(dim / model.patch_size)
-    budget = 2**21 if device.type == "cpu" else 2**28
+    budget = 2**21 if accelerator == "cpu" else 2**28
     return max(8, min(4096, budget // floats_a_cell))
 
 

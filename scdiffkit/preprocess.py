@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
+from scdiffkit.io import Backed, CellWriter, Rows, Selected, Stacked, Stored, blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,6 +28,10 @@ log = logging.getLogger("scdiffkit")
 LAYER = 'layers["counts"]'
 SPANS = (0.3, 0.5, 1.0)  # of seurat_v3's loess; below some 200 cells 0.3 sees too few different means
 FEWEST_VARYING = 10
+TOTAL, FILE = "total_counts", "file"  # obs columns that are added
+MAX_CELLS_TO_CHOOSE = 50_000  # of very many cells, genes are chosen on so many
+HEAD = 2048  # cells by which a file's counts are told
+FEW_SHARED = 0.5  # of a file's genes
 ROUNDING = 1e-6  # counts this close to integers are integers that went through arithmetic
 
 
@@ -46,42 +54,122 @@ def preprocess(
     leaves nothing; ConfigError for an option that is unknown or that the gene selection does not read.
     """
     config = make(PreprocessConfig, **{**(config.model_dump() if config else {}), **options})
-    _check_batch_key(adata, config)
+    return prepare(adata, config, label=label).in_memory()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Cells ready for training, whose matrices are not made yet.
+
+    counts: raw counts (cells, kept genes), in memory or in files; totals: their sums (cells,). obs, var, uns: as
+    `preprocess` returns them; without var["highly_variable"] where the genes were not to be chosen.
+    """
+
+    counts: Rows
+    totals: np.ndarray
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    uns: dict[str, Any]
+    config: PreprocessConfig
+
+    @classmethod
+    def of(cls, cells: AnnData | Backed) -> Prepared:
+        """Cells that `preprocess` has prepared, as they are. Raises DataError for others."""
+        config = prepared_config(cells)
+        counts, _ = counts_of(cells)
+        totals = _totals(counts)
+        stored = cells.obs.get(TOTAL, pd.Series(np.nan, index=cells.obs.index))
+        if not (pd.to_numeric(stored, errors="coerce").to_numpy(np.float64) >= totals * (1 - 1e-6)).all():  # NaN too
+            raise DataError(
+                f"obs[{TOTAL!r}] does not hold each cell's total counts, as preparing the data left it. Run "
+                "`scdiff preprocess` again, and do not change that column."
+            )
+        return cls(counts, totals, cells.obs, cells.var, dict(cells.uns), config)
+
+    def in_memory(self) -> AnnData:
+        from anndata import AnnData
+
+        counts = sparse.csr_matrix(self.counts[0 : self.counts.shape[0]], copy=True)
+        counts.sort_indices()
+        X = lognormalise(counts, self.config.target_sum, self.obs[TOTAL].to_numpy(np.float64))
+        log.info("Normalised to %g counts per cell, log1p", self.config.target_sum)
+        return AnnData(X=X, layers={"counts": counts}, obs=self.obs, var=self.var, uns=self.uns)
+
+    def write(self, path: str | Path, *, force: bool = False) -> Path:
+        """The same to a file, a block of cells at a time."""
+        with CellWriter(path, self.var.index, var=self.var, uns=self.uns, layers=("counts",), force=force) as out:
+            for part, counts in blocks(self.counts):
+                obs = self.obs.iloc[part]
+                X = lognormalise(counts, self.config.target_sum, obs[TOTAL].to_numpy(np.float64))
+                out.append(X, {"counts": counts}, obs)
+        log.info("Normalised to %g counts per cell, log1p", self.config.target_sum)
+        return Path(path)
+
+
+def prepare(
+    cells: AnnData | Backed | Mapping[str, AnnData | Backed],
+    config: PreprocessConfig,
+    *,
+    label: str | Sequence[str] | None = None,
+    choose_genes: bool = True,
+) -> Prepared:
+    """What `preprocess` does, up to the point where matrices are made; cells may be in files, and several sets of them.
+
+    cells: several sets by name; config.join says which genes these are given, and a gene that a set lacks is a zero
+    there. obs columns that all have are kept, obs["file"] holds the names. choose_genes: whether highly variable genes
+    are wanted.
+    Raises what `preprocess` raises, and DataError when sets do not go together.
+    """
     labels = [label] if isinstance(label, str) else list(label or ())
+    if isinstance(cells, Mapping):
+        for name, part in cells.items():
+            _check_columns(part.obs, [*labels, *([config.batch_key] if config.batch_key else [])], name)
+        raw = _join({name: _raw(part) for name, part in cells.items()}, config.join)
+    else:
+        raw = _raw(cells)
+    _check_batch_key(raw.obs, config)
     for key in labels:
-        check_label(adata, key)
-    cells, source = _counts_adata(adata)
-
-    cells = _filter_cells(cells, config)
-    cells = _filter_genes(cells, config)
+        check_label(raw, key)
+    obs, var, counts = raw.obs, raw.var, raw.counts
+    rows, columns = _passing(counts, var.index, config)
+    if len(rows) < len(obs) or len(columns) < len(var):
+        counts = Selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
+    totals = _totals(counts)
+    if (totals == 0).any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
+        there = np.flatnonzero(totals)
+        log.info("Cells: %d -> %d (no counts in the genes kept)", len(totals), len(there))
+        counts = Selected(raw.counts, rows[there], columns)
+        rows, totals = rows[there], totals[there]
+    obs, var = _taken(obs, rows), var.iloc[columns].copy()
     for key in labels:
-        check_label(cells, key)
-        cells.obs[key] = cells.obs[key].astype("category").cat.remove_unused_categories()
-
-    totals = np.asarray(cells.X.sum(axis=1, dtype=np.float64)).ravel()
-    cells.layers["counts"] = cells.X.copy()
-    cells.X = lognormalise(cells.layers["counts"], config.target_sum)
-    if "total_counts" in cells.obs:
+        check_label(raw._replace(obs=obs), key)
+        obs[key] = obs[key].astype("category").cat.remove_unused_categories()
+    if TOTAL in obs:
         log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
-    cells.obs["total_counts"] = totals.astype(np.float32)
-    cells.var["highly_variable"] = _choose_genes(cells, config)
-    log.info("Normalised to %g counts per cell, log1p", config.target_sum)
-
+    obs[TOTAL] = totals.astype(np.float32)
+    if choose_genes:
+        var["highly_variable"] = _choose_genes(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
-    cells.uns["scdiffkit"] = {
-        **adata.uns.get("scdiffkit", {}),
-        "preprocess": {**parameters, "source": source, "version": _version()},
-    }
-    return cells
+    record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
+    return Prepared(counts, totals, obs, var, {"scdiffkit": record}, config)
 
 
-def is_prepared(adata: AnnData) -> bool:
+def _totals(counts: Rows) -> np.ndarray:
+    """Sum of each cell's counts, (cells,)."""
+    totals = np.empty(counts.shape[0])
+    for part, block in blocks(counts):
+        totals[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+    return totals
+
+
+def is_prepared(adata: AnnData | Backed) -> bool:
     """Whether `adata` is a result of `preprocess`."""
     recorded = adata.uns.get("scdiffkit", {})
-    return "preprocess" in recorded and "counts" in adata.layers and "highly_variable" in adata.var
+    counts = LAYER in adata.matrices if isinstance(adata, Backed) else "counts" in adata.layers
+    return "preprocess" in recorded and counts and "highly_variable" in adata.var
 
 
-def prepared_config(adata: AnnData) -> PreprocessConfig:
+def prepared_config(adata: AnnData | Backed) -> PreprocessConfig:
     """The parameters `adata` was prepared with. Raises DataError when it was not prepared by this tool."""
     if not is_prepared(adata):
         raise DataError("These cells were not prepared by this tool: run `scdiff preprocess` on their raw counts.")
@@ -98,6 +186,21 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
     `raw` may hold other genes than `adata`: then they are those of adata.raw.var_names.
     Raises DataError when none of them holds raw counts, or when layers["counts"] is there and does not.
     """
+    counts, source = _find(adata)
+    whole = _whole(counts.data)
+    rounded = (counts.data if whole else np.rint(counts.data)).astype(np.float32, copy=False)
+    if not whole:
+        log.info("Counts in %s were within %g of integers and were rounded", source, ROUNDING)
+    log.info("Raw counts: %s (%d cells x %d genes)", source, *counts.shape)
+    found = sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape)
+    if not rounded.all():  # what was rounded to zero was not detected
+        found = found.copy()
+        found.eliminate_zeros()
+    return found, source
+
+
+def _find(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
+    """The matrix of raw counts as it is, and where it was."""
     raw = None if adata.raw is None else adata.raw.X
     wrong: dict[str, str] = {}
     for source, matrix in ((LAYER, adata.layers.get("counts")), ("raw", raw), ("X", adata.X)):
@@ -128,13 +231,59 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
             f"{LAYER} {wrong[LAYER]}, but {_listed(places)} raw counts{also}: correct the layer, or drop it "
             f"(del adata.layers['counts']) to use {source}."
         )
-    rounded = np.rint(counts.data).astype(np.float32)
-    if not np.array_equal(rounded, counts.data):
-        log.info("Counts in %s were within %g of integers and were rounded", source, ROUNDING)
-    log.info("Raw counts: %s (%d cells x %d genes)", source, *counts.shape)
-    counts = sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape)
-    counts.eliminate_zeros()  # what was rounded to zero was not detected
     return counts, source
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Raw counts in a file (cells, genes), CSR float32; every block that is read is checked."""
+
+    matrix: Stored
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.matrix.rows_at_once
+
+    def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
+        counts = _as_csr(self.matrix[at])
+        reason = _why_not_counts(counts.data)
+        if reason is not None:
+            raise DataError(
+                f"{self.matrix.path}: {self.matrix.place} {reason}, though its first cells hold raw counts. Put raw "
+                "counts of all cells there, or give the file from before normalisation."
+            )
+        counts.data = np.rint(counts.data).astype(np.float32)
+        counts.eliminate_zeros()
+        return counts
+
+
+def counts_of(cells: AnnData | Backed) -> tuple[Rows, str]:
+    """Raw counts (cells, genes) and where they were; in a file they are told by its first cells."""
+    if not isinstance(cells, Backed):
+        return find_counts(cells)
+    from anndata import AnnData
+
+    some = slice(0, HEAD)
+    first = AnnData(
+        obs=cells.obs.iloc[some],
+        var=cells.var,
+        X=cells.matrices["X"][some] if "X" in cells.matrices else None,
+        layers={
+            place[len('layers["') : -2]: matrix[some]
+            for place, matrix in cells.matrices.items()
+            if place.startswith("layers") and matrix.shape[1] == cells.n_vars
+        },
+    )
+    if "raw" in cells.matrices:
+        first.raw = AnnData(X=cells.matrices["raw"][some], obs=first.obs, var=cells.raw_var)
+    _, place = _find(first)
+    matrix = cells.matrices[place]
+    log.info("Raw counts: %s of %s (%d cells x %d genes), read from the file", place, cells.path, *matrix.shape)
+    return _Counts(matrix), place
 
 
 def are_counts(matrix: Any) -> bool:
@@ -143,7 +292,7 @@ def are_counts(matrix: Any) -> bool:
     return values.dtype.kind in "iufb" and _why_not_counts(values) is None
 
 
-def check_label(adata: AnnData, key: str) -> None:
+def check_label(adata: AnnData | Backed | _Raw, key: str) -> None:
     """Check that an obs column can label cells.
 
     Raises DataError when it is missing, has missing values, has one value, or another value for every cell.
@@ -212,38 +361,125 @@ def demo_cells() -> AnnData:
     )
 
 
-def _counts_adata(adata: AnnData) -> tuple[AnnData, str]:
-    """A new AnnData with the raw counts as X, and obs and var columns; nothing else is carried on."""
-    from anndata import AnnData
+class _Raw(NamedTuple):
+    """Raw counts (cells, genes) with obs and var; source: where they were; record: earlier uns["scdiffkit"]."""
+
+    counts: Rows
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    source: str
+    record: dict[str, Any]
+
+
+def _raw(cells: AnnData | Backed) -> _Raw:
+    """The raw counts of one set of cells; nothing else than obs and var columns is carried on."""
     from anndata.utils import make_index_unique
 
-    counts, source = find_counts(adata)
-    var = adata.raw.var if source == "raw" else adata.var
-    if source == "raw" and counts.shape[1] != adata.n_vars:
-        log.info("raw has %d genes, X %d: those of raw are used", counts.shape[1], adata.n_vars)
+    counts, source = counts_of(cells)
+    if isinstance(cells, Backed):
+        var = cells.var_of(source)
+    else:
+        var = cells.raw.var if source == "raw" else cells.var
+    if source == "raw" and counts.shape[1] != cells.n_vars:
+        log.info("raw has %d genes, X %d: those of raw are used", counts.shape[1], cells.n_vars)
     for axis, n in (("cells", counts.shape[0]), ("genes", counts.shape[1])):
         if n == 0:
             raise DataError(f"The data has no {axis} ({counts.shape[0]} cells x {counts.shape[1]} genes).")
     repeated = var.index[var.index.duplicated()].unique()
     if len(repeated):
-        examples = ", ".join(repr(str(name)) for name in repeated[:3])
+        examples = ", ".join(repr(str(gene)) for gene in repeated[:3])
         raise DataError(
             f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
         )
-    obs = adata.obs.copy()
+    obs = cells.obs.copy()
     if not obs.index.is_unique:
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
         warnings.warn(
             f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.",
             ScdiffWarning,
-            3,
+            4,
         )
-    return AnnData(X=counts, obs=obs, var=var.copy()), source
+    return _Raw(counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})))
+
+
+def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
+    """Several sets of cells as one."""
+    parts = list(named.values())
+    shared = parts[0].var.index
+    everything = shared
+    for part in parts[1:]:
+        shared = shared[shared.isin(part.var.index)]
+        everything = everything.append(part.var.index[~part.var.index.isin(everything)])
+    if shared.empty:
+        some = list(named.items())[:3]
+        examples = "; ".join(f"{name}: {', '.join(map(str, part.var.index[:3]))}" for name, part in some)
+        raise DataError(
+            f"The files have no gene in common ({examples}). All need the same kind of names in var_names, symbols or "
+            "Ensembl ids, of the same species."
+        )
+    chosen = shared if join == "inner" else everything
+    fewest = min(len(part.var) for part in parts)
+    if join == "inner" and len(shared) < FEW_SHARED * fewest:
+        warnings.warn(
+            f"Only {len(shared)} genes are in all {len(parts)} files (the smallest has {fewest}); the others are left "
+            "out. --join outer keeps them, as zeros where a file lacks them.",
+            ScdiffWarning,
+            4,
+        )
+    log.info("Genes of %d files: %d in all, %d in any; join %s", len(parts), len(shared), len(everything), join)
+    places = [part.var.index.get_indexer(chosen) for part in parts]
+    counts = Stacked(
+        [
+            part.counts if part.var.index.equals(chosen) else Selected(part.counts, None, place)
+            for part, place in zip(parts, places, strict=True)
+        ]
+    )
+    columns = [c for c in parts[0].obs if all(c in part.obs for part in parts)]
+    obs = pd.DataFrame(index=_unique_names(parts))
+    for column in columns:
+        values = [part.obs[column] for part in parts]
+        if any(isinstance(v.dtype, pd.CategoricalDtype) for v in values):
+            values = [v.astype("category") for v in values]
+            obs[column] = union_categoricals(values, sort_categories=False)
+        else:
+            obs[column] = np.concatenate([v.to_numpy() for v in values])
+    if FILE not in obs:
+        of_file = np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts])
+        obs[FILE] = pd.Categorical(np.array(list(named))[of_file], list(named))
+    var = parts[0].var
+    for part in parts[1:] if join == "outer" else ():
+        var = pd.concat([var, part.var.loc[~part.var.index.isin(var.index), part.var.columns.isin(var.columns)]])
+    return _Raw(counts, obs, var.loc[chosen].copy(), " and ".join(sorted({part.source for part in parts})), {})
+
+
+def _unique_names(parts: Sequence[_Raw]) -> pd.Index:
+    """Cell names of all parts; where parts share some, each gets its file's number."""
+    names = parts[0].obs.index.append([part.obs.index for part in parts[1:]])
+    if names.is_unique:
+        return names
+    log.info("Cell names occur in several files: -0, -1, ... was added, the number of the file")
+    return pd.Index([f"{name}-{i}" for i, part in enumerate(parts) for name in part.obs.index])
+
+
+def _check_columns(obs: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    for column in columns:
+        if column not in obs:
+            raise DataError(f"{name} has no obs column {column!r}; {nearest(column, obs.columns)}")
+
+
+def _taken(obs: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Some rows of obs, categories that no longer occur left out, as AnnData does."""
+    if len(rows) == len(obs):
+        return obs
+    obs = obs.iloc[rows].copy()
+    for column in obs.select_dtypes("category"):
+        obs[column] = obs[column].cat.remove_unused_categories()
+    return obs
 
 
 def _as_csr(matrix: Any) -> sparse.csr_matrix:
-    """A canonical CSR copy, in memory: no explicit zeros, no duplicates."""
+    """As canonical CSR, in memory: no explicit zeros, no duplicates. The matrix itself where it is that already."""
     if hasattr(matrix, "to_memory"):  # backed on disk
         matrix = matrix.to_memory()
     elif not sparse.issparse(matrix):
@@ -252,9 +488,11 @@ def _as_csr(matrix: Any) -> sparse.csr_matrix:
         raise DataError(f"Values of type {matrix.dtype} are not counts: X and layers must hold numbers.")
     if matrix.dtype == np.float16:  # which sparse matrices do not know
         matrix = matrix.astype(np.float32)
-    csr = sparse.csr_matrix(matrix, copy=True)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
+    csr = sparse.csr_matrix(matrix)
+    if not (csr.has_canonical_format and csr.data.all()):
+        csr = csr.copy() if sparse.issparse(matrix) else csr
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
     return csr
 
 
@@ -298,7 +536,7 @@ def _listed(places: Sequence[str]) -> str:
     return f"{', '.join(places)} {'holds' if len(places) == 1 else 'hold'}"
 
 
-def _check_batch_key(adata: AnnData, config: PreprocessConfig) -> None:
+def _check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
     if config.batch_key is None:
         return
     if config.hvg_flavor in ("cv", "all", "list"):
@@ -307,19 +545,44 @@ def _check_batch_key(adata: AnnData, config: PreprocessConfig) -> None:
             f"seurat_v3, seurat "
             "or cell_ranger."
         )
-    if config.batch_key not in adata.obs:
+    if config.batch_key not in obs:
         raise DataError(
-            f"--batch-key: there is no obs column {config.batch_key!r}; {nearest(config.batch_key, adata.obs.columns)}"
+            f"--batch-key: there is no obs column {config.batch_key!r}; {nearest(config.batch_key, obs.columns)}"
         )
-    missing = int(adata.obs[config.batch_key].isna().sum())
+    missing = int(obs[config.batch_key].isna().sum())
     if missing:
         raise DataError(f"--batch-key: obs column {config.batch_key!r} has no value for {missing} cells: fill them in.")
 
 
-def _filter_cells(cells: AnnData, config: PreprocessConfig) -> AnnData:
-    counts = cells.X
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    genes = np.diff(counts.indptr)
+def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the cells and of the genes that pass the filters; genes are counted in the cells that pass."""
+    mito = _mitochondrial(names, config) if config.max_mito is not None else None
+    of_cells = np.zeros((3, counts.shape[0]))  # total counts, genes detected, mitochondrial share
+    detected = np.zeros(counts.shape[1], dtype=np.int64)
+    for part, block in blocks(counts):
+        totals = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+        of_cells[0, part], of_cells[1, part] = totals, np.diff(block.indptr)
+        if mito is not None:
+            in_mito = np.asarray(block[:, mito].sum(axis=1, dtype=np.float64)).ravel()
+            of_cells[2, part] = np.divide(in_mito, totals, out=np.zeros_like(totals), where=totals > 0)
+        passed = np.all([passed for *_, passed in _checks(config, *of_cells[:, part])], axis=0)
+        detected += np.bincount(block.indices[np.repeat(passed, np.diff(block.indptr))], minlength=len(detected))
+    keep = np.ones(counts.shape[0], dtype=bool)
+    for name, limit, values, passed in _checks(config, *of_cells):
+        before, keep = keep, keep & passed
+        if not keep.any():
+            raise DataError(
+                f"No cells are left: --{name.replace('_', '-')} {limit} drops the last {before.sum()} of "
+                f"{len(keep)} cells (their median is {np.median(values[before]):g}). Choose a milder value."
+            )
+        log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
+    return np.flatnonzero(keep), _passing_genes(detected, int(keep.sum()), names, config)
+
+
+def _checks(
+    config: PreprocessConfig, totals: np.ndarray, genes: np.ndarray, mito: np.ndarray
+) -> list[tuple[str, Any, np.ndarray, np.ndarray]]:
+    """The cell filters that are on: name, limit, the value of each cell, and which cells pass."""
     checks: list[tuple[str, Any, np.ndarray, np.ndarray]] = [
         ("min_counts", config.min_counts, totals, totals >= config.min_counts),
         ("min_genes", config.min_genes, genes, genes >= config.min_genes),
@@ -329,23 +592,14 @@ def _filter_cells(cells: AnnData, config: PreprocessConfig) -> AnnData:
     if config.max_genes is not None:
         checks.append(("max_genes", config.max_genes, genes, genes <= config.max_genes))
     if config.max_mito is not None:
-        share = _mito_share(cells, totals, config.mito_prefix)
-        checks.append(("max_mito", config.max_mito, share, share <= config.max_mito))
-    keep = np.ones(cells.n_obs, dtype=bool)
-    for name, limit, values, passed in checks:
-        before, keep = keep, keep & passed
-        if not keep.any():
-            raise DataError(
-                f"No cells are left: --{name.replace('_', '-')} {limit} drops the last {before.sum()} of "
-                f"{cells.n_obs} cells (their median is {np.median(values[before]):g}). Choose a milder value."
-            )
-        log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
-    return cells[keep].copy() if not keep.all() else cells
+        checks.append(("max_mito", config.max_mito, mito, mito <= config.max_mito))
+    return checks
 
 
-def _mito_share(cells: AnnData, totals: np.ndarray, prefix: str) -> np.ndarray:
-    """Share of a cell's counts in mitochondrial genes, 0..1."""
-    mito = np.array([str(name).casefold().startswith(prefix.casefold()) for name in cells.var_names])
+def _mitochondrial(names: pd.Index, config: PreprocessConfig) -> np.ndarray:
+    """Which genes are mitochondrial, (n_genes,) bool."""
+    prefix = config.mito_prefix
+    mito = np.array([str(name).casefold().startswith(prefix.casefold()) for name in names])
     if not mito.any():
         warnings.warn(
             f"No gene name starts with {prefix!r}: --max-mito drops nothing. Set --mito-prefix (mouse: "
@@ -354,28 +608,21 @@ def _mito_share(cells: AnnData, totals: np.ndarray, prefix: str) -> np.ndarray:
             ScdiffWarning,
             4,
         )
-    in_mito = np.asarray(cells.X[:, mito].sum(axis=1, dtype=np.float64)).ravel()
-    return np.divide(in_mito, totals, out=np.zeros_like(totals), where=totals > 0)
+    return mito
 
 
-def _filter_genes(cells: AnnData, config: PreprocessConfig) -> AnnData:
-    detected = np.bincount(cells.X.indices, minlength=cells.n_vars)
+def _passing_genes(detected: np.ndarray, n_cells: int, names: pd.Index, config: PreprocessConfig) -> np.ndarray:
     keep = detected >= config.min_cells
     if not keep.any():
         raise DataError(
-            f"No genes are left: --min-cells {config.min_cells} drops all {cells.n_vars} genes (the most "
+            f"No genes are left: --min-cells {config.min_cells} drops all {len(keep)} genes (the most "
             f"frequent one "
-            f"is detected in {detected.max()} of {cells.n_obs} cells). Choose a milder value."
+            f"is detected in {detected.max()} of {n_cells} cells). Choose a milder value."
         )
-    log.info("Genes: %d -> %d (min_cells %d)", cells.n_vars, keep.sum(), config.min_cells)
+    log.info("Genes: %d -> %d (min_cells %d)", len(keep), keep.sum(), config.min_cells)
     if config.hvg_flavor == "list":
-        _check_list(config, list(cells.var_names), list(cells.var_names[keep]))
-    kept = cells[:, keep].copy() if not keep.all() else cells
-    empty = np.diff(kept.X.indptr) == 0
-    if empty.any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
-        log.info("Cells: %d -> %d (no counts in the genes kept)", kept.n_obs, kept.n_obs - empty.sum())
-        kept = kept[~empty].copy()
-    return kept
+        _check_list(config, list(names), list(names[keep]))
+    return np.flatnonzero(keep)
 
 
 def _check_list(config: PreprocessConfig, all_genes: list[str], kept: list[str]) -> None:
@@ -395,23 +642,39 @@ def _check_list(config: PreprocessConfig, all_genes: list[str], kept: list[str])
         )
 
 
-def _choose_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
+def _choose_genes(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: PreprocessConfig) -> np.ndarray:
     """Which of the kept genes are used, (n_genes,) bool."""
     flavor, n_top = config.hvg_flavor, config.n_top_genes
     if flavor == "list":
-        chosen = np.asarray(cells.var_names.isin(config.genes or ()))
+        chosen = np.asarray(names.isin(config.genes or ()))
     elif flavor == "all":
-        chosen = np.ones(cells.n_vars, dtype=bool)
-    elif n_top >= cells.n_vars:
-        log.info("All %d genes are used: --n-top-genes %d asks for no fewer", cells.n_vars, n_top)
-        return np.ones(cells.n_vars, dtype=bool)
-    elif flavor == "cv":
-        chosen = np.zeros(cells.n_vars, dtype=bool)
-        chosen[np.argsort(-_coefficient_of_variation(cells.X), kind="stable")[:n_top]] = True
+        chosen = np.ones(len(names), dtype=bool)
+    elif n_top >= len(names):
+        log.info("All %d genes are used: --n-top-genes %d asks for no fewer", len(names), n_top)
+        return np.ones(len(names), dtype=bool)
     else:
-        chosen = _scanpy_genes(cells, config)
-    log.info("Genes: %d of %d chosen as highly variable (%s)", chosen.sum(), cells.n_vars, flavor)
+        cells = _sample(counts, obs, names, config)
+        if flavor == "cv":
+            chosen = np.zeros(len(names), dtype=bool)
+            chosen[np.argsort(-_coefficient_of_variation(cells.X), kind="stable")[:n_top]] = True
+        else:
+            chosen = _scanpy_genes(cells, config)
+    log.info("Genes: %d of %d chosen as highly variable (%s)", chosen.sum(), len(names), flavor)
     return chosen
+
+
+def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: PreprocessConfig) -> AnnData:
+    """All cells, or of very many a random choice, on which genes are chosen; X as the selection wants it."""
+    from anndata import AnnData
+
+    at: Any = slice(0, counts.shape[0])
+    if counts.shape[0] > MAX_CELLS_TO_CHOOSE:
+        at = np.sort(np.random.default_rng(0).choice(counts.shape[0], MAX_CELLS_TO_CHOOSE, replace=False))
+        log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
+    X, obs = counts[at], obs.iloc[at]
+    if config.hvg_flavor != "seurat_v3":  # which looks at counts
+        X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
+    return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
 
 
 def _coefficient_of_variation(X: sparse.csr_matrix) -> np.ndarray:
@@ -429,7 +692,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
     _check_enough_to_fit(cells, config)
     for span in SPANS[:-1]:
         try:
-            return _scanpy_selection(cells, config, layer="counts", span=span)
+            return _scanpy_selection(cells, config, span=span)
         except DataError:
             warnings.warn(
                 f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span "
@@ -438,12 +701,12 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
                 ScdiffWarning,
                 4,
             )
-    return _scanpy_selection(cells, config, layer="counts", span=SPANS[-1])
+    return _scanpy_selection(cells, config, span=SPANS[-1])
 
 
 def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
     """Refuse what would make the loess library crash the whole process: hardly any gene that varies."""
-    counts = cells.layers["counts"]
+    counts = cells.X
     batches = pd.Series("", index=cells.obs_names) if config.batch_key is None else cells.obs[config.batch_key]
     for batch in batches.unique():
         rows = counts[(batches == batch).to_numpy()]

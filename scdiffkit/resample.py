@@ -14,7 +14,7 @@ from scipy import sparse
 from scdiffkit.compared import Part, Side, candidates, draw_order
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
-from scdiffkit.metrics.privacy import repeated_share
+from scdiffkit.metrics.privacy import copied_share, repeated_share
 
 MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
@@ -203,10 +203,13 @@ def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
 
 def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, float]:
     """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
-    known = sides.get("train", sides["real"])
-    X = known.X if donor is None or known.donors is None else known.X[known.donors == donor]
-    value = METRICS["exact_duplicates"].function(X, sides["synthetic"].X)
-    return {"value": value, "floor": repeated_share(X), "copies": 1.0}
+    known, made = sides.get("train", sides["real"]).everyone, sides["synthetic"].everyone
+    assert known is not None, "gather comes first"
+    assert made is not None, "gather comes first"
+    marks = known.fingerprints
+    if donor is not None and known.donors is not None:
+        marks = marks[known.donors == donor]
+    return {"value": copied_share(marks, made.fingerprints), "floor": repeated_share(marks), "copies": 1.0}
 
 
 def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:

@@ -12,7 +12,6 @@ train.log             what was said
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -188,6 +186,16 @@ class Run:
         denoiser.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
         return denoiser.eval().requires_grad_(False)
 
+    # The vectors that diffusion trains on, where memory does not hold them
+
+    @property
+    def vectors(self) -> Path:
+        """Folder of the training cells' vectors; there as long as training is not complete."""
+        return self.path / "vectors"
+
+    def forget_vectors(self) -> None:
+        shutil.rmtree(self.vectors, ignore_errors=True)
+
     # Checkpoints
 
     def steps(self) -> list[int]:
@@ -347,11 +355,3 @@ def check_new_run(path: Path, *, force: bool = False) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise FileError(f"{path} cannot be made: {existing} cannot be written. Choose another folder with --out.")
-
-
-def fingerprint(*parts: str | np.ndarray) -> str:
-    """A short hash of texts and arrays, the same on every machine."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.tobytes())
-    return digest.hexdigest()

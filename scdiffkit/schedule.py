@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scdiffkit.config import DiffusionConfig
 from scdiffkit.errors import ConfigError
+
+Spacing = Literal["linspace", "trailing"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,20 @@ class Schedule:
         a = self.alphas_cumprod.to(t.device)[t]
         return a / (1 - a)
 
-    def timesteps(self, n: int) -> list[int]:
-        """n steps from T-1 down to 0, evenly spaced, both ends visited (n=1: T-1 alone).
+    def timesteps(self, n: int, spacing: Spacing = "linspace") -> list[int]:
+        """n evenly spaced steps from T-1 down: "linspace" to 0 (n=1: T-1 alone), "trailing" to T/n - 1.
 
+        "trailing" leaves the last step as long as the others, where "linspace" spends a network call on the little
+        noise that is left at 0, and gives a multistep sampler two steps of very different length in log-SNR before.
         Raises ConfigError when n is not in 1..T.
+
+        Source: the names are those of Lin et al. 2023 (arXiv 2305.08891), table 2.
         """
-        last = self.num_train_timesteps - 1
-        if not 1 <= n <= last + 1:
-            raise ConfigError(f"The number of sampling steps must be in 1..{last + 1}, not {n}.")
+        T = self.num_train_timesteps
+        if not 1 <= n <= T:
+            raise ConfigError(f"The number of sampling steps must be in 1..{T}, not {n}.")
+        if spacing == "trailing":
+            return [round(T * (n - i) / n) - 1 for i in range(n)]
         if n == 1:
-            return [last]
-        return [round(last * (n - 1 - i) / (n - 1)) for i in range(n)]
+            return [T - 1]
+        return [round((T - 1) * (n - 1 - i) / (n - 1)) for i in range(n)]

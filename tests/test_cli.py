@@ -14,6 +14,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+from joblib import cpu_count
 from typer.testing import CliRunner
 
 import scdiffkit
@@ -161,7 +162,15 @@ BAD = [
     (["train", "data.h5ad", "--codec", "count", "--preset", "scrdit"], 2, "--preset small"),
     (["sample", "--ddim", "5", "--ddpm", "-o", "new.h5ad"], 2, "not both"),
     (["sample", "--ddim", "0", "-o", "new.h5ad"], 2, "steps"),
+    (["sample", "--ddim", "5", "--steps", "5", "-o", "new.h5ad"], 2, "--steps, not both"),
+    (["sample", "--ddim", "5", "--sampler", "dpm", "-o", "new.h5ad"], 2, "--sampler dpm contradict"),
+    (["sample", "--ddpm", "--steps", "5", "-o", "new.h5ad"], 2, "--steps is read only by"),
+    (["sample", "--sampler", "dpm", "--eta", "1", "-o", "new.h5ad"], 2, "--eta is read only by"),
+    (["sample", "--sampler", "heun", "-o", "new.h5ad"], 2, "'ddim', 'dpm' or 'ddpm'"),
+    (["sample", "--sampler", "dpm", "--speedup", "2000", "-o", "new.h5ad"], 2, "--speedup 2000"),
     (["sample", "-n", "0", "-o", "new.h5ad"], 2, "at least 1"),
+    (["sample", "--devices", "0", "-o", "new.h5ad"], 2, "devices"),
+    (["sample", "--devices", "9999", "--device", "cpu", "-o", "new.h5ad"], 2, "--devices 9999 is more than the"),
     (["sample", "-o", "data.h5ad"], 1, "--force"),
     (["sample", "-o", "cells.csv"], 2, ".h5ad"),
     (["sample", "-o", "text.h5ad/cells.h5ad"], 1, "text.h5ad"),
@@ -255,6 +264,41 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
     assert "scdiff train DATA --resume --out run" in stderr
     assert "Traceback" not in stderr
     assert scdiffkit.Run.open(tmp_path / "run").steps()
+
+
+@pytest.mark.skipif(cpu_count() < 2, reason="one processor core")
+def test_ctrl_c_ends_all_processes_and_leaves_no_file(folder, tmp_path):
+    command = [
+        SCDIFF,
+        "sample",
+        "-n",
+        "1000000",
+        "--ddim",
+        "2",
+        "--batch-size",
+        "2",
+        "--devices",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    command += ["-o", str(tmp_path / "new" / "cells.h5ad")]
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )  # fmt: skip
+    said = iter(process.stderr.readline, "")
+    assert any("sampling: " in line for line in said)  # it is under way
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    workers = [int(pid) for pid in found.stdout.split()]
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(30) == 130
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_help_loads_neither_torch_nor_scanpy():

@@ -12,6 +12,7 @@ from scdiffkit.config import (
     make,
     parse_yaml,
     presets,
+    sampler_options,
 )
 from scdiffkit.errors import ConfigError
 
@@ -173,8 +174,13 @@ def test_a_wrong_option_is_named(kwargs, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sampler": "ddpm", "steps": 20}, "read only by ddim"),
-        ({"steps": 20, "speedup": 10}, "not both"),
+        ({"sampler": "ddpm", "steps": 20}, "--steps is read only by the samplers ddim and dpm"),
+        ({"sampler": "ddpm", "speedup": 20}, "--speedup is read only by the samplers ddim and dpm"),
+        ({"sampler": "ddpm", "eta": 0.5}, "--eta is read only by the sampler ddim, not by ddpm"),
+        ({"sampler": "dpm", "eta": 0.5}, "--eta is read only by the sampler ddim, not by dpm"),
+        ({"sampler": "dpn"}, "sampler: .*'dpm'"),
+        ({"steps": 20, "speedup": 10}, "steps or --speedup, not both"),
+        ({"sampler": "dpm", "steps": 20, "speedup": 10}, "steps or --speedup, not both"),
         ({"eta": 1.5}, "less than or equal to 1"),
         ({"cfg_scale": -1}, "cfg_scale: .*finite number"),
         ({"cfg_scale": "inf"}, "cfg_scale: .*finite number"),
@@ -189,6 +195,36 @@ def test_a_wrong_option_is_named(kwargs, message):
 def test_sampling_options_that_contradict_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         make(SampleConfig, **values)
+
+
+@pytest.mark.parametrize(
+    ("given", "sampler", "steps"),
+    [
+        ({}, None, None),
+        ({"ddim": 20}, "ddim", 20),
+        ({"ddim": 20, "sampler": "ddim"}, "ddim", 20),
+        ({"ddpm": True}, "ddpm", None),
+        ({"sampler": "dpm"}, "dpm", None),
+        ({"sampler": "dpm", "steps": 10}, "dpm", 10),
+        ({"steps": 10}, None, 10),
+    ],
+)
+def test_short_and_long_ways_to_name_a_sampler(given, sampler, steps):
+    assert sampler_options(**given) == {"sampler": sampler, "steps": steps}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ddim": 20, "ddpm": True}, "--ddim or --ddpm, not both"),
+        ({"ddim": 20, "steps": 20}, "by --ddim or by --steps, not both"),
+        ({"ddim": 20, "sampler": "dpm"}, "--ddim and --sampler dpm contradict"),
+        ({"ddpm": True, "sampler": "dpm"}, "--ddpm and --sampler dpm contradict"),
+    ],
+)
+def test_ways_to_name_a_sampler_that_contradict_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        sampler_options(**given)
 
 
 def test_genes_and_flavor_list_go_together():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scdiffkit.codecs.source import batches
 from scdiffkit.data import Cells, Conditions, rows_of_step, split
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.preprocess import preprocess
+from scdiffkit.preprocess import Prepared, preprocess
 
 OBS = pd.DataFrame(
     {
@@ -198,9 +198,9 @@ def test_nothing_is_held_out_that_training_would_not_see(types, share, seed):
 
 def test_batches_are_the_cells(tiny):
     prepared = preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", label="cell_type")
-    genes = list(prepared.var_names[prepared.var["highly_variable"]])[::-1]
+    genes = list(prepared.var_names[prepared.var["highly_variable"]])
     conditions = Conditions.of(prepared.obs, ["cell_type", "donor"])
-    cells = Cells.of(prepared, genes, conditions)
+    cells = Cells.of(Prepared.of(prepared), conditions, highly_variable=True)
     rows = np.array([5, 0, 17])
     counts, library_size, codes = cells.batch(rows)
     raw = prepared[:, genes].layers["counts"].toarray()

@@ -1,5 +1,12 @@
 """Sampling through the public surface: the contract of the output, exact labels, determinism, bounded batches."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -16,6 +23,8 @@ from scdiffkit.config import SampleConfig, make
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
 from scdiffkit.generate import _in_order_of, steps_of
+from scdiffkit.io import Stored
+from scdiffkit.models import ARCHITECTURES
 
 SMALL = {
     "codec.name": "gene",
@@ -116,6 +125,9 @@ def test_conditions_steer_the_cells(run, tiny, tmp_path):
         ({"speedup": 3}, 334),
         ({}, 50),
         ({"sampler": "ddpm"}, 1000),
+        ({"sampler": "dpm"}, 20),
+        ({"sampler": "dpm", "steps": 7}, 7),
+        ({"sampler": "dpm", "speedup": 50}, 20),
     ],
 )
 def test_steps_and_the_papers_speedup(values, expected):
@@ -124,8 +136,23 @@ def test_steps_and_the_papers_speedup(values, expected):
 
 def test_samplers_and_guidance_change_the_cells(run):
     plain = draw(run).layers["counts"]
-    for config in ({"eta": 1.0}, {"steps": 6}, {"cfg_scale": 3.0}, {"steps": None, "sampler": "ddpm"}):
+    for config in (
+        {"eta": 1.0}, {"steps": 6}, {"cfg_scale": 3.0}, {"sampler": "dpm"}, {"steps": None, "sampler": "ddpm"},
+    ):  # fmt: skip
         assert (plain != draw(run, config=config).layers["counts"]).nnz > 0
+
+
+def test_dpm_is_recorded_logged_and_takes_steps_and_speedup(run, tmp_path, caplog):
+    by_steps, by_speedup = {"sampler": "dpm", "steps": 5}, {"sampler": "dpm", "steps": None, "speedup": 200}
+    with caplog.at_level("INFO", logger="scdiffkit"):
+        files = [draw(run, out=tmp_path / f"{i}.h5ad", config=c) for i, c in enumerate((by_steps, by_speedup))]
+    assert caplog.text.count("DPM-Solver++(2M): 5 network calls a cell (T = 1000, speedup 200), guidance 1") == 2
+    cells, other = map(ad.read_h5ad, files)
+    assert (cells.uns["scdiffkit"]["sampler"], cells.uns["scdiffkit"]["steps"]) == ("dpm", 5)
+    assert (cells.layers["counts"] != other.layers["counts"]).nnz == 0
+    assert draw(run, out=tmp_path / "again.h5ad", config=by_steps).read_bytes() == files[0].read_bytes()
+    guided = draw(run, config={**by_steps, "cfg_scale": 30})
+    assert (cells.layers["counts"] != guided.layers["counts"]).nnz > 0
 
 
 def test_a_run_without_conditions(tiny, tmp_path):
@@ -154,6 +181,8 @@ def test_a_run_without_conditions(tiny, tmp_path):
         ({"config": {"steps": 1001}}, ConfigError, r"1\.\.1000"),
         ({"config": {"steps": None, "speedup": 2000}}, ConfigError, "more than the run's T"),
         ({"config": {"device": "cuda:77"}}, ConfigError, "no device"),
+        ({"config": {"devices": 9999, "device": "cpu"}}, ConfigError, r"--devices 9999 is more than the \d+ processor"),
+        ({"config": {"devices": 2, "device": "cuda:77"}}, ConfigError, "no device"),
     ],
 )
 def test_what_cannot_be_drawn_leaves_no_file(run, tmp_path, kwargs, error, message):
@@ -332,6 +361,56 @@ def test_depths_are_dealt_in_the_order_of_those_drawn(data, columns, n):
         assert (dealt[here][:, None] >= dealt[here])[deeper].all()
 
 
+@pytest.mark.parametrize("name", ["a.h5ad", "dense.h5ad", "by_genes.h5ad", "raw.h5ad", "layer.zarr", "a.loom"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the zarr format to come
+def test_like_a_file(name, deep, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 1000)
+    like = tiny[::-1].copy()
+    if name == "dense.h5ad":
+        like.X = like.X.toarray()
+    elif name == "by_genes.h5ad":
+        like.X = like.X.tocsc()
+    elif name == "raw.h5ad":
+        like.raw = like
+        like = like[:, :20].copy()
+        like.X = like.X.log1p()
+    elif name == "layer.zarr":
+        like.layers["counts"], like.X = like.X, like.X.log1p()
+    path = tmp_path / name
+    if name.endswith("zarr"):
+        like.write_zarr(path)
+    else:
+        scdiffkit.write(like, path)
+    found, expected = draw(deep, None, like=path), draw(deep, None, like=like)
+    assert depths(found) == depths(expected) == real_depths(tiny, deep)
+    np.testing.assert_array_equal(found.obs["total_counts"], expected.obs["total_counts"])
+
+
+def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch):
+    like = AnnData(sparse.vstack([tiny.X] * 20, format="csr"), pd.concat([tiny.obs] * 20), tiny.var)
+    like.obs_names_make_unique()
+    scdiffkit.write(like, tmp_path / "a.h5ad")
+    most = 0
+    read = Stored.__getitem__
+
+    def counted(self, at):
+        nonlocal most
+        rows = read(self, at)
+        most = max(most, rows.nnz)
+        return rows
+
+    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr(sys.modules["scdiffkit.preprocess"], "HEAD", 100)
+    monkeypatch.setattr(Stored, "__getitem__", counted)
+    assert draw(deep, 30, like=tmp_path / "a.h5ad").n_obs == 30
+    assert 0 < most < 25_000 < like.X.nnz / 5
+    late = like.copy()
+    late.X.data[-1] = 0.5
+    scdiffkit.write(late, tmp_path / "late.h5ad")
+    with pytest.warns(ScdiffWarning, match=r"--like tell no library sizes.*late\.h5ad: X has fractions"):
+        draw(deep, 30, like=tmp_path / "late.h5ad")
+
+
 def test_other_library_sizes_than_those_of_like(deep, tiny):
     cells = draw(deep, None, like=tiny, config={"library_size": 450})
     assert set(cells.obs["total_counts"]) == {450}
@@ -364,3 +443,148 @@ def test_depths_over_some_of_the_genes_are_warned_of(deep, tiny):
     with pytest.warns(ScdiffWarning, match=f"have 12 of the run's {len(deep.genes())} genes"):
         cells = draw(deep, None, like=both)
     assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(known.X.sum(axis=1)).ravel())
+
+
+@pytest.fixture(scope="module")
+def counted(tiny, tmp_path_factory):
+    """A run with the count codec, which draws counts."""
+    overrides = {**SMALL, "codec.name": "count", "model.patch_size": 4, "codec.max_steps": 30}
+    del overrides["preprocess.n_top_genes"], overrides["preprocess.hvg_flavor"]
+    out = tmp_path_factory.mktemp("counted") / "run"
+    return scdiffkit.train(tiny, arch="whitebox", label="cell_type", out=out, overrides=overrides)
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """As if there were so many."""
+    monkeypatch.setattr("scdiffkit.device.cpu_count", lambda: 3)
+
+
+def children():
+    """Process ids of this process's children."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True)
+    return {int(pid) for pid in found.stdout.split()}
+
+
+def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, caplog):
+    files, before = [], children()
+    for devices in (1, 2, 3):
+        caplog.clear()
+        done = []
+        config = {"devices": devices, "device": "cpu", "precision": "32", "batch_size": 7, "eta": 0.5}
+        with caplog.at_level("INFO", logger="scdiffkit"):
+            path = draw(
+                counted,
+                60,
+                out=tmp_path / f"{devices}.h5ad",
+                config=config,
+                on_progress=lambda n, _, d=done: d.append(n),
+            )
+        assert done == [*range(7, 60, 7), 60]
+        assert caplog.text.count("computing on cpu") == 1  # whoever says it
+        assert caplog.text.count("network calls a cell") == 1
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+    assert ad.read_h5ad(path).layers["counts"].sum() > 0
+    assert children() <= before
+
+
+def test_what_goes_wrong_in_a_process_is_said_and_leaves_nothing(counted, cores, tmp_path):
+    before, made = children(), tmp_path / "made"
+    config = {"devices": 2, "device": "cpu", "precision": "32", "batch_size": 2}
+
+    def kill(done, n):
+        for pid in sorted(children() - before)[:1]:
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(RunError, match=r"of 2 was killed \(SIGKILL\).* --devices"):
+        draw(counted, 20_000, out=made / "cells.h5ad", config=config, on_progress=kill)
+    damaged = Path(shutil.copytree(counted.path, tmp_path / "damaged"))
+    (weights,) = damaged.glob("checkpoints/*/ema.safetensors")
+    os.truncate(weights, 1000)
+    with pytest.raises(RunError, match=r"ema\.safetensors is damaged"):
+        draw(damaged, out=made / "cells.h5ad", config=config)
+    assert children() <= before
+    assert list(made.iterdir()) == []
+
+
+def test_gpus_are_counted(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for config, message in (
+        ({"devices": 3}, "has 2 cuda devices"),
+        ({"devices": 2, "device": "cuda:1"}, "--device cuda:1 is one device"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            draw(run, out=tmp_path / "cells.h5ad", config=config)
+    with pytest.raises(ConfigError, match="devices"):
+        draw(run, config={"devices": 0})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Lets the network see so many cells at once, or raises what it is told."""
+    forward = ARCHITECTURES["dit"].forward
+    seen = []
+
+    def allow(most, error=torch.OutOfMemoryError):
+        def limited(self, x_t, t, conditions=None):
+            if len(x_t) > most:
+                raise error("CUDA out of memory")
+            seen.append(len(x_t))
+            return forward(self, x_t, t, conditions)
+
+        monkeypatch.setattr(ARCHITECTURES["dit"], "forward", limited)
+        return seen
+
+    return allow
+
+
+@pytest.mark.parametrize("config", [{"eta": 0.5}, {"cfg_scale": 3.0}, {"cfg_scale": {"donor": 2.0}}])
+def test_what_does_not_fit_into_memory_is_drawn_in_parts(run, memory, config, caplog):
+    config = {"batch_size": 20, **config}
+    whole = draw(run, config=config)
+    seen = memory(4)
+    with caplog.at_level("INFO", logger="scdiffkit"):
+        parts = draw(run, config=config)
+    assert 1 < max(seen) <= 4
+    assert "cells at once: the network goes over" in caplog.text
+    np.testing.assert_array_equal(parts.layers["counts"].toarray(), whole.layers["counts"].toarray())
+    np.testing.assert_allclose(parts.X.toarray(), whole.X.toarray(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_single_cell_that_does_not_fit_into_memory(run, memory, error, tmp_path):
+    memory(0, error)
+    with pytest.raises(RunError, match=r"does not hold a batch of 30 cells.*--batch-size"):
+        draw(run, out=tmp_path / "cells.h5ad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_in_a_batch_are_not_taken_for_a_lack_of_memory(run, memory):
+    memory(0, ValueError)
+    with pytest.raises(ValueError, match="CUDA"):
+        draw(run)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_library_swallows_still_stops(run, tmp_path):
+    """Exceptions raised in finalizers are printed and lost, and much of an interrupt's time may be spent in these."""
+
+    class Finalizer:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def show(done, n):
+        if done < n:
+            Finalizer()
+
+    config = SampleConfig(steps=2, batch_size=10)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            scdiffkit.sample(run, 100, out=tmp_path / "cells.h5ad", config=config, on_progress=show)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())

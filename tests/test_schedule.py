@@ -44,7 +44,22 @@ def test_timesteps_visit_the_first_and_the_last(n):
     assert n == 1 or steps[-1] == 0
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 50, 300, 1000])
+def test_trailing_timesteps_equal_diffusers(n):
+    theirs = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="trailing")
+    theirs.set_timesteps(n)
+    steps = Schedule.linear(1000).timesteps(n, "trailing")
+    assert len(set(steps)) == n
+    assert steps[0] == 999
+    np.testing.assert_allclose(steps, theirs.timesteps, atol=1)  # they round T - i * T/n by another rule
+
+
+def test_trailing_steps_are_all_of_one_length():
+    assert Schedule.linear(1000).timesteps(5, "trailing") == [999, 799, 599, 399, 199]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 @pytest.mark.parametrize("n", [0, -1, 1001])
-def test_an_impossible_number_of_steps_is_refused(n):
+def test_an_impossible_number_of_steps_is_refused(n, spacing):
     with pytest.raises(ConfigError, match=r"1\.\.1000"):
-        Schedule.linear(1000).timesteps(n)
+        Schedule.linear(1000).timesteps(n, spacing)

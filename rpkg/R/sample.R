@@ -5,13 +5,19 @@
 #' @param where Which cells: a list such as `list(cell_type = "B", condition =
 #'   c("stim", "ctrl"))`, also in combinations that were never seen.
 #' @param like Cells whose composition and library sizes are copied.
-#' @param ddim Number of DDIM steps (50). `ddpm = TRUE`: every step of training.
-#' @param ddpm,speedup,eta How cells are drawn, as on the command line.
+#' @param sampler `"ddim"` (default), `"dpm"` (DPM-Solver++, second order) or
+#'   `"ddpm"`, which visits every step of training.
+#' @param steps Number of steps of `"ddim"` (50) or `"dpm"` (20).
+#' @param ddim,ddpm In short: `ddim = 20` is `sampler = "ddim", steps = 20`, and
+#'   `ddpm = TRUE` is `sampler = "ddpm"`.
+#' @param speedup,eta How cells are drawn, as on the command line.
 #' @param cfg_scale Classifier-free guidance, 1 is none: one number, or a named
 #'   list by condition.
 #' @param library_size Counts per cell: `"like"` (default), `"median"` or a number.
 #' @param seed Same seed, same cells.
 #' @param batch_size,device,precision Where and how to compute.
+#' @param devices Number of GPUs, or of processes on the CPU, that share the work
+#'   (1); the cells do not depend on it.
 #' @param as What is returned: `"Seurat"`, `"SingleCellExperiment"`, `"list"` or
 #'   `"path"`; default what the run was trained on, a list where that was not in R.
 #' @param output The file to be written, where a path is returned
@@ -22,9 +28,9 @@
 #'   conditions as factors; of a Seurat object the identities are the labels.
 #' @inherit scdiff_train examples
 #' @export
-scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, ddim = NULL, ddpm = FALSE, speedup = NULL,
-                          eta = NULL, cfg_scale = NULL, library_size = NULL, seed = 0, batch_size = NULL,
-                          device = NULL, precision = NULL, as = NULL, output = NULL, force = FALSE,
+scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, sampler = NULL, steps = NULL, ddim = NULL,
+                          ddpm = FALSE, speedup = NULL, eta = NULL, cfg_scale = NULL, library_size = NULL, seed = 0,
+                          batch_size = NULL, device = NULL, devices = NULL, precision = NULL, as = NULL, output = NULL, force = FALSE,
                           assay = NULL) {
   path <- if (is.null(run)) scdiff_run()$path else existing(run)
   about <- origin_of(path)
@@ -36,14 +42,12 @@ scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, ddim 
   if (!is.null(where) && (is.null(names(where)) || !all(nzchar(names(where))))) {
     fail("`where` must be a named list, such as list(cell_type = \"B\").")
   }
-  if (flag(ddpm, "ddpm") && !is.null(ddim)) {
-    fail("Give `ddim` or `ddpm`, not both.")
-  }
   options <- list(
-    sampler = if (flag(ddpm, "ddpm")) "ddpm" else "ddim", steps = whole(ddim, "ddim"), speedup = whole(speedup, "speedup"),
+    sampler = text(sampler, "sampler"), steps = whole(steps, "steps"), ddim = whole(ddim, "ddim"),
+    ddpm = flag(ddpm, "ddpm"), speedup = whole(speedup, "speedup"),
     eta = eta, cfg_scale = if (length(cfg_scale) > 1 || !is.null(names(cfg_scale))) as.list(cfg_scale) else cfg_scale,
     library_size = library_size, seed = whole(seed, "seed"), batch_size = whole(batch_size, "batch_size"),
-    device = text(device, "device"), precision = text(precision, "precision")
+    device = text(device, "device"), devices = whole(devices, "devices"), precision = text(precision, "precision")
   )
   made <- call_python("sample",
     run = path, n = whole(n, "n"), where = lapply(where, function(values) as.list(as.character(values))),

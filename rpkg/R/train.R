@@ -25,6 +25,10 @@
 #' @param resume Go on with the run in `out`, default the latest.
 #' @param out Folder of the run; default a new one in `scdiff-runs/`.
 #' @param device,precision Where and how to compute; default what is best here.
+#' @param devices Processes that share every batch, one a GPU or core.
+#' @param backed Leave cells that are given as a path in their file (h5ad, zarr),
+#'   `TRUE` or `FALSE`; default where memory does not hold them.
+#' @param max_memory Memory to use, such as `"8G"`; default what is free.
 #' @param force Replace the run in `out`.
 #' @param assay The assay with the raw counts; default a Seurat object's active
 #'   one, a SingleCellExperiment's `"counts"`.
@@ -39,8 +43,8 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
                          codec = NULL, n_top_genes = NULL, patch_size = NULL, hidden_size = NULL, depth = NULL,
                          num_heads = NULL, prediction_type = NULL, schedule = NULL, set = list(), max_steps = NULL,
                          max_epochs = NULL, max_time = NULL, batch_size = NULL, lr = NULL, val_fraction = NULL,
-                         seed = NULL, resume = FALSE, out = NULL, device = NULL, precision = NULL, force = FALSE,
-                         assay = NULL, obs = NULL) {
+                         seed = NULL, resume = FALSE, out = NULL, device = NULL, devices = NULL, precision = NULL,
+                         backed = NULL, max_memory = NULL, force = FALSE, assay = NULL, obs = NULL) {
   options <- list(
     codec = text(codec, "codec"), n_top_genes = whole(n_top_genes, "n_top_genes"),
     patch_size = whole(patch_size, "patch_size"), hidden_size = whole(hidden_size, "hidden_size"),
@@ -48,7 +52,7 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     prediction_type = text(prediction_type, "prediction_type"), schedule = text(schedule, "schedule"),
     max_steps = whole(max_steps, "max_steps"), max_epochs = whole(max_epochs, "max_epochs"),
     batch_size = whole(batch_size, "batch_size"), lr = lr, val_fraction = val_fraction, seed = whole(seed, "seed"),
-    device = text(device, "device"), precision = text(precision, "precision"),
+    device = text(device, "device"), devices = whole(devices, "devices"), precision = text(precision, "precision"),
     set = if (length(set)) set
   )
   check_columns(data, c(label, condition), obs)
@@ -62,7 +66,8 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     data = pack_cells(data, "data", assay, obs, labels = c(label, condition)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
-    max_time = if (!is.null(max_time)) as.character(max_time), resume = flag(resume, "resume"), out = path_of(out, "out"),
+    max_time = if (!is.null(max_time)) as.character(max_time), backed = if (!is.null(backed)) flag(backed, "backed"),
+    max_memory = if (!is.null(max_memory)) as.character(max_memory), resume = flag(resume, "resume"), out = path_of(out, "out"),
     force = flag(force, "force")
   )
   scdiff_run(path)

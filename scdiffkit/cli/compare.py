@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import progress, result, result_json
+from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 from scdiffkit.cli.evaluate import (
     HEADLINES,
     Condition,
@@ -34,6 +34,8 @@ def compare(
     fast: Fast = False,
     max_cells: MaxCells = 1000,
     seed: Seed = 0,
+    backed: Backed = None,
+    max_memory: MaxMemory = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
@@ -47,9 +49,12 @@ def compare(
     with progress("comparing") as update:
         comparison = score(
             real, synthetic, train=train, label=label, conditions=condition or (), out=output, seed=seed,
-            max_cells=max_cells, resamples=resamples, fast=fast, force=force,
-            progress=lambda name, i, n: update(i, name, n),
+            max_cells=max_cells, resamples=resamples, fast=fast, backed=backed, max_memory=parse_bytes(max_memory),
+            force=force, progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
+    for name, evaluation in comparison.evaluations.items():
+        for side, (n, of) in evaluation.sampled.items():
+            log.info("%s: %s of the %s %s cells, drawn at random, are compared", name, f"{n:,}", f"{of:,}", side)
     if json:
         result_json(comparison.to_dict())
         return

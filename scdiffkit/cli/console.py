@@ -9,10 +9,20 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+import typer
 
 from scdiffkit.errors import ConfigError, ScdiffWarning
 
+# Options of every command that reads cells
+Backed = Annotated[
+    bool | None,
+    typer.Option("--backed/--in-memory", help="Leave the cells in their files (h5ad, zarr), or not (by size).",
+                 show_default=False),
+]  # fmt: skip
+MaxMemory = Annotated[str | None, typer.Option(help="Memory to use: 8G, 500M (what is free).")]
+Join = Annotated[str | None, typer.Option(help="Genes of several files: inner (in all) or outer (in any) (inner).")]
 PLAIN_EVERY = 10.0  # seconds between progress lines when stderr is not a terminal
 log = logging.getLogger("scdiffkit")
 
@@ -140,6 +150,21 @@ def parse_duration(text: str | None) -> float | None:
         value = 0.0
     if not 0 < value < float("inf"):
         raise ConfigError(f"--max-time {text!r} is not a duration: give seconds, or 10m, or 2h.")
+    return value
+
+
+def parse_bytes(text: str | None) -> float | None:
+    """ "8G", "500M", "8GB", "1e9" -> bytes."""
+    if text is None:
+        return None
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    factor = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(number[-1:], 1.0)
+    try:
+        value = float(number.rstrip("KMGT")) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--max-memory {text!r} is not an amount of memory: give 8G, or 500M.")
     return value
 
 

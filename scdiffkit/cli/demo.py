@@ -32,7 +32,7 @@ def demo(
     log.info("700 blood cells x 765 genes of 10 types (Zheng et al. 2017), as bundled with scanpy")
     write(demo_cells(), real, force=force)
     log.info("\n$ scdiff train %s --arch %s --label cell_type --out %s", real, arch, run)
-    train(real, arch=arch, label="cell_type", out=run, force=force)
+    train([real], arch=arch, label="cell_type", out=run, force=force)
     log.info("\n$ scdiff sample %s -n 700 --ddim 50 -o %s", run, cells)
     sample(run, n=700, ddim=50, output=cells, force=force)
     log.info("\n$ scdiff evaluate %s %s --label cell_type --fast -o %s", real, cells, report)

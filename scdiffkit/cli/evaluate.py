@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdiffkit.cli.console import log, progress, result, result_json
+from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 
 if TYPE_CHECKING:
     from scdiffkit.evaluate import Evaluation
@@ -56,6 +56,8 @@ def evaluate(
     fast: Fast = False,
     max_cells: MaxCells = 1000,
     seed: Seed = 0,
+    backed: Backed = None,
+    max_memory: MaxMemory = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
@@ -65,8 +67,8 @@ def evaluate(
     with progress("evaluating") as update:
         evaluation = score(
             real, synthetic, train=train, label=label, conditions=condition or (), donor=donor, protocol=protocol,
-            out=output, seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, force=force,
-            progress=lambda name, i, n: update(i, name, n),
+            out=output, seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, backed=backed,
+            max_memory=parse_bytes(max_memory), force=force, progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:
         log.info(note)

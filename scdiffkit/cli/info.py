@@ -14,7 +14,7 @@ from scdiffkit.cli.console import result, result_json
 def info(
     path: Annotated[
         Path,
-        typer.Argument(help="h5ad, loom, 10x folder, 10x h5, or the folder of a run.", show_default=False),
+        typer.Argument(help="h5ad, zarr, loom, 10x folder, 10x h5, or the folder of a run.", show_default=False),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

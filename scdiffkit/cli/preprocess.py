@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import result
+from scdiffkit.cli.console import Backed, Join, MaxMemory, parse_bytes, result
 
 
 def preprocess(
-    input: Annotated[Path, typer.Argument(help="Raw counts: h5ad, loom, 10x folder or 10x h5.", show_default=False)],
+    input: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Raw counts: h5ad, zarr, loom, 10x folder or 10x h5; several, or a folder of them.",
+            show_default=False,
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Prepared cells (h5ad or loom).", show_default=False)],
     label: Annotated[
         list[str] | None, typer.Option(help="obs column that must be usable as a label; repeatable.")
@@ -32,14 +38,16 @@ def preprocess(
     mito_prefix: Annotated[str | None, typer.Option(help="How mitochondrial genes start (MT-).")] = None,
     min_cells: Annotated[int | None, typer.Option(help="Drop genes detected in fewer cells (3).")] = None,
     target_sum: Annotated[float | None, typer.Option(help="Counts per cell after normalisation (10000).")] = None,
+    backed: Backed = None,
+    max_memory: MaxMemory = None,
+    join: Join = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Filter cells and genes, normalise, choose genes; every figure is logged."""
     from scdiffkit.config import PreprocessConfig, make
     from scdiffkit.errors import ConfigError
-    from scdiffkit.io import check_output, read, write
-    from scdiffkit.preprocess import check_label
-    from scdiffkit.preprocess import preprocess as prepare
+    from scdiffkit.io import check_output, open_cells
+    from scdiffkit.preprocess import prepare
 
     listed = None
     if genes is not None:
@@ -52,15 +60,13 @@ def preprocess(
         PreprocessConfig,
         min_counts=min_counts, max_counts=max_counts, min_genes=min_genes, max_genes=max_genes, max_mito=max_mito,
         mito_prefix=mito_prefix, min_cells=min_cells, hvg_flavor=hvg_flavor, n_top_genes=n_top_genes, genes=listed,
-        batch_key=batch_key, target_sum=target_sum,
+        batch_key=batch_key, target_sum=target_sum, join=join,
     )  # fmt: skip
     if output.suffix not in (".h5ad", ".loom"):
         raise ConfigError(f"{output}: prepared cells fit into .h5ad and .loom only; 10x formats hold counts alone.")
     check_output(output, force=force)
-    adata = read(input)
-    for column in label or []:
-        check_label(adata, column)
-    prepared = prepare(adata, config, label=label)
-    write(prepared, output, force=force)
+    _, cells = open_cells(input, backed=backed, max_memory=parse_bytes(max_memory))
+    prepared = prepare(cells, config, label=label)
+    prepared.write(output, force=force)
     chosen = int(prepared.var["highly_variable"].sum())
-    result(f"{output}: {prepared.n_obs} cells x {prepared.n_vars} genes, {chosen} to train on")
+    result(f"{output}: {len(prepared.obs)} cells x {len(prepared.var)} genes, {chosen} to train on")

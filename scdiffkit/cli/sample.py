@@ -16,10 +16,17 @@ def sample(
     n: Annotated[
         int | None, typer.Option("-n", "--n-cells", help="Number of cells (1000; with --like, as many).")
     ] = None,
-    ddim: Annotated[int | None, typer.Option(help="DDIM with this many steps (50).")] = None,
-    ddpm: Annotated[bool, typer.Option("--ddpm", help="DDPM: every step of training.")] = False,
-    speedup: Annotated[int | None, typer.Option(help="DDIM with T/speedup steps (the scRDiT paper's rate).")] = None,
-    eta: Annotated[float | None, typer.Option(help="DDIM's noise: 0 none, 1 as DDPM (0).")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="ddim, dpm (DPM-Solver++, second order), or ddpm: every step of training. (ddim)"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of ddim (50) or dpm (20).")] = None,
+    ddim: Annotated[int | None, typer.Option(help="Short for --sampler ddim --steps N.")] = None,
+    ddpm: Annotated[bool, typer.Option("--ddpm", help="Short for --sampler ddpm.")] = False,
+    speedup: Annotated[
+        int | None, typer.Option(help="ddim or dpm with T/speedup steps (the scRDiT paper's rate).")
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 as ddpm (0).")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,23 +59,23 @@ def sample(
     ),
     batch_size: Annotated[int | None, typer.Option(help="Cells at once (by the model's size).")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs, or processes on the CPU, that share the work; the same cells (1).")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Draw new cells with exact labels from a trained run."""
     wanted, guidance = parse_where(where), parse_cfg_scale(cfg_scale)
 
-    from scdiffkit.config import SampleConfig, make
-    from scdiffkit.errors import ConfigError
+    from scdiffkit.config import SampleConfig, make, sampler_options
     from scdiffkit.generate import sample as draw
     from scdiffkit.run import Run
 
-    if ddpm and ddim is not None:
-        raise ConfigError("Give --ddim N or --ddpm, not both.")
     config = make(
         SampleConfig,
-        sampler="ddpm" if ddpm else "ddim", steps=ddim, speedup=speedup, eta=eta, cfg_scale=guidance, seed=seed,
-        library_size=library_size, batch_size=batch_size, device=device, precision=precision,
+        **sampler_options(sampler, steps, ddim, ddpm), speedup=speedup, eta=eta, cfg_scale=guidance, seed=seed,
+        library_size=library_size, batch_size=batch_size, device=device, devices=devices, precision=precision,
     )  # fmt: skip
     opened = Run.open(run)
     log.info("run %s%s", opened.path, " (the latest)" if run is None else "")

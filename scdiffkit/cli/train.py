@@ -8,15 +8,29 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import log, parse_duration, parse_settings, progress, result, seconds
+from scdiffkit.cli.console import (
+    Backed,
+    Join,
+    MaxMemory,
+    log,
+    parse_bytes,
+    parse_duration,
+    parse_settings,
+    progress,
+    result,
+    seconds,
+)
 
 MODEL, LENGTH, MACHINE = "Model", "Length and optimisation", "Machine and output"
 
 
 def train(
     data: Annotated[
-        Path,
-        typer.Argument(help="Raw counts or prepared cells: h5ad, loom, 10x folder or 10x h5.", show_default=False),
+        list[Path],
+        typer.Argument(
+            help="Raw counts or prepared cells: h5ad, zarr, loom, 10x folder or 10x h5; several, or a folder of them.",
+            show_default=False,
+        ),
     ],
     arch: Annotated[
         str | None, typer.Option(help="dit, whitebox or unet (the preset's first).", rich_help_panel=MODEL)
@@ -74,20 +88,32 @@ def train(
         Path | None, typer.Option(help="Folder of the run (scdiff-runs/NAME).", rich_help_panel=MACHINE)
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="Processes that share every batch, one a GPU or core (1).", rich_help_panel=MACHINE),
+    ] = None,
+    num_nodes: Annotated[
+        int | None,
+        typer.Option(help="Machines; torchrun or srun starts the command on each (1).", rich_help_panel=MACHINE),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", rich_help_panel=MACHINE)] = None,
+    backed: Backed = None,
+    max_memory: MaxMemory = None,
+    join: Join = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=MACHINE)] = False,
 ) -> None:
     """Train a diffusion model on your cells; raw counts are prepared with the defaults first."""
     limit = parse_duration(max_time)
     from scdiffkit.config import build_run_config, load_file, training_overrides
-    from scdiffkit.train import TrainStatus
+    from scdiffkit.fit import TrainStatus
+    from scdiffkit.team import is_first
     from scdiffkit.train import train as fit
 
     overrides = training_overrides(
         codec=codec, n_top_genes=n_top_genes, patch_size=patch_size, hidden_size=hidden_size, depth=depth,
         num_heads=num_heads, prediction_type=prediction_type, schedule=schedule, max_steps=max_steps,
         max_epochs=max_epochs, batch_size=batch_size, lr=lr, val_fraction=val_fraction, device=device,
-        precision=precision, seed=seed,
+        devices=devices, num_nodes=num_nodes, precision=precision, seed=seed, join=join,
     ) | parse_settings(set_, "--set")  # fmt: skip
     file_values = load_file(config) if config else {}
     if not resume:  # before torch works for a minute: is the configuration one that can be built?
@@ -111,13 +137,16 @@ def train(
         try:
             run = fit(
                 data, arch=arch, preset=preset, label=label, conditions=condition or (), out=out, resume=resume,
-                force=force, max_time=limit, config=file_values, overrides=overrides, on_status=show,
+                force=force, max_time=limit, backed=backed, max_memory=parse_bytes(max_memory), config=file_values,
+                overrides=overrides, on_status=show,
             )  # fmt: skip
         except KeyboardInterrupt:
             if last is None:
                 when = "while the codec was being fitted" if stage else "before training began"
                 log.warning("interrupted %s: nothing was saved", when)
             raise
+    if not is_first():
+        return
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"
         log.info("%d steps in %s, loss %.4f%s", last.step, seconds(last.seconds), last.loss, held_out)

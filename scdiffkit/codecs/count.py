@@ -196,17 +196,13 @@ class CountCodec:
         if c.likelihood == "nb":
             groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": DISPERSION_LR})
         optimizer = torch.optim.Adam(groups, lr=c.lr, fused=True)
-        rng = np.random.default_rng([seed, 3])
         generator = torch.Generator(device).manual_seed(seed)
-        val_rows = val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))]
+        held_out = cells.take(val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))])
         best: tuple[float, int, dict[str, Tensor]] | None = None
-        order = np.empty(0, dtype=np.int64)
         folds = torch.from_numpy(fold_of(len(rows)))
+        shuffled = cells.shuffled(rows, c.batch_size, [seed, 3], device)
         for step in range(1, c.max_steps + 1):
-            while len(order) < c.batch_size:  # next epoch; more than one where cells are fewer than a batch
-                order = np.concatenate([order, rng.permutation(len(rows))])
-            places, order = order[: c.batch_size], order[c.batch_size :]
-            counts, size, codes = cells.batch(rows[places], device)
+            places, (counts, size, codes) = next(shuffled)
             hidden = torch.rand(codes.shape, generator=generator, device=codes.device) < CONDITION_DROPOUT
             codes = codes.masked_fill(hidden, 0)
             fold = folds[places].to(counts.device)
@@ -223,7 +219,7 @@ class CountCodec:
             validate = step % c.val_every_steps == 0 or step == c.max_steps
             if not validate and not (on_step and step % 10 == 0):
                 continue
-            val_loss = self._val_loss(cells, val_rows, seed, device) if validate and len(val_rows) else None
+            val_loss = self._val_loss(held_out, seed, device) if validate and len(held_out) else None
             if not (math.isfinite(loss.item()) and math.isfinite(val_loss or 0.0)):
                 raise DataError(
                     "The count codec's loss is no longer finite. Give a smaller codec.lr (--set codec.lr=0.0005)."
@@ -234,21 +230,22 @@ class CountCodec:
                 break
             if best and step - best[1] >= c.patience * c.val_every_steps:
                 break
+        shuffled.close()
         if best:
             net.load_state_dict(best[2])
             log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
 
     def _fit_tails(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> None:
         """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
-        net, rng = self._net(), np.random.default_rng([seed, 6])
+        net = self._net()
         generator = torch.Generator(device).manual_seed(seed)
         learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
         start = [p.detach().clone() for p in learnt]
         optimizer = torch.optim.Adam(learnt, betas=(0.9, 0.99), fused=True)
         folds = torch.from_numpy(fold_of(len(rows)))
+        shuffled = cells.shuffled(rows, TAILS_BATCH, [seed, 6], device)
         for step in range(TAILS_STEPS):
-            places = np.sort(rng.choice(len(rows), TAILS_BATCH))
-            counts, size, codes = cells.batch(rows[places], device)
+            places, (counts, size, codes) = next(shuffled)
             with torch.no_grad():
                 rates, *_ = self._rates(counts, size, codes, folds[places].to(counts.device), generator)
             for p in learnt:
@@ -264,6 +261,7 @@ class CountCodec:
             optimizer.zero_grad()
             (nll + prior / len(rows)).backward()
             optimizer.step()
+        shuffled.close()
         for p in learnt:
             p.requires_grad_(False)
 
@@ -286,15 +284,15 @@ class CountCodec:
         return net.shares(z, codes) * size[:, None], mean, log_var
 
     @torch.no_grad()
-    def _val_loss(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> float:
+    def _val_loss(self, cells: Source, seed: int, device: torch.device | str) -> float:
         generator = torch.Generator(device).manual_seed(seed)
         net, total = self._net().eval(), 0.0
-        for counts, size, codes in batches(cells, rows, 256, device):
+        for counts, size, codes in batches(cells, np.arange(len(cells)), 256, device):
             fold = torch.full((len(counts),), NEVER_SEEN, device=counts.device)
             nll, kl = self._elbo(counts, size, codes, fold, generator)
             total += (nll + self.config.kl_weight * kl).item() * len(counts)
         net.train()
-        return total / len(rows)
+        return total / len(cells)
 
     @torch.no_grad()
     def _standardise(self, cells: Source, rows: np.ndarray, device: torch.device | str) -> None:
@@ -302,14 +300,18 @@ class CountCodec:
         self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
         generator = torch.Generator(device).manual_seed(1)
         folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
-        blocks = [
-            self.encode(*batch, generator=generator, fold=fold).cpu()
-            for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True)
-        ]
-        x0 = torch.cat(blocks)
-        self.mean, self.std = x0.mean(0), x0.std(0).clamp(min=1e-3)
-        x0 = (x0 - self.mean) / self.std
-        self.lowest, self.highest = x0.amin(0), x0.amax(0)
+        total, squares = torch.zeros(2, self.dim, dtype=torch.float64)
+        lowest, highest = torch.full((self.dim,), torch.inf), torch.full((self.dim,), -torch.inf)
+        for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True):
+            x0 = self.encode(*batch, generator=generator, fold=fold).cpu()
+            total += x0.sum(0, dtype=torch.float64)
+            squares += x0.double().square().sum(0)
+            lowest, highest = torch.minimum(lowest, x0.amin(0)), torch.maximum(highest, x0.amax(0))
+        n = len(rows)
+        variance = (squares - total.square() / n) / max(1, n - 1)
+        self.mean = (total / n).float()
+        self.std = variance.clamp(min=0).sqrt().float().clamp(min=1e-3)
+        self.lowest, self.highest = (lowest - self.mean) / self.std, (highest - self.mean) / self.std
         self.net = self._net().cpu()
 
     def posterior(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import h5py
+import numpy as np
 
 from scdiffkit.errors import ConfigError, FileError, nearest
 from scdiffkit.io.atomic import writing
 
-Format = Literal["h5ad", "loom", "10x", "10x-h5"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+Format = Literal["h5ad", "loom", "10x", "10x-h5", "zarr"]
+FORMATS: tuple[Format, ...] = tuple(name for name in get_args(Format) if name != "zarr")  # that are written
 SUFFIXES: dict[str, Format] = {".h5ad": "h5ad", ".loom": "loom", ".h5": "10x-h5", "": "10x"}
 KNOWN = "cells.h5ad, cells.loom, cells.h5 (10x HDF5) or a folder name without suffix (10x matrix folder)"
 
 # What a 10x folder may hold; anything else in a folder means that it is not ours to replace.
 TENX_FILES = ("barcodes.tsv", "genes.tsv", "features.tsv", "matrix.mtx", "obs.tsv", "scdiffkit.json")
+
+ZARR_FILES = ("zarr.json", ".zgroup")  # of its versions 3 and 2
 
 _SIGNATURES = (
     (b"\x1f\x8b", "a gzip file: unpack it first (gunzip)"),
@@ -50,7 +54,7 @@ def format_of_content(path: str | Path) -> Format:
     path = Path(path)
     try:
         if path.is_dir():
-            return "10x"
+            return "zarr" if any((path / name).exists() for name in ZARR_FILES) else "10x"
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError as e:
@@ -81,10 +85,58 @@ def open_hdf5(path: Path) -> h5py.File:
         raise FileError(damaged(path, e)) from e
 
 
+def open_zarr(path: Path) -> Any:
+    """The group of a zarr store, read-only; FileError when it is damaged, or parts of a sparse matrix are missing.
+
+    Of a chunk that is missing zarr makes zeros, without a word.
+    """
+    import zarr
+
+    try:
+        root: Any = zarr.open_group(str(path), mode="r")
+        layers = [f"layers/{name}" for name in root["layers"]] if "layers" in root else []
+        for place in ("X", "raw/X", *layers):
+            if place in root and root[place].attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
+                _check_sparse(root[place], place)
+    except MemoryError:
+        raise
+    except Exception as e:  # zarr and its codecs have no common class
+        raise FileError(damaged(path, e)) from e
+    return root
+
+
+def _check_sparse(group: Any, place: str) -> None:
+    """OSError where chunks of a sparse matrix in a zarr store are missing, or its rows do not fit its values."""
+    data, indices = group["data"], group["indices"]
+    shape = tuple(map(int, group.attrs["shape"]))
+    longest = shape[0 if group.attrs["encoding-type"] == "csc_matrix" else 1]
+    for name, part in (("data", data), ("indices", indices)):
+        missing = part.nchunks - part.nchunks_initialized
+        if missing and (name == "data" or longest > 1):  # else all may be zeros, which zarr does not write
+            raise OSError(f"{place}/{name}: {missing} of {part.nchunks} chunks are missing")
+    row_ends(group, place)
+
+
+def row_ends(group: Any, place: str) -> np.ndarray:
+    """indptr of a sparse matrix in a file. OSError where it cannot be read, or does not fit the values."""
+    n_cells, n_genes = map(int, group.attrs["shape"])
+    longest = n_cells if group.attrs["encoding-type"] == "csc_matrix" else n_genes
+    try:
+        ends = np.asarray(group["indptr"][:])
+    except Exception as e:
+        raise OSError(f"{place}/indptr: {e}") from e
+    sizes = np.diff(ends)
+    if len(sizes) and (sizes.min() < 0 or sizes.max() > longest or ends[-1] != group["data"].shape[0]):
+        raise OSError(f"{place}/indptr does not fit the values")
+    return ends
+
+
 def damaged(path: Path, reason: object) -> str:
     """The message for a file that starts as it should but cannot be read to its end."""
     kind = "is cut short" if "truncated" in str(reason) else "is damaged or cut short"
-    return f"{path} {kind}: copy or download it again ({' '.join(str(reason).split())[:200]})."
+    places = (re.search(r"key '([^']+)'.* from /?(.*)", note) for note in getattr(reason, "__notes__", ()))  # anndata's
+    where = next((f"{Path(place[2], place[1]).as_posix()}: " for place in places if place), "")
+    return f"{path} {kind}: copy or download it again ({where}{' '.join(str(reason).split())[:200]})."
 
 
 def check_output(path: str | Path, force: bool = False, format: str | None = None) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError, FileError
-from scdiffkit.io.formats import damaged
+from scdiffkit.io.formats import damaged, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,31 +29,60 @@ def read(path: Path) -> AnnData:
     """The cells of an h5ad file, as anndata reads them."""
     import anndata
 
+    with _reading(path, "an h5ad file"):
+        return _checked(anndata.read_h5ad(path))
+
+
+def read_zarr(path: Path) -> AnnData:
+    """The cells of a zarr store, as anndata reads them."""
+    import anndata
+
+    open_zarr(path)
+    with _reading(path, "a zarr store"):
+        return _checked(anndata.read_zarr(path))
+
+
+def _checked(adata: AnnData) -> AnnData:
+    """The same cells. OSError when places of genes or cells that were read do not exist: scipy would not notice."""
+    places = {"X": adata.X, "raw": None if adata.raw is None else adata.raw.X}
+    places |= {f'layers["{name}"]': layer for name, layer in adata.layers.items()}
+    for place, matrix in places.items():
+        if sparse.issparse(matrix):
+            try:
+                matrix.check_format(full_check=True)
+            except ValueError as e:
+                raise OSError(f"{place}: {e}") from e
+    return adata
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
     try:
-        return anndata.read_h5ad(path)
-    except OSError as e:
-        raise FileError(damaged(path, e)) from e
+        yield
     except MemoryError:
         raise
-    except Exception as e:  # anndata has no common class for them
-        raise FileError(f"{path} is an h5ad file that anndata cannot read ({e}): try a newer anndata.") from e
+    except Exception as e:  # anndata, zarr and its codecs have no common class for them
+        if isinstance(e, OSError) or kind == "a zarr store":
+            raise FileError(damaged(path, e)) from e
+        raise FileError(f"{path} is {kind} that anndata cannot read ({e}): try a newer anndata.") from e
 
 
 def write(adata: AnnData, path: Path) -> None:
     """Everything in `adata`; text columns stay text, but become categorical where values are missing."""
     from anndata.io import write_h5ad
 
-    gaps = {
-        name: [c for c in frame if frame[c].dtype == object and frame[c].hasnans]
-        for name, frame in (("obs", adata.obs), ("var", adata.var))
-    }
-    if gaps["obs"] or gaps["var"]:
-        adata = adata.copy()  # h5ad has no missing text, but missing categories; the caller's columns stay
-        for frame, columns in ((adata.obs, gaps["obs"]), (adata.var, gaps["var"])):
-            for column in columns:
-                frame[column] = frame[column].astype("category")
+    obs, var = _without_gaps(adata.obs), _without_gaps(adata.var)
+    if obs is not adata.obs or var is not adata.var:
+        adata = adata.copy()  # the caller's columns stay
+        adata.obs, adata.var = obs, var
     with _saying_which_key():
         write_h5ad(path, adata, convert_strings_to_categoricals=False, dataset_kwargs=COMPRESSION_OF_ALL)
+
+
+def _without_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text columns with missing values as categories: h5ad has no missing text, but missing categories."""
+    gaps = [column for column in frame if frame[column].dtype == object and frame[column].hasnans]
+    return frame.astype(dict.fromkeys(gaps, "category")) if gaps else frame
 
 
 class H5adFile:
@@ -86,8 +115,8 @@ class H5adFile:
                 }
             )
         with _saying_which_key():
-            write_elem(self._file, "obs", obs, dataset_kwargs=COMPRESSION)
-            write_elem(self._file, "var", self._var, dataset_kwargs=COMPRESSION)
+            write_elem(self._file, "obs", _without_gaps(obs), dataset_kwargs=COMPRESSION)
+            write_elem(self._file, "var", _without_gaps(self._var), dataset_kwargs=COMPRESSION)
             write_elem(self._file, "uns", self._uns)
             for empty in ("obsm", "varm", "obsp", "varp"):
                 write_elem(self._file, empty, {})

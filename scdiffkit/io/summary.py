@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from scipy import sparse
 
 from scdiffkit.errors import FileError
 from scdiffkit.io import columns, h5ad, loom, tenx
-from scdiffkit.io.formats import damaged, format_of_content, open_hdf5
+from scdiffkit.io.formats import damaged, format_of_content, open_hdf5, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,6 +65,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     start = {"path": str(path), "format": format, "size_bytes": _size(path)}
     if format == "10x":
         return start | _summary(_in_memory(tenx.read_folder(path)))
+    if format == "zarr":
+        root = open_zarr(path)
+        try:
+            return start | _summary(_anndata(root))
+        except MemoryError:
+            raise
+        except Exception as e:  # zarr and its codecs have no common class
+            raise FileError(damaged(path, e)) from e
     with open_hdf5(path) as f:
         try:
             if format == "loom":
@@ -70,17 +80,18 @@ def describe(path: str | Path) -> dict[str, Any]:
             if format == "10x-h5":
                 return start | _summary(_tenx_h5(f, path))
             if "encoding-type" in f["obs"].attrs:
-                return start | _summary(_h5ad(f))
+                return start | _summary(_anndata(f))
         except (OSError, KeyError, ValueError) as e:
             raise FileError(damaged(path, e)) from e
     return start | _summary(_in_memory(h5ad.read(path)))  # an h5ad of before anndata 0.8
 
 
-def _h5ad(f: h5py.File) -> Contents:
+def _anndata(f: Any) -> Contents:
+    """What an h5ad file, or the group of a zarr store, holds."""
     from anndata.io import read_elem
 
     places = {"X": f.get("X"), "raw": f.get("raw/X")}
-    places |= {f'layers["{name}"]': layer for name, layer in f.get("layers", {}).items()}
+    places |= {f'layers["{name}"]': f["layers"][name] for name in f.get("layers", ())}
     uns = f.get("uns", {})
     return Contents(
         obs=read_elem(f["obs"]),
@@ -90,14 +101,14 @@ def _h5ad(f: h5py.File) -> Contents:
             for place, element in places.items()
             if element is not None and element.attrs.get("encoding-type") != "null"
         },
-        obsm=list(f.get("obsm", {})),
+        obsm=list(f.get("obsm", ())),
         uns=list(uns),
         scdiffkit=read_elem(uns["scdiffkit"]) if "scdiffkit" in uns else None,
     )
 
 
-def _stored(element: h5py.Group | h5py.Dataset) -> Stored:
-    if isinstance(element, h5py.Dataset):
+def _stored(element: Any) -> Stored:
+    if hasattr(element, "shape"):
         return Stored("dense", element.shape, element)
     n_cells, n_genes = (int(n) for n in element.attrs["shape"])
     kind = "CSC" if element.attrs["encoding-type"] == "csc_matrix" else "CSR"
@@ -132,17 +143,18 @@ def _in_memory(adata: AnnData) -> Contents:
 
 
 def _summary(cells: Contents) -> dict[str, Any]:
-    matrices = {
-        place: {
-            "storage": m.storage,
-            "dtype": str(m.values.dtype),
-            "shape": list(m.shape),
-            "integers": _looks_like_counts(_sample(m)),
-        }
-        for place, m in cells.matrices.items()
-    }
+    matrices = {}
+    for place, m in cells.matrices.items():
+        with _reading(place):
+            integers = _looks_like_counts(_sample(m))
+        matrices[place] = {
+            "storage": m.storage, "dtype": str(m.values.dtype), "shape": list(m.shape), "integers": integers,
+        }  # fmt: skip
     counts = next((p for p in (COUNTS, "raw", "X") if p in matrices and matrices[p]["integers"]), None)
-    totals, genes = _per_cell(cells.matrices[counts]) if counts else (np.empty(0), np.empty(0))
+    totals, genes = np.empty(0), np.empty(0)
+    if counts:
+        with _reading(counts):
+            totals, genes = _per_cell(cells.matrices[counts])
     return {
         "n_obs": len(cells.obs),
         "n_vars": len(cells.var),
@@ -159,6 +171,17 @@ def _summary(cells: Contents) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """OSError, with the place of the matrix, where values cannot be read."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as e:  # h5py, zarr and its codecs have no common class
+        raise OSError(f"{place}: {e}") from e
+
+
 def _column(name: str, column: pd.Series) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "dtype": str(column.dtype), "missing": int(column.isna().sum())}
     if pd.api.types.is_numeric_dtype(column.dtype) and column.dtype.kind != "b":
@@ -173,7 +196,7 @@ def _sample(m: Stored) -> np.ndarray:
     """Values from places evenly spread over the matrix."""
     if m.values.ndim == 1:
         width = 4096
-        starts = np.unique(np.linspace(0, max(0, len(m.values) - width), SAMPLES).astype(int))
+        starts = np.unique(np.linspace(0, max(0, m.values.shape[0] - width), SAMPLES).astype(int))
         parts = [m.values[a : a + width] for a in starts]
     else:
         cells = np.linspace(0, m.shape[0] - 1, min(SAMPLES, m.shape[0])).astype(int)
@@ -202,12 +225,12 @@ def _per_cell(m: Stored) -> tuple[np.ndarray, np.ndarray]:
             genes[first:last] = np.diff(np.concatenate([[0], np.cumsum(data != 0)])[ends])
             first = last
     elif m.storage == "CSC":
-        for a in range(0, len(m.values), BLOCK):
+        for a in range(0, m.values.shape[0], BLOCK):
             data, cells = m.values[a : a + BLOCK], m.indices[a : a + BLOCK]
             totals += np.bincount(cells, weights=data, minlength=m.shape[0])
             genes += np.bincount(cells, weights=data != 0, minlength=m.shape[0])
     else:
-        chunk = m.values.chunks if isinstance(m.values, h5py.Dataset) else None
+        chunk = getattr(m.values, "chunks", None)
         axis = 1 if _transposed(m) else 0
         unit = chunk[axis] if chunk else 1
         step = unit * max(1, BLOCK // max(1, unit * m.shape[1]))
@@ -222,4 +245,4 @@ def _transposed(m: Stored) -> bool:
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.iterdir() if p.is_file()) if path.is_dir() else os.path.getsize(path)
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else os.path.getsize(path)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -53,6 +54,23 @@ def test_every_storage_in_blocks(
         found = io.describe(path)
         assert found["median_counts"] == np.median(dense.sum(1))
         assert found["median_genes"] == np.median((dense > 0).sum(1))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("shape_of", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # anndata's and zarr's, of what is to come
+def test_zarr(shape_of: type, version: int, tiny: AnnData, tmp_path: Path) -> None:
+    adata = AnnData(X=shape_of(tiny.X.toarray()), obs=tiny.obs, var=tiny.var, layers={"other": tiny.X})
+    adata.raw, adata.obsm["X_pca"], adata.uns["scdiffkit"] = tiny, np.zeros((240, 2)), {"seed": 3}
+    path = tmp_path / "a.zarr"
+    with anndata.settings.override(zarr_write_format=version):
+        adata.write_zarr(path)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    found, expected = io.describe(path), io.describe(tmp_path / "a.h5ad")
+    assert (found["format"], found["n_obs"], found["layers"], found["obsm"]) == ("zarr", 240, ["other"], ["X_pca"])
+    assert found["size_bytes"] == sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    assert {**found, "path": 0, "format": 0, "size_bytes": 0} == {**expected, "path": 0, "format": 0, "size_bytes": 0}
+    json.dumps(found)
 
 
 def test_where_the_counts_are(tiny: AnnData, tmp_path: Path) -> None:

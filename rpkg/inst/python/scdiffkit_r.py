@@ -401,12 +401,12 @@ def preprocess(
 
 
 def train(data: Any, origin: str, options: Payload, listener: Listener, **given: Any) -> str:
-    from scdiffkit.cli.console import parse_duration
+    from scdiffkit.cli.console import parse_bytes, parse_duration
     from scdiffkit.config import load_file, training_overrides
     from scdiffkit.errors import ScdiffError
+    from scdiffkit.fit import TrainStatus
     from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run
-    from scdiffkit.train import TrainStatus
     from scdiffkit.train import train as fit
 
     def show(status: TrainStatus) -> None:
@@ -417,13 +417,14 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
         )
 
     settings = options.pop("set") or {}
-    config, max_time = given.pop("config"), given.pop("max_time")
+    config, max_time, max_memory = (given.pop(name) for name in ("config", "max_time", "max_memory"))
     began = time.time()
     try:
         run = fit(
             _input(data),
             conditions=given.pop("condition") or (),
             max_time=parse_duration(max_time),
+            max_memory=parse_bytes(max_memory),
             config=load_file(Path(config)) if config else {},
             overrides=training_overrides(**options) | settings,
             on_status=show,
@@ -455,11 +456,13 @@ def sample(
     force: bool,
     listener: Listener,
 ) -> Any:
-    from scdiffkit.config import SampleConfig, make
+    from scdiffkit.config import SampleConfig, make, sampler_options
     from scdiffkit.generate import sample as draw
 
+    named = sampler_options(**{name: options.pop(name, None) for name in ("sampler", "steps", "ddim", "ddpm")})
+    config = make(SampleConfig, **_given(options), **named)
     made = draw(
-        run, n, where=where, like=_input(like), out=output, config=make(SampleConfig, **_given(options)), force=force,
+        run, n, where=where, like=_input(like), out=output, config=config, force=force,
         on_progress=lambda done, total: listener.progress(f"sampling: {done} of {total} cells"),
     )  # fmt: skip
     return str(made) if isinstance(made, Path) else cells_payload(made)

@@ -12,6 +12,9 @@ test_that("arguments are checked by name", {
   expect_refused(scdiff_sample(trained(), n = 2, where = list(cell_type = "CD15")), "never seen cell_type='CD15'")
   expect_refused(scdiff_sample(blood, n = 2), "`run` must be what scdiff_train\\(\\) returned")
   expect_refused(scdiff_sample(trained(), n = 0), "")
+  expect_refused(scdiff_sample(trained(), n = 2, ddim = 5, ddpm = TRUE), "`ddim` or `ddpm`, not both", class = "scdiffkit_config_error")
+  expect_refused(scdiff_sample(trained(), n = 2, ddim = 5, sampler = "dpm"), "`ddim` and `sampler` dpm contradict")
+  expect_refused(scdiff_sample(trained(), n = 2, sampler = "dpm", eta = 1), "`eta` is read only by the sampler ddim")
 })
 
 test_that("cells that cannot be used are refused", {

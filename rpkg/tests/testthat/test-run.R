@@ -23,6 +23,10 @@ test_that("cells come as what was trained on", {
   expect_identical(unname(Matrix::colSums(cells$counts)), cells$obs$total_counts)
   again <- scdiff_sample(trained(), n = 30, where = list(cell_type = c("CD14", "CD19")), ddim = 2)
   expect_identical(again, cells)
+  long <- scdiff_sample(trained(), n = 30, where = list(cell_type = c("CD14", "CD19")), sampler = "ddim", steps = 2)
+  expect_identical(long, cells)
+  second_order <- scdiff_sample(trained(), n = 30, where = list(cell_type = c("CD14", "CD19")), sampler = "dpm", steps = 2)
+  expect_false(identical(second_order, cells))
 })
 
 test_that("a Seurat object in gives a Seurat object out", {

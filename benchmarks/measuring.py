@@ -1,0 +1,75 @@
+"""What the benchmarks share: commands with their time and memory, and what was measured where."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def scdiff(*args: object) -> dict[str, Any]:
+    """Run a command to its end, in a process of its own: seconds, peak resident memory in MiB, and what it printed."""
+    command = [sys.executable, "-m", "scdiffkit", *map(str, args)]
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        log = process.stderr.read()
+        printed = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log}")
+    return {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "memory_mib": used.ru_maxrss / 1024,
+        "printed": printed,
+        "log": log,
+    }
+
+
+def about() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    ).stdout.strip()
+    return {
+        "machine": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in ("scdiffkit", "torch", "anndata", "numpy")},
+        "commit": commit,
+    }
+
+
+def in_words(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['machine']}, {found['cores']} cores; {versions}; commit {found['commit']}."
+
+
+def table(columns: list[str], rows: list[list[object]]) -> str:
+    """Markdown; figures to the right."""
+    right = [
+        all(isinstance(row[i], (int, float)) or str(row[i])[:1].isdigit() for row in rows) for i in range(len(columns))
+    ]
+    lines = [columns, ["---:" if r else "---" for r in right], *([f"{v}" for v in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def save(name: str, result: dict[str, Any], text: str) -> None:
+    """results/NAME.json and results/NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
+    print(text)

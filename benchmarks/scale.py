@@ -1,0 +1,245 @@
+"""Time and memory of every command as cells and genes grow, from files; memory against disk; one process against two.
+
+    python benchmarks/scale.py [--cells 10000 30000 100000 300000 1000000] [--genes 20000] [--work FOLDER]
+    python benchmarks/scale.py --only genes|processes|disk|cells
+
+Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
+their file (--backed). Training has a fixed number of steps, so that what grows is what the cells cost: looking through
+them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes. Files are kept in --work
+and used again. Writes results/scale.json and results/scale.md; parts that are not run again stay as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measuring
+import numpy as np
+import yaml
+from atlas import write_atlas
+from scipy.optimize import curve_fit
+
+STEPS, CODEC_STEPS = 200, 100
+COMMANDS = ("preprocess", "train", "sample", "evaluate")
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "scale.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
+    parser.add_argument("--genes", type=int, default=20_000)
+    parser.add_argument("--work", type=Path, help="where files go; they are kept (default: a temporary folder)")
+    parser.add_argument("--only", choices=["cells", "genes", "processes", "disk"], action="append")
+    options = parser.parse_args()
+    path = measuring.RESULTS / "scale.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, Callable[[], Any]] = {
+            "cells": lambda: of_cells(work, options.cells, options.genes),
+            "genes": lambda: of_genes(work),
+            "processes": lambda: of_processes(work),
+            "disk": lambda: of_disk(work, options.genes),
+        }
+        for name in options.only or parts:
+            result[name] = {"made_by": measuring.about(), "rows": parts[name]()}
+            measuring.save("scale", result, text(result))
+    if "cells" in result:
+        picture(result["cells"]["rows"], PICTURE)
+
+
+def atlas(work: Path, cells: int, genes: int) -> Path:
+    path = work / f"atlas-{cells}-{genes}.h5ad"
+    if not path.exists():
+        write_atlas(path, cells, genes)
+    return path
+
+
+def train(data: Path, out: Path, *options: object) -> dict[str, Any]:
+    short = ["--max-steps", STEPS, "--set", f"codec.max_steps={CODEC_STEPS}", "--set", "train.patience=100"]
+    return measuring.scdiff("train", data, "--label", "cell_type", "--out", out, "--force", *short, *options)
+
+
+def of_cells(work: Path, sizes: list[int], genes: int) -> list[dict[str, Any]]:
+    """Every command, at every size; as many cells are drawn as there are."""
+    rows = []
+    for n in sorted(sizes):
+        data, prepared, run, drawn = atlas(work, n, genes), work / "prepared.h5ad", work / "run", work / "drawn.h5ad"
+        found = {
+            "preprocess": measuring.scdiff("preprocess", data, "-o", prepared, "--force", "--backed"),
+            "train": train(data, run, "--backed"),
+            "sample": measuring.scdiff("sample", run, "-n", n, "--ddim", 2, "-o", drawn, "--force"),
+        }
+        found["evaluate"] = measuring.scdiff(
+            "evaluate", data, drawn, "--label", "cell_type", "--backed", "--fast", "-o", work / "report", "--force"
+        )
+        for path in (prepared, drawn):
+            path.unlink()
+        rows += [row(name, n, genes, figures) for name, figures in found.items()]
+        print(rows[-4:], flush=True)
+    return rows
+
+
+def of_genes(work: Path, n: int = 30_000) -> list[dict[str, Any]]:
+    """Training, as genes grow."""
+    return [
+        row("train", n, genes, train(atlas(work, n, genes), work / "run", "--backed"))
+        for genes in (1000, 3000, 10_000, 30_000)
+    ]
+
+
+def of_processes(work: Path, n: int = 10_000) -> list[dict[str, Any]]:
+    """Cells per second of diffusion, by one process with all threads and by two; in turns, for machines are noisy."""
+    data, rows = atlas(work, n, 2000), []
+    for arch in ("dit", "whitebox"):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for devices in (1, 2) * 3:
+            options = ["--arch", arch, "--devices", devices, "--set", "train.checkpoint_every_steps=100000"]
+            train(data, work / "run", *options)
+            rates[devices].append(rate_of(work / "run"))
+        one, two = (float(np.median(rates[devices])) for devices in (1, 2))
+        rows.append({"arch": arch, "one": round(one, 1), "two": round(two, 1), "ratio": round(two / one, 2)})
+    return rows
+
+
+def of_disk(work: Path, genes: int, n: int = 30_000) -> list[dict[str, Any]]:
+    """Seconds that training takes from memory and from the file, in turns, and the held-out losses it ends with.
+
+    In memory the codec sees its cells fully shuffled, from the file in blocks that are mixed in a buffer.
+    """
+    data, rows = atlas(work, n, genes), []
+    for codec in ("count", "gene"):
+        options: list[object] = ["--codec", codec, "--set", "train.val_every_steps=100"]
+        if codec == "count":
+            options += ["--set", "codec.max_steps=600"]  # as many as by default: these are what reads
+        seconds: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
+        losses: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
+        for seed, where in itertools.product(range(3), seconds):
+            found = train(data, work / "run", where, "--seed", seed, *options)
+            seconds[where].append(of_training(found["log"]))
+            pattern = r"lowest held-out loss ([\d.]+) nats" if codec == "count" else r"held-out loss ([\d.]+) at step"
+            losses[where].append(float(re.search(pattern, found["log"])[1]))  # type: ignore[index]
+        memory, disk = (float(np.median(values)) for values in seconds.values())
+        rows.append({
+            "codec": codec, "memory": round(memory, 1), "disk": round(disk, 1), "ratio": round(disk / memory, 3),
+            "losses_memory": losses["--in-memory"], "losses_disk": losses["--backed"],
+        })  # fmt: skip
+    return rows
+
+
+def rate_of(run: Path) -> float:
+    """Cells per second between the first and the last line of a run's metrics."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = lines[0], lines[-1]
+    batch = yaml.safe_load((run / "config.yaml").read_text())["train"]["batch_size"]
+    return (last["step"] - first["step"]) * batch / (last["seconds"] - first["seconds"])
+
+
+def of_training(log: str) -> float:
+    """Seconds of all steps, as the command states them: "200 steps in 1 min 3 s"."""
+    hours, minutes, seconds = re.search(r"steps in (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)?", log).groups("0")  # type: ignore[union-attr]
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+
+
+def row(command: str, cells: int, genes: int, figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": command,
+        "cells": cells,
+        "genes": genes,
+        "seconds": round(figures["seconds"], 1),
+        "memory_mib": round(figures["memory_mib"]),
+    }
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.5g} ({min(values):.5g} to {max(values):.5g})"
+
+
+def exponent(cells: list[int], seconds: list[float]) -> float:
+    """p of seconds = a + b * cells^p; relative errors count."""
+    n, s = np.array(cells) / max(cells), np.array(seconds)
+    start = [s[0], max(s[-1] - s[0], 1e-3), 1.0]
+    (_, _, p), _ = curve_fit(
+        lambda n, a, b, p: a + b * n**p, n, s, start, sigma=s, bounds=([0, 0, 0.3], [np.inf, np.inf, 3])
+    )
+    return float(p)
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory of every command against the number of cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for command, marker in zip(COMMANDS, "osD^", strict=True):
+        of = [r for r in rows if r["command"] == command]
+        cells = [r["cells"] for r in of]
+        axes[0].plot(cells, [r["seconds"] / 60 for r in of], marker=marker, label=f"scdiff {command}")
+        axes[1].plot(cells, [r["memory_mib"] / 1024 for r in of], marker=marker)
+    axes[0].set(xscale="log", yscale="log", xlabel="cells", ylabel="minutes", title="Time")
+    axes[1].set(xscale="log", xlabel="cells", ylabel="GiB", ylim=(0, None), title="Peak memory")
+    axes[0].legend(frameon=False, fontsize=9)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def text(result: dict[str, Any]) -> str:
+    lines = ["# Scale", "", "Written by `python benchmarks/scale.py`."]
+    if "cells" in result:
+        rows, sizes = result["cells"]["rows"], sorted({r["cells"] for r in result["cells"]["rows"]})
+        of = {(r["command"], r["cells"]): r for r in rows}
+        lines += ["", "## Cells", "", measuring.in_words(result["cells"]["made_by"]), ""]
+        lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; {STEPS} steps of diffusion, {CODEC_STEPS} of the",
+                  "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, and peak memory in",
+                  "MiB.", ""]  # fmt: skip
+        columns = ["cells", *(f"{c}, {unit}" for c in COMMANDS for unit in ("s", "MiB"))]
+        lines.append(measuring.table(columns, [
+            [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib"))] for n in sizes
+        ]))  # fmt: skip
+        if len(sizes) > 3:
+            found = {c: exponent(sizes, [of[c, n]["seconds"] for n in sizes]) for c in COMMANDS}
+            lines += ["", "Exponent of time: " + ", ".join(f"{c} {p:.2f}" for c, p in found.items()) + "."]
+        tenth = max((n for n in sizes if n <= sizes[-1] / 10), default=sizes[0])
+        growth = {c: of[c, sizes[-1]]["memory_mib"] / of[c, tenth]["memory_mib"] for c in COMMANDS}
+        lines += ["", f"Memory of {sizes[-1]:,} cells over that of {tenth:,}: "
+                  + ", ".join(f"{c} {g:.2f}" for c, g in growth.items()) + "."]  # fmt: skip
+    if "genes" in result:
+        lines += ["", "## Genes", "", measuring.in_words(result["genes"]["made_by"]), ""]
+        lines.append(measuring.table(["genes", "cells", "train, s", "MiB"], [
+            [f"{r['genes']:,}", f"{r['cells']:,}", r["seconds"], r["memory_mib"]] for r in result["genes"]["rows"]
+        ]))  # fmt: skip
+    if "processes" in result:
+        lines += ["", "## Processes", "", measuring.in_words(result["processes"]["made_by"]), ""]
+        lines += ["Diffusion, cells per second, preset `small`: one process with every thread, two with half of them",
+                  "each (gloo); medians of three, measured in turns.", ""]  # fmt: skip
+        lines.append(measuring.table(["architecture", "one", "two", "two over one"], [
+            [r["arch"], r["one"], r["two"], r["ratio"]] for r in result["processes"]["rows"]
+        ]))  # fmt: skip
+    if "disk" in result:
+        lines += ["", "## Memory against disk", "", measuring.in_words(result["disk"]["made_by"]), ""]
+        lines += ["Seconds of a whole training, of the same cells; medians of three seeds, measured in turns; and",
+                  "the lowest held-out loss (count: the codec's, nats a cell; gene: diffusion's), mean and range.",
+                  "In memory cells are fully shuffled; from the file, ordered by donor and type, in blocks, mixed.",
+                  ""]  # fmt: skip
+        lines.append(measuring.table(
+            ["codec", "in memory, s", "on disk, s", "disk over memory", "loss in memory", "loss on disk"],
+            [[r["codec"], r["memory"], r["disk"], r["ratio"], spread(r["losses_memory"]), spread(r["losses_disk"])]
+             for r in result["disk"]["rows"]],
+        ))  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""The training loop of diffusion: from a run as it was made to its last checkpoint, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from scdiffkit.codecs import Codec, CountCodec
+from scdiffkit.config import RunConfig, TrainConfig
+from scdiffkit.data import Cells, rows_of_step
+from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.errors import ConfigError, RunError, ScdiffError
+from scdiffkit.io import ahead
+from scdiffkit.run import Run
+from scdiffkit.team import Team, failing_together, gather, leave
+from scdiffkit.vectors import Vectors, open_written
+from scdiffkit.workers import interruption
+
+UNTRAINED = 0.05  # of the steps planned
+MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
+STOP_SELDOM = 20  # steps after which processes on GPUs agree whether to stop: asking holds them up
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class TrainStatus:
+    """Where training stands. Losses: of the codec in nats a cell, of diffusion the prediction's mean squared error."""
+
+    stage: Literal["codec", "diffusion"]
+    step: int
+    max_steps: int
+    loss: float
+    val_loss: float | None
+    cells_per_s: float
+    seconds: float
+
+
+def fit(
+    run: Run,
+    team: Team,
+    vectors: Vectors,
+    validation: Validation | None = None,
+    *,
+    started: float | None = None,
+    max_time: float | None = None,
+    on_status: Callable[[TrainStatus], None] | None = None,
+) -> bool:
+    """Train the run's denoiser from its newest checkpoint on, every process of the team alike; whether to its end.
+
+    What follows is of the first process alone: the held-out loss, what is said and saved, and when to stop (max_time
+    seconds after `started`, on Ctrl-C or SIGTERM, or where the held-out loss falls no longer).
+    Raises RunError when weights are no longer finite, or when another process is lost.
+    """
+    run_config = run.config()
+    c, fabric = run_config.train, team.fabric
+    started = time.monotonic() if started is None else started
+    torch.manual_seed(run_config.seed)
+    denoiser = run.new_denoiser()
+    ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
+    optimizer = _optimizer(denoiser, c)
+    with failing_together():
+        model, optimizer = fabric.setup(denoiser, optimizer)
+    if ema:
+        ema.load_state_dict(denoiser.state_dict())
+        ema.to(fabric.device)
+    weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
+    averages: list[Tensor] = list(ema.parameters()) if ema else []
+    max_steps = c.max_steps or math.ceil((c.max_epochs or 1) * len(vectors) / c.batch_size)
+    first = 0
+    if team.first:
+        n_parameters = sum(p.numel() for p in denoiser.parameters())
+        log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, run.codec().dim)
+    if run.steps():
+        first = _restore(run, denoiser, ema, optimizer)
+        if team.first:
+            run.forget_metrics_after(first)
+            log.info("resumed at step %d of %d", first, max_steps)
+        if first >= max_steps:
+            log.info("the run is complete; give a larger --max-steps to train on")
+            return True
+    elif team.first and run.metrics():
+        run.forget_metrics_after(0)  # killed before its first checkpoint
+    out_of_time = False
+    loss_sum, steps_since = torch.zeros((), device=fabric.device), 0
+    last_report = last_save = time.monotonic()
+    val_loss: float | None = None
+    best_step = run.best_step() or first
+    best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
+    agree_every = 1 if fabric.device.type == "cpu" else STOP_SELDOM
+    gradients = _Gradients(team, model, optimizer, c.batch_size)
+    steps = ahead(
+        (step, _batch_of(step, vectors, denoiser, run_config, team)) for step in range(first + 1, max_steps + 1)
+    )
+
+    with interruption() as interrupted, contextlib.closing(steps), failing_together():
+        for step, batch in steps:
+            for group in optimizer.param_groups:
+                group["lr"] = _lr(c, step, max_steps)
+            loss_sum += gradients(batch)
+            if c.grad_clip is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=c.grad_clip, error_if_nonfinite=False)
+            optimizer.step()
+            if ema and c.ema_decay:
+                # Early on a shorter memory, which would otherwise hold the initial weights.
+                decay = min(c.ema_decay, (1 + step) / (10 + step))
+                torch._foreach_lerp_(averages, weights, 1 - decay)
+            steps_since += 1
+            now = time.monotonic()
+            agree = team.size == 1 or step % agree_every == 0 or step == max_steps
+            if not team.first:
+                if agree and team.any_stop(False):
+                    return False
+                continue
+            out_of_time = max_time is not None and now - started >= max_time
+            stop = interrupted.is_set() or out_of_time or step == max_steps
+            # At set steps only: where an interrupt falls must not decide which weights are the best.
+            validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
+            if validated:
+                val_loss = round(cast(Validation, validation)(ema or denoiser), 6)  # as metrics.jsonl holds it
+            improved = validated and (best is None or cast(float, val_loss) < best)
+            if improved:
+                best, best_step = val_loss, step
+            out_of_patience = (
+                bool(c.patience and validation) and step - best_step >= cast(int, c.patience) * c.val_every_steps
+            )
+            stop = stop or out_of_patience
+            if agree:
+                team.any_stop(stop)
+            else:
+                stop = False  # the others go on to the step at which they ask
+            if step % c.val_every_steps == 0 or stop or now - last_report > 1:
+                status = TrainStatus(
+                    "diffusion",
+                    step,
+                    max_steps,
+                    loss_sum.item() / steps_since,
+                    val_loss,
+                    steps_since * c.batch_size / max(now - last_report, 1e-9),
+                    now - started,
+                )
+                if on_status:
+                    on_status(status)
+                if step % c.val_every_steps == 0 or stop:
+                    run.log_metrics(
+                        **{
+                            key: round(value, 6) if isinstance(value, float) else value
+                            for key, value in vars(status).items()
+                            if key != "stage"
+                        }
+                    )
+                loss_sum.zero_()
+                steps_since, last_report = 0, now
+            minutes = (now - last_save) / 60
+            by_step = c.checkpoint_every_steps and step % c.checkpoint_every_steps == 0
+            if stop or improved or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
+                if not torch.stack([p.isfinite().all() for p in weights]).all():
+                    raise RunError(
+                        f"The weights are no longer finite at step {step}; they were not saved. Start a new run with a "
+                        "smaller --lr, or with --precision 32."
+                    )
+                _save(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
+                last_save = time.monotonic()
+            if stop and interrupted.is_set():
+                log.warning("interrupted at step %d: saved in %s", step, run.path)
+                log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
+                raise KeyboardInterrupt
+            if stop and step < max_steps:
+                why = (
+                    "time is up (--resume goes on)" if out_of_time else f"no lower held-out loss since step {best_step}"
+                )
+                log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
+                if step < UNTRAINED * max_steps:
+                    log.warning("so few steps hardly train: cells drawn from here are noise. Go on with --resume")
+                break
+    if team.first and best is not None:
+        log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
+    return not out_of_time
+
+
+def _batch_of(
+    step: int, vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x0 (b, D), conditions (b, K), t (b,) and eps (b, D) of this process's cells of a step.
+
+    Every random number follows from (seed, step) and the whole batch: a resumed run repeats an uninterrupted one, and
+    several processes train as one.
+    """
+    c, device = run_config.train, team.fabric.device
+    generator = torch.Generator(device=device)
+    generator.manual_seed(_seed(run_config.seed, step))
+    places = rows_of_step(step - 1, c.batch_size, len(vectors), run_config.seed)
+    mine = slice(team.rank, None, team.size)
+    x0, codes = vectors.batch(places, mine, generator)
+    t = torch.randint(denoiser.schedule.num_train_timesteps, (len(places),), generator=generator, device=device)
+    eps = torch.randn((len(places), x0.shape[1]), generator=generator, device=device)
+    conditions = drop_conditions(codes, c.condition_dropout, generator)
+    return x0, conditions[mine], t[mine], eps[mine]
+
+
+class _Gradients:
+    """The gradients of a batch; where memory does not hold it, by parts, which add up to the same."""
+
+    def __init__(self, team: Team, model: nn.Module, optimizer: Any, batch_size: int) -> None:
+        self.team, self.model, self.optimizer, self.batch_size = team, model, optimizer, batch_size
+        self.at_once = batch_size
+
+    def __call__(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """The mean loss of the cells; gradients are those of the mean over the whole batch."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except RuntimeError as e:  # torch's OutOfMemoryError is one
+                if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
+                    raise
+                here = min(self.at_once, len(batch[0]))
+                if here == 1 or self.team.size > 1:
+                    raise ConfigError(
+                        f"Memory does not hold {here} cells and this model: give a smaller --batch-size or model"
+                        + (", or more devices." if self.team.size > 1 else ".")
+                    ) from e
+                self.at_once = math.ceil(here / 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning(
+                "memory does not hold a batch of %d cells: it is worked on in parts of %d, with the same result",
+                here, self.at_once,
+            )  # fmt: skip
+
+    def _accumulate(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        self.optimizer.zero_grad()
+        n, fabric = len(batch[0]), self.team.fabric
+        total = torch.zeros((), device=fabric.device)
+        for start in range(0, n, self.at_once):
+            x0, conditions, t, eps = (values[start : start + self.at_once] for values in batch)
+            losses = self.model(x0, conditions, t, eps)
+            # Processes' gradients are averaged: of equal weight only where all have as many cells.
+            fabric.backward(losses.sum() * (self.team.size / self.batch_size))
+            total += losses.detach().sum()
+        return total / n
+
+
+def follow(team: Team) -> Run:
+    """What the other processes of a team do: train with the first, once it has prepared everything."""
+    run = Run(team.share(None))
+    if not run.path.is_dir():
+        raise RunError(
+            f"This machine does not see the run {run.path}: several machines need a folder that all share; name one "
+            "with --out."
+        )
+    fit(run, team, open_written(run.codec(), run.vectors, team.fabric.device))
+    return run
+
+
+class Validation:
+    """Loss on held-out cells with the same noise and steps every time, so that it can be compared over time."""
+
+    def __init__(
+        self,
+        cells: Cells,
+        codec: Codec,
+        rows: np.ndarray,
+        run_config: RunConfig,
+        fabric: Fabric,
+    ) -> None:
+        self.fabric, self.batches = fabric, []
+        rows = rows[:: max(1, math.ceil(len(rows) / MAX_VAL_CELLS))]
+        generator = torch.Generator().manual_seed(run_config.seed)
+        last = run_config.diffusion.num_train_timesteps - 1
+        t = torch.linspace(0, last, max(len(rows), 1)).round().long()
+        t = t[torch.randperm(len(t), generator=generator)]
+        held_out = cells.take(rows)
+        for start in range(0, len(rows), run_config.train.batch_size):
+            part = slice(start, start + run_config.train.batch_size)
+            counts, library_size, codes = held_out.batch(np.arange(len(rows))[part])
+            if isinstance(codec, CountCodec):
+                x0 = codec.encode(counts, library_size, codes, generator=generator)
+            else:
+                x0 = codec.encode(counts, library_size)
+            eps = torch.randn(x0.shape, generator=generator)
+            self.batches.append(tuple(a.to(fabric.device) for a in (x0, codes, t[part], eps)))
+
+    def __bool__(self) -> bool:
+        return bool(self.batches)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser) -> float:
+        with self.fabric.autocast():
+            losses = [denoiser(*batch) for batch in self.batches]
+        return torch.cat(losses).mean().item()
+
+
+def _optimizer(denoiser: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(denoiser.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True)
+
+
+def _lr(c: TrainConfig, step: int, max_steps: int) -> float:
+    """Linear warm-up, then constant or a half cosine down to 1% of the peak."""
+    warmup = min(1.0, step / max(1, c.warmup_steps))
+    if c.lr_schedule == "constant":
+        return c.lr * warmup
+    progress = max(0, step - c.warmup_steps) / max(1, max_steps - c.warmup_steps)
+    return c.lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _save(
+    run: Run,
+    step: int,
+    denoiser: Denoiser,
+    ema: Denoiser | None,
+    optimizer: Any,
+    val_loss: float | None,
+    keep: int,
+) -> None:
+    weights = {k: v.contiguous() for k, v in denoiser.state_dict().items()}
+    average = {k: v.contiguous() for k, v in ema.state_dict().items()} if ema else None
+    moments = {
+        f"{i}.{name}": value.contiguous()
+        for i, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    run.save_checkpoint(step, weights, average, moments, val_loss, keep)
+
+
+def _restore(run: Run, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any) -> int:
+    saved = run.load_checkpoint()
+    denoiser.load_state_dict(saved["weights"])
+    if ema:
+        ema.load_state_dict(saved["ema"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved["optimizer"].items():
+        index, name = key.split(".")
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return saved["state"]["step"]
+
+
+if __name__ == "__main__":  # a process that the first one of a team started: device, precision, number of devices
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    try:
+        follow(gather(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    except ScdiffError as e:
+        sys.exit(f"process {os.environ['RANK']}: {e}")
+    finally:
+        leave()

@@ -1,0 +1,227 @@
+"""The processes that train together, on one machine or several: who they are and how they start.
+
+One process a device. Under torchrun or SLURM's srun they are started from outside, each running the same command; else
+the first process starts the others on its own machine when there is something for them to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing.spawn
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from joblib import cpu_count
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+
+from scdiffkit.device import PRECISIONS, accelerator_of, log_device, make_fabric, precision_of
+from scdiffkit.errors import ConfigError, RunError
+
+LOST_AFTER = timedelta(seconds=50)  # without a word from another process, in the middle of a step
+LONG = timedelta(days=30)  # the first process may prepare the data for hours
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that train together; rank 0 prepares, reports and saves."""
+
+    fabric: Fabric
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, once it has one."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with failing_together():
+            dist.broadcast_object_list(values, src=0, group=_patient_group(), device=torch.device("cpu"))
+        return values[0]
+
+    def any_stop(self, stop: bool) -> bool:
+        """Whether the first process wants to stop."""
+        if self.size == 1:
+            return stop
+        flag = torch.tensor([stop], dtype=torch.uint8, device=self.fabric.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
+
+
+_groups: list[Any] = []
+
+
+def _patient_group() -> Any:
+    if not _groups:
+        _groups.append(dist.new_group(backend="gloo", timeout=LONG))
+    return _groups[0]
+
+
+def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
+    """How many processes torchrun or srun started for this training; 0: none but this one.
+
+    Raises ConfigError when that is another number than was asked for.
+    """
+    asked = devices * num_nodes
+    if TorchElasticEnvironment.detect():
+        size = int(os.environ["WORLD_SIZE"])
+        if asked not in (1, size):
+            raise ConfigError(
+                f"torchrun started {size} processes, but --devices {devices} x --num-nodes {num_nodes} asks for "
+                f"{asked}: give the number to torchrun alone."
+            )
+        return size if size > 1 else 0
+    if asked > 1 and SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
+        size = int(os.environ.get("SLURM_NTASKS", 1))
+        if size == asked:
+            return size
+        if num_nodes > 1 or size > 1:
+            raise ConfigError(
+                f"SLURM started {size} processes, but --devices {devices} x --num-nodes {num_nodes} asks for {asked}: "
+                f"srun --nodes {num_nodes} --ntasks-per-node {devices} scdiff train ..."
+            )
+    if num_nodes > 1:
+        raise ConfigError(
+            f"--num-nodes {num_nodes}: the other machines' processes must be started from outside. Start the same "
+            f"command on each machine: torchrun --nnodes {num_nodes} --nproc-per-node {devices} --rdzv-backend c10d "
+            f"--rdzv-endpoint HOST:29500 -m scdiffkit train ..., or with srun --nodes {num_nodes} "
+            f"--ntasks-per-node {devices}."
+        )
+    return 0
+
+
+def is_first() -> bool:
+    """Whether this process is the first, or the only one, of those that torchrun or srun started."""
+    if TorchElasticEnvironment.detect():
+        return os.environ.get("RANK", "0") == "0"
+    if SLURMEnvironment.detect():
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return True
+
+
+def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> Team:
+    """This process's team, all of whose processes must call this. Raises ConfigError for devices that are not there."""
+    size = started_outside(devices, num_nodes)
+    if not size and devices == 1:
+        return Team(make_fabric(device, precision))
+    accelerator = accelerator_of(device)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    total = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
+    precision = precision_of(device, precision)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its word on every process
+    strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and "RANK" not in os.environ
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice for cluster users
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=local,
+            num_nodes=max(1, total // local),
+            strategy=strategy,
+            precision=PRECISIONS[precision],
+            plugins=[] if slurm else [TorchElasticEnvironment()],
+        )
+    with failing_together():
+        fabric.launch()
+        _patient_group()  # made by all at the same time
+    team = Team(fabric, fabric.global_rank, fabric.world_size)
+    if team.first:
+        log_device(accelerator, fabric.device, precision)
+        log.info("%d processes share every batch", team.size)
+    return team
+
+
+@contextlib.contextmanager
+def helpers(command: list[str], devices: int) -> Iterator[None]:
+    """Starts processes 1..devices-1 of a team on this machine, and makes this process the first of it.
+
+    Within the block the environment names the team; afterwards the others are gone.
+    """
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    threads = max(1, cpu_count() // devices)
+    shared = {
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+    }
+    before = dict(os.environ)  # Fabric adds to it, too: the number of threads
+    of_torch = torch.get_num_threads()
+    others: list[subprocess.Popen[bytes]] = []
+    executable = os.fsdecode(multiprocessing.spawn.get_executable() or sys.executable)  # inside R, sys.executable is R
+    try:
+        for rank in range(1, devices):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
+            environment = {**os.environ, **shared, **own, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            # A session of its own: Ctrl-C goes to the first process alone, which tells the others.
+            others.append(
+                subprocess.Popen(
+                    [executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+        for rank, other in enumerate(others, start=1):
+            assert other.stdout
+            if not other.stdout.readline():  # it says when it is ready: imports may take long
+                raise RunError(
+                    f"Process {rank} of {devices} could not start (exit code {other.wait()}); what it said is above. "
+                    "Give --devices 1."
+                )
+        os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        leave()
+        torch.set_num_threads(of_torch)
+        os.environ.clear()
+        os.environ.update(before)
+        for other in others:
+            try:
+                other.wait(10)
+            except subprocess.TimeoutExpired:
+                other.kill()
+                other.wait()
+            if other.stdout:
+                other.stdout.close()
+
+
+def leave() -> None:
+    """Closes the connections to the others, who thereby know."""
+    _groups.clear()
+    if dist.is_initialized():
+        with contextlib.suppress(Exception):  # of a group that is broken already
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """A process that is lost, as a RunError."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not (isinstance(e, dist.DistError) or "gloo" in str(e).lower() or "nccl" in str(e).lower()):
+            raise
+        reason = str(e).splitlines()[0][:200]
+        raise RunError(
+            f"Another process of this training has ended, or cannot be reached ({reason}). Look for its own message, "
+            "and go on from the last checkpoint with --resume."
+        ) from e

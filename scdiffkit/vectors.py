@@ -1,0 +1,165 @@
+"""What diffusion trains on: x0 of the training cells, in memory or memory-mapped from a folder of plain arrays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from scdiffkit.codecs import Codec, CountCodec, GeneCodec
+from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs.source import batches
+from scdiffkit.data import Cells
+from scdiffkit.io import atomic_path
+from scdiffkit.io.atomic import writing
+
+Values = Tensor | np.ndarray
+COMPLETE = "vectors.json"
+log = logging.getLogger("scdiffkit")
+
+
+class Vectors(Protocol):
+    """x0 and condition codes of the n training cells."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x0 of the cells at `places[mine]`, and the codes (B, K) of those at all `places` (B,).
+
+        Random numbers are drawn for all places, so that a batch is the same however many processes share it.
+        """
+        ...
+
+
+class Posteriors:
+    """Of a compact codec: each cell's posterior is computed once, and every step draws from it anew.
+
+    mean, deviation: (n, D), codes: (n, K); tensors, or arrays in files.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor | np.ndarray,
+        deviation: Tensor | np.ndarray,
+        codes: Tensor | np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.mean, self.deviation, self.codes, self.device = mean, deviation, codes, device
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        mean, deviation = (self._at(values, places[mine]) for values in (self.mean, self.deviation))
+        noise = torch.randn((len(places), mean.shape[1]), generator=generator, device=self.device)
+        return mean + noise[mine] * deviation, self._at(self.codes, places)
+
+    def _at(self, values: Values, places: np.ndarray) -> Tensor:
+        if isinstance(values, Tensor):
+            return values[torch.from_numpy(places).to(values.device)]
+        return torch.from_numpy(values[places]).to(self.device)
+
+
+class Encoded:
+    """Of a codec whose x0 are as long as a cell has genes: each batch is encoded when it is wanted."""
+
+    def __init__(self, codec: GeneCodec, cells: Cells, rows: np.ndarray | None, device: torch.device) -> None:
+        self.codec, self.cells, self.device = codec, cells, device
+        self.rows = np.arange(len(cells)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        counts, library_size, _ = self.cells.batch(self.rows[places[mine]], self.device)
+        codes = torch.from_numpy(self.cells.codes[self.rows[places]]).to(self.device)
+        return self.codec.encode(counts, library_size), codes
+
+
+def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device) -> Vectors:
+    """The vectors of the training cells `rows`."""
+    if isinstance(codec, GeneCodec):
+        return Encoded(codec, cells, rows, device)
+    mean, deviation = (torch.cat(parts) for parts in zip(*_posteriors(codec, cells, rows, device), strict=True))
+    return Posteriors(mean, deviation, torch.from_numpy(cells.codes[rows]).to(device), device)
+
+
+def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
+    """The same as files in `folder`, which is there when they are complete; memory does not grow with the cells.
+
+    Raises FileError when they cannot be written, and leaves nothing behind.
+    """
+    n = len(rows)
+    with writing(folder), atomic_path(folder) as temporary:
+        temporary.mkdir()
+        if isinstance(codec, CountCodec):
+            with (
+                _Array(temporary / "mean.npy", (n, codec.dim)) as mean,
+                _Array(temporary / "deviation.npy", (n, codec.dim)) as deviation,
+            ):
+                for m, d in _posteriors(codec, cells, rows, device):
+                    mean.append(m.cpu().numpy())
+                    deviation.append(d.cpu().numpy())
+        else:
+            lengths = []
+            with (temporary / "data.bin").open("wb") as data, (temporary / "indices.bin").open("wb") as indices:
+                for start in range(0, n, 1024):
+                    part = cells.counts[rows[start : start + 1024]]
+                    lengths.append(np.diff(part.indptr))
+                    part.data.astype(np.float32, copy=False).tofile(data)
+                    part.indices.astype(np.int32, copy=False).tofile(indices)
+            np.save(temporary / "indptr.npy", np.concatenate([[0], *lengths]).cumsum())
+            np.save(temporary / "library_size.npy", cells.library_size[rows])
+        np.save(temporary / "codes.npy", cells.codes[rows])
+        (temporary / COMPLETE).write_text(json.dumps({"cells": n, "genes": cells.counts.shape[1]}))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    log.info("vectors of %d cells in %s (%.1f MB): removed when training is complete", n, folder, size / 1e6)
+
+
+def open_written(codec: Codec, folder: Path, device: torch.device) -> Vectors:
+    """What `write` wrote, read when asked for."""
+    about = json.loads((folder / COMPLETE).read_text())
+    codes = np.load(folder / "codes.npy")
+    if isinstance(codec, CountCodec):
+        mean, deviation = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "deviation"))
+        return Posteriors(mean, deviation, codes, device)
+    data, indices = (_mapped(folder / "data.bin", np.float32), _mapped(folder / "indices.bin", np.int32))
+    counts = sparse.csr_matrix((about["cells"], about["genes"]), dtype=np.float32)
+    counts.data, counts.indices, counts.indptr = data, indices, np.load(folder / "indptr.npy")
+    return Encoded(codec, Cells(counts, np.load(folder / "library_size.npy"), codes), None, device)
+
+
+def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _posteriors(
+    codec: CountCodec, cells: Cells, rows: np.ndarray, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
+    for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True):
+        yield codec.posterior(*batch, fold=fold)
+
+
+class _Array:
+    """A .npy file (float32) that grows by rows, written as a file is: a full disk is an error, not a crash."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._file = path.open("wb")
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+    def append(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype="<f4").data)
+
+    def __enter__(self) -> _Array:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()

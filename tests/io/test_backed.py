@@ -1,0 +1,155 @@
+"""Cells left in their files, against the same cells in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+import zarr
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from scdiffkit.errors import ConfigError, FileError
+from scdiffkit.io import Backed, Selected, Stacked, ahead, blocks, open_backed, open_cells, read, write
+
+STORES = ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr"]
+
+
+def stored(adata: AnnData, folder: Path, kind: str) -> Path:
+    """The cells in one of STORES."""
+    storage, suffix = kind.split(".")
+    path = folder / f"cells-{storage}.{suffix}"
+    adata = adata.copy()
+    if storage == "dense":
+        adata.X = adata.X.toarray()
+    if suffix == "zarr":
+        adata.write_zarr(path)
+    else:
+        adata.write_h5ad(path, compression="gzip")
+    return path
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_rows_are_those_in_memory(kind: str, tiny: AnnData, tmp_path: Path) -> None:
+    backed = open_backed(stored(tiny, tmp_path, kind))
+    X, whole = backed.matrices["X"], tiny.X.toarray()
+    for at in (slice(3, 9), np.array([7, 0, 7, 239, 100]), np.array([], dtype=int), np.arange(240)):
+        np.testing.assert_array_equal(X[at].toarray(), whole[at])
+    assert list(backed.obs["cell_type"]) == list(tiny.obs["cell_type"])
+    assert list(backed.var.index) == list(tiny.var_names)
+    np.testing.assert_array_equal(sparse.vstack([b for _, b in blocks(X)]).toarray(), whole)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_selections_and_stacks_are_numpys(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    parts = [rng.poisson(0.5, (data.draw(st.integers(1, 6)), 5)).astype(np.float32) for _ in range(3)]
+    places = [rng.permutation(5)[:3] for _ in parts]
+    places[1][0] = -1  # a gene that this part lacks
+    stacked = Stacked([Selected(sparse.csr_matrix(p), None, c) for p, c in zip(parts, places, strict=True)])
+    expected = np.vstack([np.pad(p, ((0, 0), (0, 1)))[:, c] for p, c in zip(parts, places, strict=True)])
+    at = rng.integers(0, len(expected), data.draw(st.integers(0, 8)))
+    assert stacked.shape == expected.shape
+    np.testing.assert_array_equal(stacked[at].toarray(), expected[at])
+    rows = rng.permutation(len(expected))[:4]
+    some = Selected(stacked, rows, np.array([2, 0]))
+    np.testing.assert_array_equal(some[0 : len(rows)].toarray(), expected[rows][:, [2, 0]])
+
+
+def test_the_next_item_is_made_meanwhile_and_errors_come_through() -> None:
+    made: list[int] = []
+
+    def items() -> Any:
+        for i in range(3):
+            made.append(i)
+            yield i
+        raise ValueError("here")
+
+    found = ahead(items(), 2)
+    assert next(found) == 0
+    assert next(found) == 1
+    assert next(found) == 2
+    with pytest.raises(ValueError, match="here"):
+        next(found)
+    assert made == [0, 1, 2]
+
+
+def test_the_choice_between_memory_and_file(tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored(tiny, tmp_path, "csr.h5ad")
+    assert isinstance(open_cells(path)[1], AnnData)
+    assert isinstance(open_cells(path, backed=True)[1], Backed)
+    monkeypatch.setattr("scdiffkit.io.cells.available_memory", lambda: 1000.0)
+    assert isinstance(open_cells(path)[1], Backed)
+    assert isinstance(open_cells(path, backed=False)[1], AnnData)
+    assert isinstance(open_cells(path, max_memory=2e9)[1], AnnData)
+    source, cells = open_cells(tiny)
+    assert source is None
+    assert cells is tiny
+
+
+def test_a_folder_of_files_and_files_of_one_name(tiny: AnnData, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tiny, tmp_path / name / "cells.h5ad")
+    write(tiny, tmp_path / "a" / "more.h5ad")
+    assert list(open_cells(tmp_path / "a")[1]) == ["cells", "more"]
+    assert list(open_cells([tmp_path / "a" / "cells.h5ad", tmp_path / "b" / "cells.h5ad"])[1]) == ["cells-0", "cells-1"]
+    write(tiny, tmp_path / "tenx")
+    assert isinstance(open_cells(tmp_path / "tenx")[1], AnnData)
+
+
+@pytest.mark.parametrize("kind", ["csr.zarr", "dense.zarr"])
+def test_zarr_is_read_but_not_written(kind: str, tiny: AnnData, tmp_path: Path) -> None:
+    path = stored(tiny, tmp_path, kind)
+    assert (sparse.csr_matrix(read(path).X) != tiny.X).nnz == 0
+    with pytest.raises(ConfigError, match=r"\.zarr"):
+        write(tiny, tmp_path / "out.zarr")
+
+
+def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
+    columns = tiny.copy()
+    columns.X = columns.X.tocsc()
+    columns.write_h5ad(tmp_path / "csc.h5ad")
+    with pytest.raises(FileError, match="stored by genes"):
+        open_backed(tmp_path / "csc.h5ad").matrices["X"][0:3]
+    write(tiny, tmp_path / "cells.loom")
+    with pytest.raises(FileError, match="can only be read whole"):
+        open_cells(tmp_path / "cells.loom", backed=True)
+    with pytest.raises(ConfigError, match="in memory already"):
+        open_cells({"a": tiny}, backed=True)
+    with pytest.raises(ConfigError, match="too little"):
+        open_cells(tmp_path / "csc.h5ad", max_memory=1e6)
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    X = sparse.random(400, 50, 0.5, "csr", np.float32, random_state=0)
+    cells = AnnData(X)
+    cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    with h5py.File(tmp_path / "cells.h5ad") as f:
+        where = f["X/data"].id.get_chunk_info(0)
+    with (tmp_path / "cells.h5ad").open("r+b") as f:
+        f.seek(where.byte_offset + where.size // 2)
+        f.write(b"\xff" * 64)
+    cells.write_zarr(tmp_path / "cells.zarr", chunks=100)
+    chunk = max((p for p in (tmp_path / "cells.zarr" / "X").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    for name in ("cells.h5ad", "cells.zarr"):
+        with pytest.raises(FileError, match=rf"{name} is damaged.*X, cells"):
+            list(blocks(open_backed(tmp_path / name).matrices["X"]))
+
+
+def test_zarr_of_either_version(tiny: AnnData, tmp_path: Path) -> None:
+    for version in (2, 3):
+        with ad.settings.override(zarr_write_format=version):
+            tiny.write_zarr(tmp_path / f"v{version}.zarr")
+        assert zarr.open_group(str(tmp_path / f"v{version}.zarr")).metadata.zarr_format == version
+        np.testing.assert_array_equal(
+            open_backed(tmp_path / f"v{version}.zarr").matrices["X"][0:240].toarray(), tiny.X.toarray()
+        )
