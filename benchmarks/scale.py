@@ -189,7 +189,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set(xscale="log", yscale="log", xlabel="cells", ylabel="minutes", title="Time")
     axes[1].set(xscale="log", xlabel="cells", ylabel="GiB", ylim=(0, None), title="Peak memory")
     axes[0].legend(frameon=False, fontsize=9)
+    axes[0].yaxis.set_major_formatter("{x:g}")
     for ax in axes:
+        ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

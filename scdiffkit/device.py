@@ -76,6 +76,13 @@ def devices_of(device: str, n: int) -> list[str]:
     return [f"cuda:{k}" for k in range(n)]
 
 
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the machine's, is full."""
+    if isinstance(e, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(e) or "not enough memory" in str(e)  # what torch says on a CPU
+
+
 def log_device(accelerator: str, device: torch.device, precision: str) -> None:
     name = torch.cuda.get_device_name(device) if accelerator == "cuda" else accelerator
     log.info("computing on %s in %s", name, {"bf16": "bfloat16", "32": "float32"}[precision])

@@ -22,6 +22,7 @@ from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.config import RunConfig, TrainConfig
 from scdiffkit.data import Cells, rows_of_step
 from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.device import is_out_of_memory
 from scdiffkit.errors import ConfigError, RunError, ScdiffError
 from scdiffkit.io import ahead
 from scdiffkit.run import Run
@@ -222,8 +223,8 @@ class _Gradients:
         while True:
             try:
                 return self._accumulate(batch)
-            except RuntimeError as e:  # torch's OutOfMemoryError is one
-                if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
+            except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
+                if not is_out_of_memory(e):
                     raise
                 here = min(self.at_once, len(batch[0]))
                 if here == 1 or self.team.size > 1:

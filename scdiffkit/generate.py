@@ -27,7 +27,7 @@ from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data import LIBRARY_SIZE, Conditions
 from scdiffkit.denoiser import Denoiser
-from scdiffkit.device import accelerator_of, devices_of, make_fabric, precision_of
+from scdiffkit.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 from scdiffkit.io import Backed, CellWriter, Rows, blocks, check_output, open_rows
 from scdiffkit.preprocess import counts_of, lognormalise
@@ -345,7 +345,7 @@ class _Drawer:
                 raw, size = self._drawn(job)
             X = lognormalise(raw, self.codec.target_sum, size)
         except (MemoryError, RuntimeError) as e:
-            if not _is_out_of_memory(e):
+            if not is_out_of_memory(e):
                 raise
             fewer = " or fewer --devices" if self.config.devices > 1 else ""
             raise RunError(
@@ -396,12 +396,6 @@ class _Network(nn.Module):
             log.info("memory does not hold %d cells at once: the network goes over %d at a time", most, self.most)
             if x_t.is_cuda:
                 torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(e: BaseException) -> bool:
-    if isinstance(e, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(e) or "not enough memory" in str(e)  # what torch says on a CPU
 
 
 def _at_once(batches: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, CellWriter, Rows, Selected, Stacked, Stored, blocks
+from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, on_disk
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,12 +133,12 @@ def prepare(
     obs, var, counts = raw.obs, raw.var, raw.counts
     rows, columns = _passing(counts, var.index, config)
     if len(rows) < len(obs) or len(columns) < len(var):
-        counts = Selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
+        counts = _selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
     totals = _totals(counts)
     if (totals == 0).any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
         there = np.flatnonzero(totals)
         log.info("Cells: %d -> %d (no counts in the genes kept)", len(totals), len(there))
-        counts = Selected(raw.counts, rows[there], columns)
+        counts = _selected(raw.counts, rows[there], columns)
         rows, totals = rows[there], totals[there]
     obs, var = _taken(obs, rows), var.iloc[columns].copy()
     for key in labels:
@@ -152,6 +152,12 @@ def prepare(
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
     record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
     return Prepared(counts, totals, obs, var, {"scdiffkit": record}, config)
+
+
+def _selected(counts: Rows, rows: np.ndarray | None, columns: np.ndarray | None) -> Rows:
+    """Some rows and columns, None: all; what is in memory is taken once, not each time that it is looked through."""
+    chosen = Selected(counts, rows, columns)
+    return chosen if on_disk(counts) else chosen[0 : chosen.shape[0]]
 
 
 def _totals(counts: Rows) -> np.ndarray:
@@ -238,7 +244,7 @@ def _find(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
 class _Counts:
     """Raw counts in a file (cells, genes), CSR float32; every block that is read is checked."""
 
-    matrix: Stored
+    matrix: OnDisk
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -106,13 +106,11 @@ def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
     return 0
 
 
-def is_first() -> bool:
-    """Whether this process is the first, or the only one, of those that torchrun or srun started."""
-    if TorchElasticEnvironment.detect():
-        return os.environ.get("RANK", "0") == "0"
-    if SLURMEnvironment.detect():
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    return True
+def is_first(devices: int = 1, num_nodes: int = 1) -> bool:
+    """Whether this process is the first, or the only one, of those that train together."""
+    if not started_outside(devices, num_nodes):
+        return True
+    return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
 
 
 def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> Team:

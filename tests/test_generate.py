@@ -23,7 +23,7 @@ from scdiffkit.config import SampleConfig, make
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
 from scdiffkit.generate import _in_order_of, steps_of
-from scdiffkit.io import Stored
+from scdiffkit.io import OnDisk
 from scdiffkit.models import ARCHITECTURES
 
 SMALL = {
@@ -391,7 +391,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
     like.obs_names_make_unique()
     scdiffkit.write(like, tmp_path / "a.h5ad")
     most = 0
-    read = Stored.__getitem__
+    read = OnDisk.__getitem__
 
     def counted(self, at):
         nonlocal most
@@ -401,7 +401,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 20_000)
     monkeypatch.setattr(sys.modules["scdiffkit.preprocess"], "HEAD", 100)
-    monkeypatch.setattr(Stored, "__getitem__", counted)
+    monkeypatch.setattr(OnDisk, "__getitem__", counted)
     assert draw(deep, 30, like=tmp_path / "a.h5ad").n_obs == 30
     assert 0 < most < 25_000 < like.X.nnz / 5
     late = like.copy()
@@ -490,12 +490,13 @@ def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, cap
 
 
 def test_what_goes_wrong_in_a_process_is_said_and_leaves_nothing(counted, cores, tmp_path):
-    before, made = children(), tmp_path / "made"
+    before, made, killed = children(), tmp_path / "made", []
     config = {"devices": 2, "device": "cpu", "precision": "32", "batch_size": 2}
 
     def kill(done, n):
-        for pid in sorted(children() - before)[:1]:
-            os.kill(pid, signal.SIGKILL)
+        if not killed:
+            killed.extend(sorted(children() - before)[:1])
+            os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(RunError, match=r"of 2 was killed \(SIGKILL\).* --devices"):
         draw(counted, 20_000, out=made / "cells.h5ad", config=config, on_progress=kill)

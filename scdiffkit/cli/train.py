@@ -145,7 +145,8 @@ def train(
                 when = "while the codec was being fitted" if stage else "before training began"
                 log.warning("interrupted %s: nothing was saved", when)
             raise
-    if not is_first():
+    trained = run.config().train
+    if not is_first(trained.devices, trained.num_nodes):
         return
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"

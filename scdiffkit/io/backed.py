@@ -32,7 +32,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
+class OnDisk:
     """A matrix (cells, genes) in a file: rows[at] reads some, as CSR of the type stored.
 
     Raises FileError where the file is damaged.
@@ -202,7 +202,7 @@ class Backed:
     var: pd.DataFrame
     raw_var: pd.DataFrame | None
     uns: dict[str, Any]
-    matrices: dict[str, Stored]
+    matrices: dict[str, OnDisk]
 
     @property
     def n_obs(self) -> int:
@@ -258,7 +258,7 @@ def is_old(path: Path) -> bool:
         return "encoding-type" not in f["obs"].attrs
 
 
-def _stored(path: Path, root: Any, place: str, key: str) -> Stored | None:
+def _stored(path: Path, root: Any, place: str, key: str) -> OnDisk | None:
     if key not in root or root[key].attrs.get("encoding-type") == "null":
         return None
     element = root[key]
@@ -267,9 +267,9 @@ def _stored(path: Path, root: Any, place: str, key: str) -> Stored | None:
         n_cells, n_genes = map(int, element.attrs["shape"])
         size = int(element["data"].shape[0])
         if encoding == "csc_matrix":
-            return Stored(path, place, element, (n_cells, n_genes), size, "csc")
-        return Stored(path, place, element, (n_cells, n_genes), size, "csr", row_ends(element, key))
+            return OnDisk(path, place, element, (n_cells, n_genes), size, "csc")
+        return OnDisk(path, place, element, (n_cells, n_genes), size, "csr", row_ends(element, key))
     if not hasattr(element, "shape"):
         return None
     n_cells, n_genes = map(int, element.shape)
-    return Stored(path, place, element, (n_cells, n_genes), n_cells * n_genes, "dense")
+    return OnDisk(path, place, element, (n_cells, n_genes), n_cells * n_genes, "dense")
