@@ -269,7 +269,7 @@ class CellWriter:
         with writing(self.path):
             self._file.append(matrices.pop("X"), matrices)
         self._obs.append(obs)
-        # Few large pieces: many small ones, between matrices that are freed, would keep that memory from being used anew.
+        # Few large pieces: many small ones, between matrices that are freed, would keep memory from being used anew.
         while len(self._obs) > 1 and len(self._obs[-2]) <= len(self._obs[-1]):
             self._obs[-2:] = [pd.concat(self._obs[-2:])]
 
