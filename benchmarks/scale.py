@@ -16,18 +16,24 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import measuring
+
+import scdiffkit
+
+# isort: split
 import numpy as np
-import yaml
 from atlas import write_atlas
 from scipy.optimize import curve_fit
 
+from scdiffkit.fit import TrainStatus
+
 STEPS, CODEC_STEPS = 200, 100
 COMMANDS = ("preprocess", "train", "sample", "evaluate")
+Rows = list[dict[str, Any]]
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "scale.png"
 
 
@@ -43,15 +49,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, Callable[[], Any]] = {
+        parts: dict[str, Callable[[], Iterator[Rows]]] = {
             "cells": lambda: of_cells(work, options.cells, options.genes),
             "genes": lambda: of_genes(work),
             "processes": lambda: of_processes(work),
             "disk": lambda: of_disk(work, options.genes),
         }
         for name in options.only or parts:
-            result[name] = {"made_by": measuring.about(), "rows": parts[name]()}
-            measuring.save("scale", result, text(result))
+            rows: list[dict[str, Any]] = []
+            for more in parts[name]():
+                rows += more
+                result[name] = {"made_by": measuring.about(), "rows": rows}
+                measuring.save("scale", result, text(result))
     if "cells" in result:
         picture(result["cells"]["rows"], PICTURE)
 
@@ -64,13 +73,14 @@ def atlas(work: Path, cells: int, genes: int) -> Path:
 
 
 def train(data: Path, out: Path, *options: object) -> dict[str, Any]:
-    short = ["--max-steps", STEPS, "--set", f"codec.max_steps={CODEC_STEPS}", "--set", "train.patience=100"]
+    short: list[object] = ["--max-steps", STEPS, "--set", "train.patience=100"]
+    if "gene" not in options:
+        short += ["--set", f"codec.max_steps={CODEC_STEPS}"]
     return measuring.scdiff("train", data, "--label", "cell_type", "--out", out, "--force", *short, *options)
 
 
-def of_cells(work: Path, sizes: list[int], genes: int) -> list[dict[str, Any]]:
+def of_cells(work: Path, sizes: list[int], genes: int) -> Iterator[Rows]:
     """Every command, at every size; as many cells are drawn as there are."""
-    rows = []
     for n in sorted(sizes):
         data, prepared, run, drawn = atlas(work, n, genes), work / "prepared.h5ad", work / "run", work / "drawn.h5ad"
         found = {
@@ -83,39 +93,31 @@ def of_cells(work: Path, sizes: list[int], genes: int) -> list[dict[str, Any]]:
         )
         for path in (prepared, drawn):
             path.unlink()
-        rows += [row(name, n, genes, figures) for name, figures in found.items()]
-        print(rows[-4:], flush=True)
-    return rows
+        yield [row(name, n, genes, figures) for name, figures in found.items()]
 
 
-def of_genes(work: Path, n: int = 30_000) -> list[dict[str, Any]]:
+def of_genes(work: Path, n: int = 30_000) -> Iterator[Rows]:
     """Training, as genes grow."""
-    return [
-        row("train", n, genes, train(atlas(work, n, genes), work / "run", "--backed"))
-        for genes in (1000, 3000, 10_000, 30_000)
-    ]
+    for genes in (1000, 3000, 10_000, 30_000):
+        yield [row("train", n, genes, train(atlas(work, n, genes), work / "run", "--backed"))]
 
 
-def of_processes(work: Path, n: int = 10_000) -> list[dict[str, Any]]:
+def of_processes(work: Path, n: int = 10_000) -> Iterator[Rows]:
     """Cells per second of diffusion, by one process with all threads and by two; in turns, for machines are noisy."""
-    data, rows = atlas(work, n, 2000), []
     for arch in ("dit", "whitebox"):
         rates: dict[int, list[float]] = {1: [], 2: []}
         for devices in (1, 2) * 3:
-            options = ["--arch", arch, "--devices", devices, "--set", "train.checkpoint_every_steps=100000"]
-            train(data, work / "run", *options)
-            rates[devices].append(rate_of(work / "run"))
+            rates[devices].append(rate(atlas(work, n, 2000), work / "run", arch, devices))
         one, two = (float(np.median(rates[devices])) for devices in (1, 2))
-        rows.append({"arch": arch, "one": round(one, 1), "two": round(two, 1), "ratio": round(two / one, 2)})
-    return rows
+        yield [{"arch": arch, "one": round(one, 1), "two": round(two, 1), "ratio": round(two / one, 2)}]
 
 
-def of_disk(work: Path, genes: int, n: int = 30_000) -> list[dict[str, Any]]:
+def of_disk(work: Path, genes: int, n: int = 30_000) -> Iterator[Rows]:
     """Seconds that training takes from memory and from the file, in turns, and the held-out losses it ends with.
 
     In memory the codec sees its cells fully shuffled, from the file in blocks that are mixed in a buffer.
     """
-    data, rows = atlas(work, n, genes), []
+    data = atlas(work, n, genes)
     for codec in ("count", "gene"):
         options: list[object] = ["--codec", codec, "--set", "train.val_every_steps=100"]
         if codec == "count":
@@ -128,19 +130,25 @@ def of_disk(work: Path, genes: int, n: int = 30_000) -> list[dict[str, Any]]:
             pattern = r"lowest held-out loss ([\d.]+) nats" if codec == "count" else r"held-out loss ([\d.]+) at step"
             losses[where].append(float(re.search(pattern, found["log"])[1]))  # type: ignore[index]
         memory, disk = (float(np.median(values)) for values in seconds.values())
-        rows.append({
+        yield [{
             "codec": codec, "memory": round(memory, 1), "disk": round(disk, 1), "ratio": round(disk / memory, 3),
             "losses_memory": losses["--in-memory"], "losses_disk": losses["--backed"],
-        })  # fmt: skip
-    return rows
+        }]  # fmt: skip
 
 
-def rate_of(run: Path) -> float:
-    """Cells per second between the first and the last line of a run's metrics."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first, last = lines[0], lines[-1]
-    batch = yaml.safe_load((run / "config.yaml").read_text())["train"]["batch_size"]
-    return (last["step"] - first["step"]) * batch / (last["seconds"] - first["seconds"])
+def rate(data: Path, out: Path, arch: str, devices: int) -> float:
+    """Cells per second of a training's steps, without the beginning, the held-out loss and the saving at the end."""
+    seen: list[TrainStatus] = []
+    settings = {
+        "train.devices": devices, "train.max_steps": STEPS, "codec.max_steps": CODEC_STEPS,
+        "train.val_every_steps": 100 * STEPS, "train.checkpoint_every_steps": None,
+        "train.checkpoint_every_minutes": None,
+    }  # fmt: skip
+    run = scdiffkit.train(
+        data, arch=arch, label="cell_type", out=out, force=True, overrides=settings, on_status=seen.append
+    )
+    steps = [status for status in seen if status.stage == "diffusion" and status.step < STEPS]
+    return (steps[-1].step - steps[0].step) * run.config().train.batch_size / (steps[-1].seconds - steps[0].seconds)
 
 
 def of_training(log: str) -> float:

@@ -186,7 +186,8 @@ class Side:
             held = np.sort(draw_order(self.types, rng)[:most])
         marks, total = np.empty(n, dtype=np.uint64), 0.0
         kept, of_kept, sizes = [], [], []
-        for part, X, here, counts in _blocks(self.X, held):
+        no_counts: list[str] = []
+        for part, X, here, counts in _blocks(self.X, held, no_counts):
             marks[part] = fingerprints(X)
             total += float(np.expm1(X.data).sum(dtype=np.float64))
             if isinstance(self.X, InFile):
@@ -194,6 +195,9 @@ class Side:
                 of_kept += [counts] if counts is not None and counts_too else []
                 sizes += [] if counts is None else [_sums(counts)]
         self.everyone = Everyone(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
+        if no_counts:
+            log.info("%s: X is compared without counts. %s", self.name, no_counts[0])
+            of_kept, sizes = [], []
         if isinstance(self.X, InFile):
             self.X, self.counts = _stacked(kept), _stacked(of_kept)
             self.library_size = np.concatenate(sizes) if sizes else None
@@ -231,9 +235,14 @@ class Side:
         }
 
 
-def _blocks(X: Any, held: np.ndarray) -> Iterator[tuple[slice, sparse.csr_matrix, np.ndarray, Any]]:
+def _blocks(
+    X: Any, held: np.ndarray, no_counts: list[str]
+) -> Iterator[tuple[slice, sparse.csr_matrix, np.ndarray, Any]]:
     """All cells a block at a time: part, X, which of them are held (places in the block), and of those in a file the
-    counts; the next block is read while one is worked on."""
+    counts; the next block is read while one is worked on.
+
+    Where the counts beside logarithms turn out to be none, there are none from then on, and no_counts has the reason.
+    """
     if not isinstance(X, InFile):
         yield from ((part, block, held[part] - part.start, None) for part, block in blocks(X))
         return
@@ -244,9 +253,12 @@ def _blocks(X: Any, held: np.ndarray) -> Iterator[tuple[slice, sparse.csr_matrix
         first, last = np.searchsorted(held, [part.start, part.stop])
         here = held[first:last] - part.start
         block, counts = X.read(part)
-        if counts is None:
-            counts = X.counts_at(held[first:last])
-        elif len(here) < block.shape[0]:
+        if X.logged is not None and not no_counts:
+            try:
+                counts = X.counts_at(held[first:last])
+            except DataError as e:
+                no_counts.append(str(e))
+        elif counts is not None and len(here) < block.shape[0]:
             counts = counts[here]
         return part, block, here, counts
 

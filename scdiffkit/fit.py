@@ -26,13 +26,13 @@ from scdiffkit.device import is_out_of_memory
 from scdiffkit.errors import ConfigError, RunError, ScdiffError
 from scdiffkit.io import ahead
 from scdiffkit.run import Run
-from scdiffkit.team import Team, failing_together, gather, leave
-from scdiffkit.vectors import Vectors, open_written
+from scdiffkit.team import READY, Team, failing_together, gather, leave
+from scdiffkit.vectors import Vectors, are_written, open_written
 from scdiffkit.workers import interruption
 
 UNTRAINED = 0.05  # of the steps planned
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
-STOP_SELDOM = 20  # steps after which processes on GPUs agree whether to stop: asking holds them up
+MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up
 log = logging.getLogger("scdiffkit")
 
 
@@ -79,8 +79,7 @@ def fit(
         ema.to(fabric.device)
     weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
     averages: list[Tensor] = list(ema.parameters()) if ema else []
-    max_steps = c.max_steps or math.ceil((c.max_epochs or 1) * len(vectors) / c.batch_size)
-    first = 0
+    max_steps, first = steps_planned(c, len(vectors)), 0
     if team.first:
         n_parameters = sum(p.numel() for p in denoiser.parameters())
         log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, run.codec().dim)
@@ -89,9 +88,6 @@ def fit(
         if team.first:
             run.forget_metrics_after(first)
             log.info("resumed at step %d of %d", first, max_steps)
-        if first >= max_steps:
-            log.info("the run is complete; give a larger --max-steps to train on")
-            return True
     elif team.first and run.metrics():
         run.forget_metrics_after(0)  # killed before its first checkpoint
     out_of_time = False
@@ -100,7 +96,6 @@ def fit(
     val_loss: float | None = None
     best_step = run.best_step() or first
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
-    agree_every = 1 if fabric.device.type == "cpu" else STOP_SELDOM
     gradients = _Gradients(team, model, optimizer, c.batch_size)
     steps = ahead(
         (step, _batch_of(step, vectors, denoiser, run_config, team)) for step in range(first + 1, max_steps + 1)
@@ -120,13 +115,16 @@ def fit(
                 torch._foreach_lerp_(averages, weights, 1 - decay)
             steps_since += 1
             now = time.monotonic()
-            agree = team.size == 1 or step % agree_every == 0 or step == max_steps
+            by_step = bool(c.checkpoint_every_steps) and step % cast(int, c.checkpoint_every_steps) == 0
+            # The steps at which the others wait for the first, which may validate and save there.
+            meet = by_step or step % c.val_every_steps == 0 or step == max_steps
+            meet = meet or team.size == 1 or fabric.device.type == "cpu" or step % MEET_SELDOM == 0
             if not team.first:
-                if agree and team.any_stop(False):
+                if meet and team.any_stop(False):
                     return False
                 continue
             out_of_time = max_time is not None and now - started >= max_time
-            stop = interrupted.is_set() or out_of_time or step == max_steps
+            stop = meet and (interrupted.is_set() or out_of_time or step == max_steps)
             # At set steps only: where an interrupt falls must not decide which weights are the best.
             validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
             if validated:
@@ -134,14 +132,8 @@ def fit(
             improved = validated and (best is None or cast(float, val_loss) < best)
             if improved:
                 best, best_step = val_loss, step
-            out_of_patience = (
-                bool(c.patience and validation) and step - best_step >= cast(int, c.patience) * c.val_every_steps
-            )
-            stop = stop or out_of_patience
-            if agree:
-                team.any_stop(stop)
-            else:
-                stop = False  # the others go on to the step at which they ask
+            patience = c.patience * c.val_every_steps if c.patience and validation else math.inf
+            stop = stop or (meet and step - best_step >= patience)
             if step % c.val_every_steps == 0 or stop or now - last_report > 1:
                 status = TrainStatus(
                     "diffusion",
@@ -165,8 +157,8 @@ def fit(
                 loss_sum.zero_()
                 steps_since, last_report = 0, now
             minutes = (now - last_save) / 60
-            by_step = c.checkpoint_every_steps and step % c.checkpoint_every_steps == 0
-            if stop or improved or by_step or (c.checkpoint_every_minutes and minutes >= c.checkpoint_every_minutes):
+            by_time = meet and bool(c.checkpoint_every_minutes) and minutes >= cast(float, c.checkpoint_every_minutes)
+            if stop or improved or by_step or by_time:
                 if not torch.stack([p.isfinite().all() for p in weights]).all():
                     raise RunError(
                         f"The weights are no longer finite at step {step}; they were not saved. Start a new run with a "
@@ -174,6 +166,8 @@ def fit(
                     )
                 _save(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
                 last_save = time.monotonic()
+            if meet:
+                team.any_stop(stop)
             if stop and interrupted.is_set():
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
                 log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
@@ -189,6 +183,11 @@ def fit(
     if team.first and best is not None:
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
     return not out_of_time
+
+
+def steps_planned(c: TrainConfig, cells: int) -> int:
+    """Steps of a whole training on so many cells."""
+    return c.max_steps or math.ceil((c.max_epochs or 1) * cells / c.batch_size)
 
 
 def _batch_of(
@@ -255,8 +254,11 @@ class _Gradients:
 
 def follow(team: Team) -> Run:
     """What the other processes of a team do: train with the first, once it has prepared everything."""
-    run = Run(team.share(None))
-    if not run.path.is_dir():
+    path, complete = team.share(None)
+    run = Run(path)
+    if complete:
+        return run
+    if not are_written(run.vectors):
         raise RunError(
             f"This machine does not see the run {run.path}: several machines need a folder that all share; name one "
             "with --out."
@@ -354,8 +356,9 @@ def _restore(run: Run, denoiser: Denoiser, ema: Denoiser | None, optimizer: Any)
 
 if __name__ == "__main__":  # a process that the first one of a team started: device, precision, number of devices
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    sys.stdout.write("ready\n")
+    sys.stdout.buffer.write(READY)
     sys.stdout.flush()
+    os.dup2(2, 1)  # nobody reads what is printed from here on
     try:
         follow(gather(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     except ScdiffError as e:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from pandas.api.types import union_categoricals
 from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
+from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, on_disk
 
 if TYPE_CHECKING:
@@ -192,7 +192,9 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
     `raw` may hold other genes than `adata`: then they are those of adata.raw.var_names.
     Raises DataError when none of them holds raw counts, or when layers["counts"] is there and does not.
     """
-    counts, source = _find(adata)
+    places = {LAYER: adata.layers.get("counts"), "raw": None if adata.raw is None else adata.raw.X, "X": adata.X}
+    places |= {f'layers["{name}"]': layer for name, layer in adata.layers.items() if name not in ("counts", None)}
+    counts, source = _find({place: lambda m=m: m for place, m in places.items() if m is not None})  # type: ignore[misc]
     whole = _whole(counts.data)
     rounded = (counts.data if whole else np.rint(counts.data)).astype(np.float32, copy=False)
     if not whole:
@@ -205,21 +207,20 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
     return found, source
 
 
-def _find(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
-    """The matrix of raw counts as it is, and where it was."""
-    raw = None if adata.raw is None else adata.raw.X
+def _find(places: Mapping[str, Callable[[], Any]]) -> tuple[sparse.csr_matrix, str]:
+    """The matrix of raw counts as it is, and where it was; places: what gives each matrix there is."""
     wrong: dict[str, str] = {}
-    for source, matrix in ((LAYER, adata.layers.get("counts")), ("raw", raw), ("X", adata.X)):
-        if matrix is None:
+    for source in (LAYER, "raw", "X"):
+        if source not in places:
             continue
-        counts = _as_csr(matrix)
+        counts = _as_csr(places[source]())
         reason = _why_not_counts(counts.data)
         if reason is None:
             break
         wrong[source] = reason
     else:
         found = "; ".join(f"{place} {reason}" for place, reason in wrong.items()) or "there is no X"
-        other = _other_layers_of_integers(adata)
+        other = _others_of_integers(places)
         remedy = "Put the raw integer counts into adata.layers['counts'], or give the file from before normalisation."
         if other:
             remedy = (
@@ -228,13 +229,13 @@ def _find(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
             )
         raise DataError(f"There are no raw counts: {found}. {remedy}")
     if LAYER in wrong:
-        places = [source]
-        if source == "raw" and adata.X is not None and _why_not_counts(_as_csr(adata.X).data) is None:
-            places.append("X")
-        other = _other_layers_of_integers(adata)
+        those = [source]
+        if source == "raw" and "X" in places and _why_not_counts(_as_csr(places["X"]()).data) is None:
+            those.append("X")
+        other = _others_of_integers(places)
         also = f" ({_listed(other)} whole numbers, too)" if other else ""
         raise DataError(
-            f"{LAYER} {wrong[LAYER]}, but {_listed(places)} raw counts{also}: correct the layer, or drop it "
+            f"{LAYER} {wrong[LAYER]}, but {_listed(those)} raw counts{also}: correct the layer, or drop it "
             f"(del adata.layers['counts']) to use {source}."
         )
     return counts, source
@@ -271,22 +272,7 @@ def counts_of(cells: AnnData | Backed) -> tuple[Rows, str]:
     """Raw counts (cells, genes) and where they were; in a file they are told by its first cells."""
     if not isinstance(cells, Backed):
         return find_counts(cells)
-    from anndata import AnnData
-
-    some = slice(0, HEAD)
-    first = AnnData(
-        obs=cells.obs.iloc[some],
-        var=cells.var,
-        X=cells.matrices["X"][some] if "X" in cells.matrices else None,
-        layers={
-            place[len('layers["') : -2]: matrix[some]
-            for place, matrix in cells.matrices.items()
-            if place.startswith("layers") and matrix.shape[1] == cells.n_vars
-        },
-    )
-    if "raw" in cells.matrices:
-        first.raw = AnnData(X=cells.matrices["raw"][some], obs=first.obs, var=cells.raw_var)
-    _, place = _find(first)
+    _, place = _find({place: lambda m=m: m[:HEAD] for place, m in cells.matrices.items()})  # type: ignore[misc]
     matrix = cells.matrices[place]
     log.info("Raw counts: %s of %s (%d cells x %d genes), read from the file", place, cells.path, *matrix.shape)
     return _Counts(matrix), place
@@ -446,17 +432,24 @@ def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
     for column in columns:
         values = [part.obs[column] for part in parts]
         if any(isinstance(v.dtype, pd.CategoricalDtype) for v in values):
-            values = [v.astype("category") for v in values]
-            obs[column] = union_categoricals(values, sort_categories=False)
+            obs[column] = union_categoricals([_named_categories(v) for v in values], sort_categories=False)
         else:
-            obs[column] = np.concatenate([v.to_numpy() for v in values])
-    if FILE not in obs:
-        of_file = np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts])
-        obs[FILE] = pd.Categorical(np.array(list(named))[of_file], list(named))
+            together = pd.concat(values)
+            obs[column] = (together.map(str, na_action="ignore") if together.dtype == object else together).array
+    if FILE in obs:
+        log.info("obs['file'] is replaced: it names the files now")
+    of_file = np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts])
+    obs[FILE] = pd.Categorical.from_codes(of_file, pd.Index(list(named), dtype=object))
     var = parts[0].var
     for part in parts[1:] if join == "outer" else ():
         var = pd.concat([var, part.var.loc[~part.var.index.isin(var.index), part.var.columns.isin(var.columns)]])
     return _Raw(counts, obs, var.loc[chosen].copy(), " and ".join(sorted({part.source for part in parts})), {})
+
+
+def _named_categories(values: pd.Series) -> pd.Categorical:
+    """As categories that are text and in no order, as those of several files can be put together."""
+    column = pd.Categorical(values)
+    return pd.Categorical.from_codes(column.codes, pd.Index([str(c) for c in column.categories], dtype=object))
 
 
 def _unique_names(parts: Sequence[_Raw]) -> pd.Index:
@@ -470,7 +463,7 @@ def _unique_names(parts: Sequence[_Raw]) -> pd.Index:
 
 def _check_columns(obs: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     for column in columns:
-        if column not in obs:
+        if column not in obs and column != FILE:  # which is there once they are joined
             raise DataError(f"{name} has no obs column {column!r}; {nearest(column, obs.columns)}")
 
 
@@ -527,13 +520,13 @@ def _whole(values: np.ndarray) -> bool:
     return all(block.min() >= 0 and block.max() < np.inf and bool((np.rint(block) == block).all()) for block in blocks)
 
 
-def _other_layers_of_integers(adata: AnnData) -> list[str]:
+def _others_of_integers(places: Mapping[str, Callable[[], Any]]) -> list[str]:
     """The layers, besides "counts", that could be raw counts."""
     found = []
-    for name, matrix in adata.layers.items():
-        with contextlib.suppress(DataError):  # not numbers
-            if name is not None and name != "counts" and _why_not_counts(_as_csr(matrix).data) is None:
-                found.append(f"layers[{name!r}]")
+    for place in (place for place in places if place not in (LAYER, "raw", "X")):
+        with contextlib.suppress(DataError, FileError):  # not numbers, or not to be read from its file
+            if _why_not_counts(_as_csr(places[place]()).data) is None:
+                found.append(place.replace('"', "'"))
     return found
 
 
@@ -675,12 +668,19 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
 
     at: Any = slice(0, counts.shape[0])
     if counts.shape[0] > MAX_CELLS_TO_CHOOSE:
-        at = np.sort(np.random.default_rng(0).choice(counts.shape[0], MAX_CELLS_TO_CHOOSE, replace=False))
+        at = _drawn(obs[config.batch_key] if config.batch_key else pd.Series(0, index=obs.index))
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
-    X, obs = counts[at], obs.iloc[at]
+    X, obs = counts[at], _taken(obs, at) if isinstance(at, np.ndarray) else obs
     if config.hvg_flavor != "seurat_v3":  # which looks at counts
         X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
     return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
+
+
+def _drawn(batches: pd.Series) -> np.ndarray:
+    """Places of MAX_CELLS_TO_CHOOSE cells, sorted: of each batch as many as of any other, all of smaller ones."""
+    order = np.random.default_rng(0).permutation(len(batches))
+    rank = pd.Series(order).groupby(batches.to_numpy()[order]).cumcount().to_numpy()
+    return np.sort(order[np.argsort(rank, kind="stable")[:MAX_CELLS_TO_CHOOSE]])
 
 
 def _coefficient_of_variation(X: sparse.csr_matrix) -> np.ndarray:

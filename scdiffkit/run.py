@@ -193,9 +193,6 @@ class Run:
         """Folder of the training cells' vectors; there as long as training is not complete."""
         return self.path / "vectors"
 
-    def forget_vectors(self) -> None:
-        shutil.rmtree(self.vectors, ignore_errors=True)
-
     # Checkpoints
 
     def steps(self) -> list[int]:

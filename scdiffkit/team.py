@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,15 @@ from joblib import cpu_count
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from scdiffkit.device import PRECISIONS, accelerator_of, log_device, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, RunError
 
 LOST_AFTER = timedelta(seconds=50)  # without a word from another process, in the middle of a step
-LONG = timedelta(days=30)  # the first process may prepare the data for hours
+PATIENCE = timedelta(hours=1)  # while the first process validates, or saves to a slow disk
+LONG = timedelta(days=30)  # while it prepares the data
+READY = b"ready\n"  # what a helper says when it is
 log = logging.getLogger("scdiffkit")
 
 
@@ -52,25 +55,36 @@ class Team:
             return value
         values = [value]
         with failing_together():
-            dist.broadcast_object_list(values, src=0, group=_patient_group(), device=torch.device("cpu"))
+            dist.broadcast_object_list(values, src=0, group=_group(LONG), device=torch.device("cpu"))
         return values[0]
 
     def any_stop(self, stop: bool) -> bool:
-        """Whether the first process wants to stop."""
+        """Whether a process wants to stop, once all ask."""
         if self.size == 1:
             return stop
-        flag = torch.tensor([stop], dtype=torch.uint8, device=self.fabric.device)
-        dist.broadcast(flag, src=0)
+        flag = torch.tensor([stop], dtype=torch.uint8)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=_group(PATIENCE))
         return bool(flag.item())
 
 
-_groups: list[Any] = []
+_groups: dict[timedelta, Any] = {}
 
 
-def _patient_group() -> Any:
-    if not _groups:
-        _groups.append(dist.new_group(backend="gloo", timeout=LONG))
-    return _groups[0]
+def _group(timeout: timedelta) -> Any:
+    """All processes, on the CPU: where one may keep the others waiting, and one that ends is noticed at once."""
+    if timeout not in _groups:
+        _groups[timeout] = dist.new_group(backend="gloo", timeout=timeout)
+    return _groups[timeout]
+
+
+def launcher() -> Literal["torchrun", "srun"] | None:
+    """What started this process as one of several."""
+    if TorchElasticEnvironment.detect():
+        return "torchrun"
+    # Of the step, which only srun sets: a batch script that runs the command itself has SLURM_NTASKS, too.
+    if SLURMEnvironment.detect() and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return "srun"
+    return None
 
 
 def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
@@ -79,7 +93,7 @@ def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
     Raises ConfigError when that is another number than was asked for.
     """
     asked = devices * num_nodes
-    if TorchElasticEnvironment.detect():
+    if launcher() == "torchrun":
         size = int(os.environ["WORLD_SIZE"])
         if asked not in (1, size):
             raise ConfigError(
@@ -87,21 +101,21 @@ def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
                 f"{asked}: give the number to torchrun alone."
             )
         return size if size > 1 else 0
-    if asked > 1 and SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
-        size = int(os.environ.get("SLURM_NTASKS", 1))
+    if launcher() == "srun":
+        size = int(os.environ["SLURM_STEP_NUM_TASKS"])
         if size == asked:
             return size
-        if num_nodes > 1 or size > 1:
-            raise ConfigError(
-                f"SLURM started {size} processes, but --devices {devices} x --num-nodes {num_nodes} asks for {asked}: "
-                f"srun --nodes {num_nodes} --ntasks-per-node {devices} scdiff train ..."
-            )
+        raise ConfigError(
+            f"srun started {size} processes, but --devices {devices} x --num-nodes {num_nodes} asks for {asked}: give "
+            f"the processes on each machine as --devices and the machines as --num-nodes. For {asked}: srun --nodes "
+            f"{num_nodes} --ntasks-per-node {devices}."
+        )
     if num_nodes > 1:
         raise ConfigError(
             f"--num-nodes {num_nodes}: the other machines' processes must be started from outside. Start the same "
             f"command on each machine: torchrun --nnodes {num_nodes} --nproc-per-node {devices} --rdzv-backend c10d "
             f"--rdzv-endpoint HOST:29500 -m scdiffkit train ..., or with srun --nodes {num_nodes} "
-            f"--ntasks-per-node {devices}."
+            f"--ntasks-per-node {devices}. For this machine alone: --num-nodes 1."
         )
     return 0
 
@@ -110,7 +124,7 @@ def is_first(devices: int = 1, num_nodes: int = 1) -> bool:
     """Whether this process is the first, or the only one, of those that train together."""
     if not started_outside(devices, num_nodes):
         return True
-    return os.environ["RANK" if TorchElasticEnvironment.detect() else "SLURM_PROCID"] == "0"
+    return os.environ["RANK" if launcher() == "torchrun" else "SLURM_PROCID"] == "0"
 
 
 def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> Team:
@@ -119,25 +133,34 @@ def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) ->
     if not size and devices == 1:
         return Team(make_fabric(device, precision))
     accelerator = accelerator_of(device)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    total = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
+    srun = launcher() == "srun"
+    local = devices if srun else int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    total = devices * num_nodes if srun else int(os.environ.get("WORLD_SIZE", devices))
+    if accelerator == "cuda" and local > torch.cuda.device_count():
+        raise ConfigError(
+            f"{local} processes on this machine see {torch.cuda.device_count()} GPUs: start as many as there are GPUs, "
+            "and let each see all of them (srun --gpus-per-node, not --gpus-per-task)."
+        )
     precision = precision_of(device, precision)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its word on every process
     strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
-    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and "RANK" not in os.environ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for cluster users
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=local,
-            num_nodes=max(1, total // local),
-            strategy=strategy,
-            precision=PRECISIONS[precision],
-            plugins=[] if slurm else [TorchElasticEnvironment()],
-        )
+        try:
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=local,
+                num_nodes=max(1, total // local),
+                strategy=strategy,
+                precision=PRECISIONS[precision],
+                plugins=[SLURMEnvironment(auto_requeue=False) if srun else TorchElasticEnvironment()],
+            )
+        except (ValueError, MisconfigurationException) as e:
+            raise ConfigError(f"These processes cannot train together: {e}") from e
     with failing_together():
         fabric.launch()
-        _patient_group()  # made by all at the same time
+        for timeout in (PATIENCE, LONG):
+            _group(timeout)  # made by all at the same time
     team = Team(fabric, fabric.global_rank, fabric.world_size)
     if team.first:
         log_device(accelerator, fabric.device, precision)
@@ -179,7 +202,7 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
             )  # fmt: skip
         for rank, other in enumerate(others, start=1):
             assert other.stdout
-            if not other.stdout.readline():  # it says when it is ready: imports may take long
+            if not any(line == READY for line in other.stdout):  # imports may take long
                 raise RunError(
                     f"Process {rank} of {devices} could not start (exit code {other.wait()}); what it said is above. "
                     "Give --devices 1."

@@ -24,15 +24,15 @@ from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import RunConfig, build_run_config
 from scdiffkit.data import LIBRARY_SIZE, Cells, Conditions, fingerprint, split
-from scdiffkit.device import device_of, devices_of, make_fabric
+from scdiffkit.device import device_of, devices_of, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, RunError, ScdiffWarning
-from scdiffkit.fit import TrainStatus, Validation, fit, follow
+from scdiffkit.fit import TrainStatus, Validation, fit, follow, steps_planned
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.preprocess import Prepared, check_label, is_prepared, lognormalise, prepare, prepared_config
 from scdiffkit.run import RUNS, Run, check_new_run
-from scdiffkit.team import gather, helpers, leave, started_outside
+from scdiffkit.team import gather, helpers, launcher, leave, started_outside
 
 FEW_CELLS, FEW_OF_A_CATEGORY = 50, 5
 MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 50, 1000
@@ -89,6 +89,9 @@ def train(
             )
     c = run_config.train
     team = None
+    processes = started_outside(c.devices, c.num_nodes) or c.devices
+    if c.batch_size < processes:
+        raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
     if started_outside(c.devices, c.num_nodes):
         team = gather(c.device, c.precision, c.devices, c.num_nodes)
         if not team.first:
@@ -157,24 +160,30 @@ def train(
             )
         log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
         _log_codec(run.provenance().get("codec_auc"))
+        if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
+            log.info("the run is complete; give a larger --max-steps to train on")
+            if team is not None:
+                team.share((str(run.path), True))
+            return run
         in_files = cells.on_disk or team is not None or c.devices > 1
-        if in_files and not run.vectors.exists():
+        if in_files and not vectors.are_written(run.vectors):
             vectors.write(run.codec(), cells, train_rows, run.vectors, device_of(c.device))
         if team is None:
             if c.devices > 1:
-                command = ["-m", "scdiffkit.fit", c.device, c.precision, str(c.devices)]
+                # Measured once, here: processes that differ would not train as one.
+                command = ["-m", "scdiffkit.fit", c.device, precision_of(c.device, c.precision), str(c.devices)]
                 stack.enter_context(helpers(command, c.devices))
             team = gather(c.device, c.precision, c.devices)
-        team.share(str(run.path.resolve()))
         codec, device = run.codec(), team.fabric.device
+        validation = Validation(cells, codec, val_rows, run_config, team.fabric)
+        team.share((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
         x0 = vectors.open_written(codec, run.vectors, device) if in_files else None
         complete = fit(
-            run, team, x0 or vectors.in_memory(codec, cells, train_rows, device),
-            Validation(cells, codec, val_rows, run_config, team.fabric),
+            run, team, x0 or vectors.in_memory(codec, cells, train_rows, device), validation,
             started=started, max_time=max_time, on_status=on_status,
         )  # fmt: skip
         if complete:
-            run.forget_vectors()
+            vectors.remove(run.vectors)
     return run
 
 
@@ -307,6 +316,11 @@ def _resumed_config(
         asked["conditions"] = columns
     asked |= dict(overrides or {})
     values = stored.to_dict()
+    # How many processes there are is of the machine, not of the run: what started them knows.
+    if launcher() == "torchrun":
+        values["train"] |= {"devices": 1, "num_nodes": 1}
+    elif launcher() is None:
+        values["train"]["num_nodes"] = 1
     free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
     free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.devices", "train.num_nodes"}
     for key, value in asked.items():

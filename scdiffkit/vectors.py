@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -97,6 +99,7 @@ def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: to
     Raises FileError when they cannot be written, and leaves nothing behind.
     """
     n = len(rows)
+    remove(folder)
     with writing(folder), atomic_path(folder) as temporary:
         temporary.mkdir()
         if isinstance(codec, CountCodec):
@@ -131,9 +134,40 @@ def open_written(codec: Codec, folder: Path, device: torch.device) -> Vectors:
         mean, deviation = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "deviation"))
         return Posteriors(mean, deviation, codes, device)
     data, indices = (_mapped(folder / "data.bin", np.float32), _mapped(folder / "indices.bin", np.int32))
-    counts = sparse.csr_matrix((about["cells"], about["genes"]), dtype=np.float32)
-    counts.data, counts.indices, counts.indptr = data, indices, np.load(folder / "indptr.npy")
+    counts = _MappedCSR(data, indices, np.load(folder / "indptr.npy"), about["genes"])
     return Encoded(codec, Cells(counts, np.load(folder / "library_size.npy"), codes), None, device)
+
+
+def are_written(folder: Path) -> bool:
+    """Whether all that `write` writes is there."""
+    return (folder / COMPLETE).exists()
+
+
+def remove(folder: Path) -> None:
+    """What `write` wrote, and what it left when its process was killed; what cannot be removed is not complete."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    for path in [folder, *folder.parent.glob(f".*-{folder.name}")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _MappedCSR:
+    """Counts (n, genes) of which some rows are read; scipy would read all places of genes to give some rows."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    genes: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.indptr) - 1, self.genes
+
+    def __getitem__(self, at: np.ndarray) -> sparse.csr_matrix:
+        first = self.indptr[at]
+        ends = np.concatenate([[0], (self.indptr[at + 1] - first).cumsum()])
+        places = np.arange(ends[-1]) + np.repeat(first - ends[:-1], np.diff(ends))
+        return sparse.csr_matrix((self.data[places], self.indices[places], ends), shape=(len(at), self.genes))
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
@@ -220,7 +221,7 @@ def test_compare_says_of_how_many_cells(many: AnnData, tmp_path: Path, few_held:
     real, synthetic, train = thirds(many)
     paths = [written(c, tmp_path / f"{n}.h5ad") for n, c in (("real", real), ("one", synthetic), ("two", train))]
     out = tmp_path / "out"
-    argv = ["compare", *paths, "--backed", "--max-memory", "8G", "--max-cells", 20, "--resamples", 1, "-o", out]
+    argv = ["compare", *paths, "--backed", "--max-cells", 20, "--resamples", 1, "-o", out]
     done = CliRunner().invoke(app, [str(word) for word in argv])
     assert done.exit_code == 0
     assert f"one: 50 of the {real.n_obs} real cells, drawn at random, are compared" in done.stderr
@@ -230,7 +231,9 @@ def test_compare_says_of_how_many_cells(many: AnnData, tmp_path: Path, few_held:
 # what is wrong with a file is said as in memory, or by the file and the place
 
 
-def test_bad_cells_are_refused_as_in_memory(tiny: AnnData, tmp_path: Path, small_blocks: None) -> None:
+def test_bad_cells_are_refused_as_in_memory(
+    tiny: AnnData, tmp_path: Path, small_blocks: None, caplog: pytest.LogCaptureFixture
+) -> None:
     real, synthetic, _ = thirds(tiny)
     good = written(real, tmp_path / "real.h5ad")
     for name, value, message in (
@@ -250,6 +253,12 @@ def test_bad_cells_are_refused_as_in_memory(tiny: AnnData, tmp_path: Path, small
     path = written(late, tmp_path / "late.h5ad")
     with pytest.raises(DataError, match=r'late\.h5ad: layers\["counts"\] has fractions'):
         evaluate(path, good, backed=True)
+    late.X = lognormalise(late.X, 1e4)  # which is what is compared, as in memory
+    path = written(late, tmp_path / "logged.h5ad")
+    caplog.set_level("INFO")
+    found = evaluate(path, good, backed=True)
+    assert "X is compared without counts" in caplog.text
+    pd.testing.assert_frame_equal(found.to_frame(), evaluate(late, real).to_frame())
 
 
 def test_no_cells(tiny: AnnData, tmp_path: Path) -> None:

@@ -127,6 +127,38 @@ def test_files_that_do_not_go_together(tiny: AnnData, tmp_path: Path) -> None:
         prepare({"a": tiny, "b": few}, PreprocessConfig(min_cells=0), choose_genes=False)
 
 
+def test_the_file_can_be_a_label_and_a_batch(tiny: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    second = tiny[:90].copy()
+    second.obs["file"] = "of another join"
+    tiny = tiny.copy()
+    tiny.obs["file"] = "too"
+    config = PreprocessConfig(min_cells=0, hvg_flavor="seurat", n_top_genes=20, batch_key="file")
+    found = prepare({"a": tiny, "b": second}, config, label="file")
+    assert dict(found.obs["file"].value_counts()) == {"a": 240, "b": 90}
+    assert found.var["highly_variable"].sum() == 20
+    assert "it names the files now" in caplog.text
+
+
+def test_columns_of_other_types_are_put_together(tiny: AnnData, tmp_path: Path) -> None:
+    first, second = tiny[:120].copy(), tiny[120:].copy()
+    n = {"a": 120, "b": 120}
+    kinds = {
+        "text or nothing": (pd.Categorical(["x"] * n["a"]), np.full(n["b"], np.nan)),
+        "text or number": (pd.Categorical(["1"] * n["a"]), np.ones(n["b"], dtype=int)),
+        "in order or not": (pd.Categorical(["x"] * n["a"], ordered=True), pd.Categorical(["y"] * n["b"])),
+        "integers with gaps": (pd.array([1, None] * 60, dtype="Int64"), pd.array([2] * n["b"], dtype="Int64")),
+        "truth or text": ([True] * n["a"], ["no"] * n["b"]),
+    }
+    for column, (a, b) in kinds.items():
+        first.obs[column], second.obs[column] = a, b
+    found = prepare({"a": first, "b": second}, PreprocessConfig(min_cells=0), label="cell_type", choose_genes=False)
+    read(found.write(tmp_path / "cells.h5ad"))
+    for column, (a, b) in kinds.items():
+        expected = pd.Series([*a, *b]).map(str, na_action="ignore").fillna("nothing")
+        written = found.obs[column].astype(object).map(str, na_action="ignore").fillna("nothing")
+        assert list(written) == list(expected), column
+
+
 def test_cell_names_that_files_share_are_told_apart(tiny: AnnData) -> None:
     found = prepare({"a": tiny, "b": tiny[:5].copy()}, PreprocessConfig(min_cells=0), choose_genes=False)
     assert found.obs.index.is_unique
@@ -135,9 +167,30 @@ def test_cell_names_that_files_share_are_told_apart(tiny: AnnData) -> None:
 
 
 def test_genes_are_chosen_on_some_of_very_many_cells(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    cv = MODULE._coefficient_of_variation
     whole = preprocess(tiny, n_top_genes=20, hvg_flavor="cv")
     monkeypatch.setattr(MODULE, "MAX_CELLS_TO_CHOOSE", 200)
+    monkeypatch.setattr(MODULE, "_coefficient_of_variation", lambda X: seen.append(X.shape[0]) or cv(X))
     some = preprocess(tiny, n_top_genes=20, hvg_flavor="cv")
-    assert some.n_obs == 240
+    assert (some.n_obs, seen) == (240, [200])
     both = (some.var["highly_variable"] & whole.var["highly_variable"]).sum()
     assert 10 <= both <= 20
+
+
+def test_small_batches_are_among_the_cells_that_genes_are_chosen_on(
+    tiny: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny.copy()
+    tiny.obs["donor"] = pd.Categorical(["small"] * 30 + ["large"] * 210)
+    chosen = MODULE._scanpy_genes
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(MODULE, "MAX_CELLS_TO_CHOOSE", 100)
+
+    def looked_on(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
+        seen.append(dict(cells.obs["donor"].value_counts()))
+        return chosen(cells, config)
+
+    monkeypatch.setattr(MODULE, "_scanpy_genes", looked_on)
+    preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", batch_key="donor", min_counts=0, min_genes=0)
+    assert seen == [{"large": 70, "small": 30}]

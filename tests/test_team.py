@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,11 @@ import psutil
 import pytest
 import torch
 from anndata import AnnData
+from scipy import sparse
 
 import scdiffkit
+from scdiffkit import vectors
+from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import PreprocessConfig
 from scdiffkit.data import Cells, Conditions
 from scdiffkit.errors import ConfigError, RunError
@@ -79,12 +84,42 @@ def test_with_the_count_codec_only_the_order_differs(alone: Run, path: Path, tmp
 
 
 def test_resuming_from_files_goes_on_exactly(path: Path, tmp_path: Path) -> None:
-    whole = fit(path, tmp_path / "whole", backed=True)
+    whole = fit(path, tmp_path / "whole", backed=True, overrides={"train.lr_schedule": "constant"})
     part = fit(path, tmp_path / "part", backed=True, overrides={"train.max_steps": 20, "train.lr_schedule": "constant"})
-    whole = fit(path, tmp_path / "again", backed=True, overrides={"train.lr_schedule": "constant"})
+    part.vectors.mkdir()  # its removal was cut short: what is left is not to be used
     part = fit(path, part.path, {}, backed=True, resume=True, overrides={"train.max_steps": 30})
     for name, value in state(whole).items():
         torch.testing.assert_close(state(part)[name], value, rtol=0, atol=0)
+
+
+def test_a_complete_run_is_left_as_it_is(
+    tiny: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit(tiny, tmp_path / "run", {**GENE, "train.max_steps": 5})
+    monkeypatch.setattr("scdiffkit.train.helpers", None)
+    fit(tiny, run.path, {}, resume=True, overrides={"train.devices": 2})
+    assert "the run is complete; give a larger --max-steps" in caplog.text
+    assert run.steps() == [5]
+    assert not run.vectors.exists()
+
+
+def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = sparse.random(5000, 500, density=0.2, format="csr", rng=rng, dtype=np.float32)
+    cells = Cells(counts, np.ones(5000, np.float32), np.zeros((5000, 1), np.int64))
+    codec = GeneCodec(500, 1e4)
+    vectors.write(codec, cells, np.arange(5000), tmp_path / "vectors", torch.device("cpu"))
+    written = vectors.open_written(codec, tmp_path / "vectors", torch.device("cpu"))
+    places, generator = rng.integers(5000, size=32), torch.Generator()
+    tracemalloc.start()
+    x0, _ = written.batch(places, slice(None), generator)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected, _ = vectors.in_memory(codec, cells, np.arange(5000), torch.device("cpu")).batch(
+        places, slice(None), generator
+    )
+    torch.testing.assert_close(x0, expected, rtol=0, atol=0)
+    assert peak < counts.indices.nbytes / 2
 
 
 def on_disk(path: Path) -> Cells:
@@ -210,17 +245,57 @@ def test_torchrun(path: Path, alone: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(Run.open(tmp_path / "run")), losses(alone), rtol=1e-3)
 
 
+def test_torchrun_goes_on_with_a_run_of_another_number_of_processes(together: Run, path: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(together.path, tmp_path / "run"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=29612", "-m", "scdiffkit",
+        "train", str(path), "--resume", "--out", str(run), "--max-steps", "33",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Run.open(run).steps()[-1] == 33
+
+
+def test_srun(path: Path, alone: Run, tmp_path: Path) -> None:
+    """As far as environment variables tell: srun itself is not here."""
+    run = tmp_path / "run"
+    settings = [f"--set={key}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-m", "scdiffkit", "train", str(path), "--label", "cell_type", "--out", str(run)]
+    of_step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "29613", "SLURM_JOB_NAME": "train"}
+    of_step |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2"}
+
+    def start(rank: int, *options: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, **of_step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        return subprocess.Popen(
+            [*command, *settings, *options], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    processes = [start(rank, "--devices", "2") for rank in (0, 1)]
+    (out, said), (other_out, _) = (process.communicate() for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert (out, other_out) == (f"{run}\n", "")
+    np.testing.assert_allclose(losses(Run.open(run)), losses(alone), rtol=1e-3)
+
+    alone_in_it = start(0)
+    _, said = alone_in_it.communicate()
+    assert alone_in_it.returncode == 1
+    assert "srun started 2 processes, but --devices 1 x --num-nodes 1 asks for 1" in " ".join(said.split())
+
+
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData, tmp_path: Path) -> None:
     def kill_another() -> None:
         while not (tmp_path / "run" / "checkpoints" / "step-0000010").exists():
+            if time.monotonic() - started > 120:
+                return
             time.sleep(0.05)
         for child in psutil.Process().children():
             if "scdiffkit.fit" in child.cmdline():
                 child.send_signal(signal.SIGKILL)
 
+    started = time.monotonic()
     killer = threading.Thread(target=kill_another)
     killer.start()
-    started = time.monotonic()
     with pytest.raises(RunError, match=r"Another process of this training has ended.*--resume"):
         fit(tiny, tmp_path / "run", overrides={"train.devices": 2, "train.max_steps": 100_000})
     killer.join()
@@ -257,6 +332,7 @@ def test_ctrl_c_saves_and_ends_all_processes(path: Path, tmp_path: Path) -> None
     [
         ({"train.devices": 4096}, r"--devices 4096 is more than the \d+ processor cores"),
         ({"train.devices": 2, "train.device": "cuda"}, "There is no device 'cuda'"),
+        ({"train.devices": 2, "train.batch_size": 1}, "--batch-size 1 cannot be shared by 2 processes"),
         ({"train.num_nodes": 2}, r"torchrun --nnodes 2 --nproc-per-node 1 .* or with srun --nodes 2"),
     ],
 )

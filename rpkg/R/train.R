@@ -28,7 +28,7 @@
 #' @param devices Processes that share every batch, one a GPU or core.
 #' @param backed Leave cells that are given as a path in their file (h5ad, zarr),
 #'   `TRUE` or `FALSE`; default where memory does not hold them.
-#' @param max_memory Memory to use, such as `"8G"`; default what is free.
+#' @param max_memory Cells in files that would take more memory stay there, such as `"8G"`; default what is free.
 #' @param force Replace the run in `out`.
 #' @param assay The assay with the raw counts; default a Seurat object's active
 #'   one, a SingleCellExperiment's `"counts"`.

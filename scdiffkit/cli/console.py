@@ -21,7 +21,9 @@ Backed = Annotated[
     typer.Option("--backed/--in-memory", help="Leave the cells in their files (h5ad, zarr), or not (by size).",
                  show_default=False),
 ]  # fmt: skip
-MaxMemory = Annotated[str | None, typer.Option(help="Memory to use: 8G, 500M (what is free).")]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Cells that would take more stay in their files: 8G, 2500M (what is free).")
+]
 Join = Annotated[str | None, typer.Option(help="Genes of several files: inner (in all) or outer (in any) (inner).")]
 PLAIN_EVERY = 10.0  # seconds between progress lines when stderr is not a terminal
 log = logging.getLogger("scdiffkit")
@@ -154,7 +156,7 @@ def parse_duration(text: str | None) -> float | None:
 
 
 def parse_bytes(text: str | None) -> float | None:
-    """ "8G", "500M", "8GB", "1e9" -> bytes."""
+    """ "8G", "2500M", "8GB", "1e9" -> bytes."""
     if text is None:
         return None
     number = text.strip().upper().removesuffix("B").removesuffix("I")
@@ -164,7 +166,7 @@ def parse_bytes(text: str | None) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ConfigError(f"--max-memory {text!r} is not an amount of memory: give 8G, or 500M.")
+        raise ConfigError(f"--max-memory {text!r} is not an amount of memory: give 8G, or 2500M.")
     return value
 
 

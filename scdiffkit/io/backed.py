@@ -65,12 +65,13 @@ class OnDisk:
     def _read(self, start: int, stop: int) -> sparse.csr_matrix:
         if self.kind == "csc":
             raise FileError(
-                f"{self.path}: {self.place} is stored by genes (CSC), so cells cannot be read one by one: convert it "
-                "where it fits into memory (adata.X = adata.X.tocsr()), or give a larger --max-memory."
+                f"{self.path}: {self.place} is stored by genes (CSC), so cells cannot be read one by one: write it "
+                "anew with scdiffkit.read and scdiffkit.write where it fits into memory, or give a larger --max-memory."
             )
         try:
             if self.indptr is None:
-                return sparse.csr_matrix(self.element[start:stop])
+                values = self.element[start:stop]
+                return sparse.csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
             # By hand: anndata's own sparse dataset takes over 10 ms a slice.
             first, last = int(self.indptr[start]), int(self.indptr[stop])
             data, indices = self.element["data"][first:last], self.element["indices"][first:last]
@@ -219,7 +220,8 @@ class Backed:
 def open_backed(path: str | Path) -> Backed:
     """The cells of an h5ad or zarr store, matrices left where they are.
 
-    Raises FileError when the store is of another kind, damaged, or its matrices are stored by columns.
+    Raises FileError when the store is of another kind or damaged. A matrix that is stored by genes (CSC) is there, but
+    reading it raises one.
     """
     from anndata.io import read_elem
 
@@ -255,7 +257,10 @@ def is_old(path: Path) -> bool:
     if format_of_content(path) != "h5ad":
         return False
     with open_hdf5(path) as f:
-        return "encoding-type" not in f["obs"].attrs
+        try:
+            return "encoding-type" not in f["obs"].attrs
+        except (KeyError, OSError) as e:
+            raise FileError(damaged(path, e)) from e
 
 
 def _stored(path: Path, root: Any, place: str, key: str) -> OnDisk | None:

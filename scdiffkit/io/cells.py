@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from scdiffkit.io.formats import (
     TENX_FILES,
     Format,
     check_output,
+    damaged,
     format_of_content,
     format_of_name,
     open_hdf5,
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("scdiffkit")
 
 BLOCK = 2048  # cells written at once
-LEAST_MEMORY = 1e9  # bytes: the libraries alone take half of it
+LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
 BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
 PACKED = 10  # bytes in memory of one in a file whose size inside is not known
+IN_MEMORY_ALREADY = "--backed: the cells are in memory already; give the path of a file."
 CELL_SUFFIXES = (".h5ad", ".zarr", ".loom", ".h5")
 
 
@@ -88,16 +90,24 @@ def open_cells(
     """Where cells came from, in words (None: memory), and the cells: in memory where they fit, else in their files.
 
     data: an AnnData; a path that `read` takes; a folder of such files; or several of these, which come back by name.
-    backed: leave them in their files, or not; None: by size. max_memory: bytes that may be used; None: what is free.
+    backed: leave them in their files, or not; None: when working on them whole would take more than max_memory bytes,
+    or, None, than what is free.
     Raises FileError when a file cannot be read, or does not fit and can only be read whole, ConfigError for a
     max_memory in which nothing can be done.
     """
     if max_memory is not None and max_memory < LEAST_MEMORY:
         raise ConfigError(
-            f"--max-memory {in_bytes(max_memory)} is too little: give at least {in_bytes(LEAST_MEMORY)}, of which most "
-            "goes to the libraries."
+            f"--max-memory {in_bytes(max_memory)} is too little: give at least {in_bytes(LEAST_MEMORY)}, which the "
+            "libraries and a batch of cells need in any case."
+        )
+    if max_memory is not None and backed is not None:
+        raise ConfigError(
+            "--max-memory decides by size whether cells stay in their files, and --backed or --in-memory says so: give "
+            "one of them."
         )
     if not isinstance(data, (str, Path, Sequence, Mapping)):
+        if backed:
+            raise ConfigError(IN_MEMORY_ALREADY)
         return None, data
     named: dict[str, Any]
     if isinstance(data, Mapping):
@@ -120,7 +130,7 @@ def open_cells(
             log.info("The cells need about %s of memory, there is %s: they stay in their files",
                      in_bytes(needed), in_bytes(limit))  # fmt: skip
     if backed and not paths:
-        raise ConfigError("--backed: the cells are in memory already; give the path of a file.")
+        raise ConfigError(IN_MEMORY_ALREADY)
     opened = {name: (open_backed if backed else read)(paths[name]) if name in paths else named[name] for name in named}
     source = ", ".join(map(str, paths.values())) or None
     return source, opened if len(opened) > 1 else next(iter(opened.values()))
@@ -159,8 +169,11 @@ def footprint(path: Path) -> float:
         return float(BYTES_OF_A_VALUE * (sum(sizes) + COPIES * max(sizes, default=0)))
     if format == "10x-h5":
         with open_hdf5(path) as f:
-            group, _ = tenx.h5_group(f, path)
-            return float((1 + COPIES) * BYTES_OF_A_VALUE * group["data"].shape[0])
+            try:
+                group, _ = tenx.h5_group(f, path)
+                return float((1 + COPIES) * BYTES_OF_A_VALUE * group["data"].shape[0])
+            except (OSError, KeyError, ValueError) as e:
+                raise FileError(damaged(path, e)) from e
     files = path.rglob("*") if path.is_dir() else [path]
     return float(PACKED * sum(file.stat().st_size for file in files if file.is_file()))
 
@@ -169,14 +182,29 @@ def available_memory() -> float:
     """Bytes that this process can still have: of the machine, or of the container or job it runs in."""
     import psutil
 
-    free = float(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # "max": no limit
-            free = min(free, float(Path(limit).read_text()) - float(Path(used).read_text()))
-    return max(0.0, free)
+    return max(0.0, min([float(psutil.virtual_memory().available), *_left_of_limits()]))
+
+
+def _left_of_limits(root: Path = Path("/")) -> Iterator[float]:
+    """Bytes left under each limit that Linux's control groups set for this process: of a container, of a SLURM job."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            top, limit, used, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, cache = root / "sys/fs/cgroup/memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        lowest = top / group.lstrip("/")
+        for folder in [lowest, *lowest.parents]:
+            with suppress(OSError, ValueError):  # not there, or "max": no limit
+                kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                in_use = float((folder / used).read_text()) - float(kinds.get(cache, 0))  # files read are given up
+                yield float((folder / limit).read_text()) - in_use
+            if folder == top:
+                break
 
 
 def in_bytes(n: float) -> str:

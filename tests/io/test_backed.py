@@ -17,6 +17,8 @@ from scipy import sparse
 
 from scdiffkit.errors import ConfigError, FileError
 from scdiffkit.io import Backed, Selected, Stacked, ahead, blocks, open_backed, open_cells, read, write
+from scdiffkit.io.cells import _left_of_limits, available_memory
+from scdiffkit.preprocess import counts_of
 
 STORES = ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr"]
 
@@ -124,8 +126,76 @@ def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
         open_cells(tmp_path / "cells.loom", backed=True)
     with pytest.raises(ConfigError, match="in memory already"):
         open_cells({"a": tiny}, backed=True)
+    with pytest.raises(ConfigError, match="in memory already"):
+        open_cells(tiny, backed=True)
     with pytest.raises(ConfigError, match="too little"):
         open_cells(tmp_path / "csc.h5ad", max_memory=1e6)
+    for backed in (True, False):
+        with pytest.raises(ConfigError, match="give one of them"):
+            open_cells(tmp_path / "csc.h5ad", backed=backed, max_memory=4e9)
+
+
+def test_matrices_that_nobody_needs_do_not_matter(tiny: AnnData, tmp_path: Path) -> None:
+    cells = tiny.copy()
+    cells.layers["counts"] = tiny.X.copy()
+    cells.X = cells.X.log1p().tocsc()
+    cells.layers["half"] = cells.X.toarray().astype(np.float16)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = open_backed(tmp_path / "cells.h5ad")
+    counts, place = counts_of(backed)
+    assert place == 'layers["counts"]'
+    np.testing.assert_array_equal(counts[5:9].toarray(), tiny.X[5:9].toarray())
+    np.testing.assert_allclose(backed.matrices['layers["half"]'][0:3].toarray(), cells.X[:3].toarray(), rtol=1e-3)
+
+
+def test_a_store_in_shards(tiny: AnnData, tmp_path: Path) -> None:
+    with ad.settings.override(zarr_write_format=3):
+        tiny.write_zarr(tmp_path / "cells.zarr")
+    root = zarr.open_group(str(tmp_path / "cells.zarr"))
+    for name in ("data", "indices"):
+        values = root[f"X/{name}"][:]
+        attributes = dict(root[f"X/{name}"].attrs)
+        del root[f"X/{name}"]
+        made = root.create_array(f"X/{name}", shape=values.shape, dtype=values.dtype, chunks=(100,), shards=(300,))
+        made[:] = values
+        made.attrs.update(attributes)
+    zarr.consolidate_metadata(str(tmp_path / "cells.zarr"))
+    assert len(tiny.X.data) % 300 > 100
+    assert (sparse.csr_matrix(read(tmp_path / "cells.zarr").X) != tiny.X).nnz == 0
+    (tmp_path / "cells.zarr" / "X" / "data" / "c" / "1").unlink()
+    with pytest.raises(FileError, match=r"X/data: \d+ of \d+ chunks are missing"):
+        read(tmp_path / "cells.zarr")
+
+
+def test_files_that_are_no_whole_ones_are_said_to_be_damaged(tiny: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    tiny.write_h5ad(path)
+    with h5py.File(path, "r+") as f:
+        del f["obs"]
+    with h5py.File(tmp_path / "cells.h5", "w") as f:
+        f.create_group("matrix")["barcodes"] = np.array([b"a"])
+    for broken in (path, tmp_path / "cells.h5"):
+        with pytest.raises(FileError, match="is damaged"):
+            open_cells(broken)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_what_every_limit_leaves(version: int, tmp_path: Path) -> None:
+    """As Linux's control groups tell, also of a job above the process's own; files that were read do not count."""
+    top, names = tmp_path / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        top, names = top / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    own = top / "slurm" / "job_7" / "step_0"
+    own.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    line = "4:memory:/slurm/job_7/step_0" if version == 1 else "0::/slurm/job_7/step_0"
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpuset:/\n{line}\n")
+    for folder, limit in ((own, "max" if version == 2 else "9000"), (own.parent, "5000")):
+        (folder / names[0]).write_text(limit)
+        (folder / names[1]).write_text("3000\n")
+        (folder / "memory.stat").write_text(f"anon 500\n{names[2]} 1000\n")
+    assert list(_left_of_limits(tmp_path)) == [*([7000.0] if version == 1 else []), 3000.0]
+    assert available_memory() > 0
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
