@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ SPANS = (0.3, 0.5, 1.0)  # of seurat_v3's loess; below some 200 cells 0.3 sees t
 FEWEST_VARYING = 10
 TOTAL, FILE = "total_counts", "file"  # obs columns that are added
 MAX_CELLS_TO_CHOOSE = 50_000  # of very many cells, genes are chosen on so many
-HEAD = 2048  # cells by which a file's counts are told
+HEAD = 2048  # cells by which a file's counts are told; and that are taken from it at once
 FEW_SHARED = 0.5  # of a file's genes
 ROUNDING = 1e-6  # counts this close to integers are integers that went through arithmetic
 
@@ -666,11 +667,13 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
     """All cells, or of very many a random choice, on which genes are chosen; X as the selection wants it."""
     from anndata import AnnData
 
-    at: Any = slice(0, counts.shape[0])
     if counts.shape[0] > MAX_CELLS_TO_CHOOSE:
         at = _drawn(obs[config.batch_key] if config.batch_key else pd.Series(0, index=obs.index))
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
-    X, obs = counts[at], _taken(obs, at) if isinstance(at, np.ndarray) else obs
+        parts = np.array_split(at, math.ceil(len(at) / HEAD))  # taking them at once would need several times the memory
+        X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), _taken(obs, at)
+    else:
+        X = counts[0 : counts.shape[0]]
     if config.hvg_flavor != "seurat_v3":  # which looks at counts
         X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
     return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
