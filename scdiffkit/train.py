@@ -89,18 +89,19 @@ def train(
             )
     c = run_config.train
     team = None
-    processes = started_outside(c.devices, c.num_nodes) or c.devices
+    others = started_outside(c.devices, c.num_nodes)
+    if not others:
+        devices_of(c.device, c.devices)  # refused now rather than later
+    processes = others or c.devices
     if c.batch_size < processes:
         raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
-    if started_outside(c.devices, c.num_nodes):
+    if others:
         team = gather(c.device, c.precision, c.devices, c.num_nodes)
         if not team.first:
             try:
                 return follow(team)
             finally:
                 leave()
-    else:
-        devices_of(c.device, c.devices)  # refused now rather than later
     if not existing and out is not None:
         check_new_run(Path(out), force=force)
     source, loaded = open_cells(data, backed=backed, max_memory=max_memory)

@@ -22,7 +22,7 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit import vectors
 from scdiffkit.codecs import GeneCodec
-from scdiffkit.config import PreprocessConfig
+from scdiffkit.config import GeneCodecConfig, PreprocessConfig
 from scdiffkit.data import Cells, Conditions
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import open_backed
@@ -107,7 +107,7 @@ def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path
     rng = np.random.default_rng(0)
     counts = sparse.random(5000, 500, density=0.2, format="csr", rng=rng, dtype=np.float32)
     cells = Cells(counts, np.ones(5000, np.float32), np.zeros((5000, 1), np.int64))
-    codec = GeneCodec(500, 1e4)
+    codec = GeneCodec(GeneCodecConfig(), 500, 1e4)
     vectors.write(codec, cells, np.arange(5000), tmp_path / "vectors", torch.device("cpu"))
     written = vectors.open_written(codec, tmp_path / "vectors", torch.device("cpu"))
     places, generator = rng.integers(5000, size=32), torch.Generator()
@@ -279,7 +279,7 @@ def test_srun(path: Path, alone: Run, tmp_path: Path) -> None:
 
     alone_in_it = start(0)
     _, said = alone_in_it.communicate()
-    assert alone_in_it.returncode == 1
+    assert alone_in_it.returncode == 2
     assert "srun started 2 processes, but --devices 1 x --num-nodes 1 asks for 1" in " ".join(said.split())
 
 
