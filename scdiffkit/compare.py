@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdiffkit.compared import sha256, with_columns
+from scdiffkit.compared import sha256
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
 from scdiffkit.evaluate import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
 from scdiffkit.io import atomic_write_text, open_cells
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics.score import Score
+from scdiffkit.preprocess import with_columns
 from scdiffkit.report import comparison_html
 
 SCHEMA = 1

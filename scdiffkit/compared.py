@@ -24,7 +24,7 @@ from scdiffkit.errors import DataError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, Rows, ahead, blocks, open_cells
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
-from scdiffkit.preprocess import counts_of, lognormalise
+from scdiffkit.preprocess import TOTAL, counts_of, lognormalise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +37,6 @@ BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
 NO_TYPE = "(none)"
 AS_IT_IS = "log1p-normalised X, taken as it is"
-TOTAL = "total_counts"  # obs column
 log = logging.getLogger("scdiffkit")
 
 
@@ -375,15 +374,6 @@ def load(
             sha256=sha256(Path(source)),
         )
     return sides
-
-
-def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None]) -> AnnData | Backed:
-    """The same cells; of millions in a file, only these columns of obs (all, where one is not there)."""
-    columns = list(dict.fromkeys(column for column in wanted if column))
-    if not isinstance(cells, Backed) or any(column not in cells.obs for column in columns):
-        return cells
-    columns += [TOTAL] if TOTAL in cells.obs and TOTAL not in columns else []
-    return replace(cells, obs=cells.obs[columns].reset_index(drop=True))
 
 
 def sha256(path: Path) -> str | None:

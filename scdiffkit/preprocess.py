@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -167,6 +167,16 @@ def _totals(counts: Rows) -> np.ndarray:
     for part, block in blocks(counts):
         totals[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
     return totals
+
+
+def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None], first: int = 0) -> AnnData | Backed:
+    """The same cells; of millions in a file, only these columns of obs (all, where one is not there), and numbers from
+    `first` on for their names."""
+    columns = list(dict.fromkeys(column for column in wanted if column))
+    if not isinstance(cells, Backed) or any(column not in cells.obs for column in columns):
+        return cells
+    columns += [TOTAL] if TOTAL in cells.obs and TOTAL not in columns else []
+    return replace(cells, obs=cells.obs[columns].set_axis(pd.RangeIndex(first, first + cells.n_obs)))
 
 
 def is_prepared(adata: AnnData | Backed) -> bool:

@@ -30,7 +30,16 @@ from scdiffkit.fit import TrainStatus, Validation, fit, follow, steps_planned
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.preprocess import Prepared, check_label, is_prepared, lognormalise, prepare, prepared_config
+from scdiffkit.preprocess import (
+    FILE,
+    Prepared,
+    check_label,
+    is_prepared,
+    lognormalise,
+    prepare,
+    prepared_config,
+    with_columns,
+)
 from scdiffkit.run import RUNS, Run, check_new_run
 from scdiffkit.team import gather, helpers, launcher, leave, started_outside
 
@@ -108,6 +117,7 @@ def train(
     explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
     prepared, run_config = _prepare(loaded, run_config, explicit)
+    del loaded  # and with it the names of all cells
     of_genes = run_config.codec.name == "gene"
     known_conditions = Conditions.of(prepared.obs, run_config.conditions)
     cells = Cells.of(prepared, known_conditions, highly_variable=of_genes)
@@ -351,6 +361,15 @@ def _prepare(
 
     explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
     """
+    wanted = [*run_config.conditions, run_config.preprocess.batch_key]
+    if isinstance(cells, Mapping):
+        named, first = dict(cells), 0
+        for name, part in cells.items():
+            named[name] = with_columns(part, [column for column in wanted if column != FILE], first)
+            first += part.n_obs
+        cells = named
+    else:
+        cells = with_columns(cells, wanted)
     if isinstance(cells, Mapping) or not is_prepared(cells):
         log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
         choose = run_config.codec.name == "gene"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Posteriors:
     def _at(self, values: Values, places: np.ndarray) -> Tensor:
         if isinstance(values, Tensor):
             return values[torch.from_numpy(places).to(values.device)]
-        return torch.from_numpy(values[places]).to(self.device)
+        return torch.from_numpy(_rows(values, places)).to(self.device)
 
 
 class Encoded:
@@ -167,7 +168,16 @@ class _MappedCSR:
         first = self.indptr[at]
         ends = np.concatenate([[0], (self.indptr[at + 1] - first).cumsum()])
         places = np.arange(ends[-1]) + np.repeat(first - ends[:-1], np.diff(ends))
-        return sparse.csr_matrix((self.data[places], self.indices[places], ends), shape=(len(at), self.genes))
+        arrays = (_rows(self.data, places), _rows(self.indices, places), ends)
+        return sparse.csr_matrix(arrays, shape=(len(at), self.genes))
+
+
+def _rows(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Some rows; the pages of a memory map are given back, or the process would come to hold the whole file."""
+    rows = values[places]
+    if isinstance(values.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        values.base.madvise(mmap.MADV_DONTNEED)
+    return rows
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:

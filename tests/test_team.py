@@ -122,6 +122,18 @@ def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path
     assert peak < counts.indices.nbytes / 2
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_folder_of_files_with_the_file_as_condition(backed: bool, tiny: AnnData, tmp_path: Path) -> None:
+    for name, part in (("a", tiny[:100]), ("b", tiny[100:])):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        part.copy().write_h5ad(tmp_path / "data" / f"{name}.h5ad")
+    run = fit(tmp_path / "data", tmp_path / "run", {**SMALL, "train.max_steps": 2}, backed=backed, conditions=("file",))
+    categories = run.conditions()["categories"]
+    assert categories == {"cell_type": ["B", "Mono", "T"], "file": ["a", "b"]}
+    assert sum(c["cells"] for c in run.conditions()["combinations"] if c["codes"][1] == 1) == 100
+    assert set(scdiffkit.sample(run, 20, where={"file": "b"}).obs["file"]) == {"b"}
+
+
 def on_disk(path: Path) -> Cells:
     prepared = prepare(open_backed(path), PreprocessConfig(min_cells=0), choose_genes=False)
     return Cells.of(prepared, Conditions.of(prepared.obs, ["cell_type"]), highly_variable=False)
