@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, Rows, ahead, blocks, open_cells
+from scdiffkit.io import Backed, Rows, ahead, blocks, give_back, open_cells
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
 from scdiffkit.preprocess import TOTAL, counts_of, lognormalise
@@ -262,6 +262,7 @@ def _blocks(
         return part, block, here, counts
 
     yield from ahead(read(start) for start in range(0, n, step))
+    give_back()
 
 
 def _sums(counts: sparse.csr_matrix) -> np.ndarray:

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, on_disk
+from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, give_back, on_disk
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -682,6 +682,7 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
         parts = np.array_split(at, math.ceil(len(at) / HEAD))  # taking them at once would need several times the memory
         X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), _taken(obs, at)
+        give_back()
     else:
         X = counts[0 : counts.shape[0]]
     if config.hvg_flavor != "seurat_v3":  # which looks at counts

@@ -5,8 +5,11 @@ h5ad and zarr, CSR and dense. Several files make one set of cells.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -175,6 +178,15 @@ def blocks(matrix: Rows) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     step, n = rows_at_once(matrix), matrix.shape[0]
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
     yield from zip(parts, ahead(matrix[part] for part in parts), strict=True)
+    if on_disk(matrix):
+        give_back()
+
+
+def give_back() -> None:
+    """Memory that a pass over a file has left free between what stays goes back to the system; glibc would keep it."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def ahead(items: Iterator[T], n: int = 1) -> Generator[T]:
