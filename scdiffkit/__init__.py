@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from scdiffkit.run import Run
     from scdiffkit.train import train
 
-# Threads that wait for one another must sleep, not spin: on a machine with other work a training step otherwise
-# takes ten times as long (measured: 0.24 against 3.8 s). Read once, when torch loads its OpenMP library.
+# Threads that wait for one another spin for some microseconds, and then sleep. Sleeping at once, a training step takes
+# nearly twice as long on an idle machine; spinning on, ten times and more on one with other work
+# (benchmarks/results/threads.md). Read once, when torch loads its OpenMP library.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "train", "write"]

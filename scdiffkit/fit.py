@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -97,11 +97,9 @@ def fit(
     best_step = run.best_step() or first
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
     gradients = _Gradients(team, model, optimizer, c.batch_size)
-    steps = ahead(
-        (step, _batch_of(step, vectors, denoiser, run_config, team)) for step in range(first + 1, max_steps + 1)
-    )
+    steps = ahead(_batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team))
 
-    with interruption() as interrupted, contextlib.closing(steps), failing_together():
+    with interruption() as interrupted, _threads_for_all(), contextlib.closing(steps), failing_together():
         for step, batch in steps:
             for group in optimizer.param_groups:
                 group["lr"] = _lr(c, step, max_steps)
@@ -188,6 +186,24 @@ def fit(
 def steps_planned(c: TrainConfig, cells: int) -> int:
     """Steps of a whole training on so many cells."""
     return c.max_steps or math.ceil((c.max_epochs or 1) * cells / c.batch_size)
+
+
+def _batches(
+    steps: Iterable[int], vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """Each step with its batch, made by one thread alone: more than there are cores would all wait asleep."""
+    torch.set_num_threads(1)
+    for step in steps:
+        yield step, _batch_of(step, vectors, denoiser, run_config, team)
+
+
+@contextlib.contextmanager
+def _threads_for_all() -> Iterator[None]:
+    """After the block, threads to come have as many of torch's as this one has, whatever others were told within."""
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _batch_of(
