@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -275,12 +275,17 @@ class Cells:
         2025).
         """
         if not self.on_disk:
-            rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
-            while True:
-                while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
-                    order = np.concatenate([order, rng.permutation(len(rows))])
-                places, order = order[:batch_size], order[batch_size:]
-                yield places, self.batch(rows[places], device)
+            rng = np.random.default_rng(seed)
+
+            def made() -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
+                order = np.empty(0, dtype=np.int64)
+                while True:
+                    while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
+                        order = np.concatenate([order, rng.permutation(len(rows))])
+                    places, order = order[:batch_size], order[batch_size:]
+                    yield places, self.batch(rows[places], device)
+
+            yield from ahead(made())
         from scdataset import BlockShuffling, scDataset
 
         fetch_factor = max(1, BUFFER // batch_size)

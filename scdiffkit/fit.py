@@ -73,7 +73,8 @@ def fit(
     ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
     optimizer = _optimizer(denoiser, c)
     with failing_together():
-        model, optimizer = fabric.setup(denoiser, optimizer)
+        network = cast(nn.Module, torch.compile(denoiser)) if c.compile else denoiser
+        model, optimizer = fabric.setup(network, optimizer)
     if ema:
         ema.load_state_dict(denoiser.state_dict())
         ema.to(fabric.device)
@@ -239,6 +240,11 @@ class _Gradients:
             try:
                 return self._accumulate(batch)
             except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
+                if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise ConfigError(
+                        f"train.compile: the network cannot be compiled here ({' '.join(str(e).split())[:200]}). It "
+                        "needs a C++ compiler, and on a GPU Triton: leave train.compile out, or install them."
+                    ) from e
                 if not is_out_of_memory(e):
                     raise
                 here = min(self.at_once, len(batch[0]))

@@ -395,7 +395,7 @@ def _raw(cells: AnnData | Backed) -> _Raw:
             f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
         )
     obs = cells.obs.copy()
-    if not obs.index.is_unique:
+    if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # one that takes its table of names away
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
         warnings.warn(

@@ -206,6 +206,29 @@ def test_a_batch_that_memory_does_not_hold_is_worked_on_in_parts(
     assert "in parts of 4, with the same result" in caplog.text
 
 
+# compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++")
+def test_a_compiled_network_trains_alike(alone: Run, tiny: AnnData, tmp_path: Path) -> None:
+    run = fit(tiny, tmp_path / "run", overrides={"train.compile": True})
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-3)
+    assert state(run).keys() == state(alone).keys()
+    assert losses(run) == losses(fit(tiny, tmp_path / "again", overrides={"train.compile": True}))
+
+
+def test_without_a_compiler_the_option_is_refused(tiny: AnnData, tmp_path: Path) -> None:
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()  # what was compiled in this process
+    with (
+        inductor.patch({"cpp.cxx": ("/no/compiler",), "force_disable_caches": True}),
+        pytest.raises(ConfigError, match=r"cannot be compiled here .*C\+\+ compiler, and on a GPU Triton: leave"),
+    ):
+        fit(tiny, tmp_path / "run", overrides={"train.compile": True})
+
+
 # several processes
 
 
