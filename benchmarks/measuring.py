@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,40 @@ def scdiff(*args: object) -> dict[str, Any]:
         "printed": printed,
         "log": log,
     }
+
+
+def train_for(
+    seconds: float,
+    data: Path,
+    out: Path,
+    overrides: Mapping[str, object],
+    on_status: Callable[[list[Any]], None] | None = None,
+    **options: object,
+) -> list[Any]:
+    """Train as a user does until diffusion has lasted so long: what it reported, about once a second (TrainStatus)."""
+    import scdiffkit
+
+    seen: list[Any] = []
+
+    def watch(status: Any) -> None:
+        if status.stage != "diffusion":
+            return
+        seen.append(status)
+        if on_status:
+            on_status(seen)
+        if status.seconds - seen[0].seconds > seconds:
+            raise KeyboardInterrupt
+
+    endless = {"train.val_every_steps": 100_000, "train.max_steps": 100_000}
+    with suppress(KeyboardInterrupt):
+        scdiffkit.train(data, label="cell_type", out=out, overrides=endless | overrides, on_status=watch, **options)
+    return seen
+
+
+def cells_per_s(seen: list[Any]) -> float:
+    """The median rate; the first report has the first step in it, which is slow."""
+    rates = sorted(status.cells_per_s for status in seen[1:] or seen)
+    return float(rates[len(rates) // 2])
 
 
 def about() -> dict[str, Any]:

@@ -31,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scdiffkit.config import SampleConfig
 from scdiffkit.device import make_fabric
-from scdiffkit.fit import TrainStatus
 from scdiffkit.run import Run
 
 CELLS, GENES, TYPES = 2000, 2000, 12
@@ -80,28 +79,11 @@ def main() -> None:
 
 
 def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, options: Any) -> dict[str, Any]:
-    rates: list[float] = []
-    begun: list[float] = []
-
-    def on_status(status: TrainStatus) -> None:
-        if status.stage == "diffusion":
-            begun.append(time.monotonic())
-            rates.append(status.cells_per_s)
-            if time.monotonic() - begun[0] > options.seconds:
-                raise KeyboardInterrupt
-
-    settings = {
-        "codec.name": codec, "train.device": options.device, "train.precision": options.precision,
-        "train.val_every_steps": 100_000, "train.max_steps": 100_000,
-    }  # fmt: skip
+    settings = {"codec.name": codec, "train.device": options.device, "train.precision": options.precision}
     if codec == "count":
         settings |= {"codec.max_steps": 50, "codec.hidden_size": 128}
-    try:
-        scdiffkit.train(
-            data, preset=preset, arch=arch, label="cell_type", out=folder, overrides=settings, on_status=on_status
-        )
-    except KeyboardInterrupt:
-        run = Run.open(folder)
+    rate = measuring.cells_per_s(measuring.train_for(options.seconds, data, folder, settings, preset=preset, arch=arch))
+    run = Run.open(folder)
     config = run.config()
     batch, fabric = config.train.batch_size, make_fabric(options.device, options.precision)
     denoiser = run.new_denoiser().to(fabric.device)
@@ -115,7 +97,7 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
             loss = denoiser(random[0], codes, t, random[1]).mean()
         loss.backward()
 
-    train_s, products_s = batch / float(np.median(rates[1:] or rates)), seconds_of(products(train_step), fabric)
+    train_s, products_s = batch / rate, seconds_of(products(train_step), fabric)
     steps = 20
     drawing = SampleConfig(steps=steps, device=options.device, precision=options.precision)
     n, elapsed = 64, 0.0

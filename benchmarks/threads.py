@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,7 @@ import measuring
 import scdiffkit
 
 # isort: split
-import numpy as np
 from atlas import write_atlas
-
-from scdiffkit.fit import TrainStatus
 
 POLICIES = {
     "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
@@ -72,29 +68,14 @@ def asked(data: Path, codec: str, busy: bool, policy: dict[str, str]) -> float:
 
 
 def step_of(data: str, codec: str, options: argparse.Namespace) -> float:
-    """Median of the seconds that training reports, in milliseconds a step."""
-    begun: list[float] = []
-    rates: list[float] = []
-
-    def on_status(status: TrainStatus) -> None:
-        if status.stage == "diffusion":
-            begun.append(time.monotonic())
-            rates.append(status.cells_per_s)
-            if time.monotonic() - begun[0] > options.seconds:
-                raise KeyboardInterrupt
-
-    settings = {"codec.name": codec, "train.val_every_steps": 100_000, "train.max_steps": 100_000}
+    """Milliseconds a training step takes."""
+    settings: dict[str, object] = {"codec.name": codec}
     if codec == "count":
         settings |= {"codec.max_steps": 20, "codec.hidden_size": 16}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        try:
-            scdiffkit.train(
-                data, arch=options.arch, label="cell_type", out=out, overrides=settings, on_status=on_status
-            )
-        except KeyboardInterrupt:
-            batch = scdiffkit.Run.open(out).config().train.batch_size
-    return 1e3 * batch / float(np.median(rates[1:] or rates))
+        seen = measuring.train_for(options.seconds, Path(data), out, settings, arch=options.arch)
+        return 1e3 * scdiffkit.Run.open(out).config().train.batch_size / measuring.cells_per_s(seen)
 
 
 def text(result: dict[str, Any]) -> str:
