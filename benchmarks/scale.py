@@ -131,7 +131,8 @@ def of_disk(work: Path, genes: int, n: int = 30_000) -> Iterator[Rows]:
             losses[where].append(float(re.search(pattern, found["log"])[1]))  # type: ignore[index]
         memory, disk = (float(np.median(values)) for values in seconds.values())
         yield [{
-            "codec": codec, "cells": n, "genes": genes, "memory": round(memory, 1), "disk": round(disk, 1), "ratio": round(disk / memory, 3),
+            "codec": codec, "cells": n, "genes": genes,
+            "memory": round(memory, 1), "disk": round(disk, 1), "ratio": round(disk / memory, 3),
             "losses_memory": losses["--in-memory"], "losses_disk": losses["--backed"],
         }]  # fmt: skip
 
@@ -246,7 +247,8 @@ def text(result: dict[str, Any]) -> str:
         lines.append(measuring.table(
             ["codec", "cells", "genes", "in memory, s", "on disk, s", "disk over memory", "loss in memory",
              "loss on disk"],
-            [[r["codec"], f"{r['cells']:,}", f"{r['genes']:,}", r["memory"], r["disk"], r["ratio"], spread(r["losses_memory"]), spread(r["losses_disk"])]
+            [[r["codec"], f"{r['cells']:,}", f"{r['genes']:,}", r["memory"], r["disk"], r["ratio"],
+              spread(r["losses_memory"]), spread(r["losses_disk"])]
              for r in result["disk"]["rows"]],
         ))  # fmt: skip
     return "\n".join(lines)
