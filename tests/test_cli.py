@@ -45,6 +45,7 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "w", symlinks=True)
     drawn = scdiff("sample", "--ddim", 20, "-n", 200, cwd=tmp_path / "w")
@@ -67,6 +68,7 @@ def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
     assert json.loads(as_json.stdout)["scores"] == scores
 
 
+@pytest.mark.slow
 def test_evaluate_with_another_papers_protocol_and_compare(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "w", symlinks=True)
     for seed in (1, 2):

@@ -25,6 +25,7 @@ def folder(demo, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_quick_start_in_the_shell(folder):
     for line in blocks("bash")[0].splitlines():
         words = shlex.split(line)
@@ -41,6 +42,7 @@ def test_the_quick_start_in_the_shell(folder):
     assert (folder / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_quick_start_in_python(folder):
     code = blocks("python")[0].replace('label="cell_type")', 'label="cell_type", overrides={"train.max_steps": 5})', 1)
     code = code.replace('"B"', '"CD19+ B"')  # the bundled cells' name for them

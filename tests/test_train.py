@@ -506,6 +506,7 @@ scdiffkit.train(cells, label="cell_type", out=sys.argv[1], overrides=quick)
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_codec(tmp_path):
     """Memory lies elsewhere in each: no sum may hang on where."""
     found = []
