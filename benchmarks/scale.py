@@ -121,7 +121,7 @@ def of_disk(work: Path, genes: int, n: int = 30_000) -> Iterator[Rows]:
     for codec in ("count", "gene"):
         options: list[object] = ["--codec", codec, "--set", "train.val_every_steps=100"]
         if codec == "count":
-            options += ["--set", "codec.max_steps=600"]  # as many as by default: these are what reads
+            options += ["--set", "codec.max_steps=300"]  # these are what reads
         seconds: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
         losses: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
         for seed, where in itertools.product(range(3), seconds):
