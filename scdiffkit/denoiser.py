@@ -39,13 +39,17 @@ class SpikeSlab(nn.Module):
         """The posterior mean of x0 (B, D); x_t ~ N(signal * x0, noise^2)."""
         shift_odds, shift_mean = output.unbind(1)
         std = self.log_std.exp()
-        mean = self.mean + shift_mean * std
-        variance = (signal * std) ** 2 + noise**2  # of x_t, where the gene is detected
-        likelihood_slab = -0.5 * ((x_t - signal * mean) ** 2 / variance + variance.log())
-        likelihood_spike = -0.5 * ((x_t - signal * self.spike) ** 2 / noise**2 + 2 * noise.log())
-        p = torch.sigmoid(self.log_odds + self.GAIN * shift_odds + likelihood_slab - likelihood_spike)
-        slab = mean + signal * std**2 / variance * (x_t - signal * mean)
-        return (1 - p) * self.spike + p * slab
+        mean = torch.addcmul(self.mean, shift_mean, std)
+        slab_part = signal * std.square()
+        variance = torch.addcmul(noise**2, slab_part, signal)  # of x_t, where the gene is detected
+        off = x_t - signal * mean
+        share = off / variance
+        of_spike = ((x_t - signal * self.spike) / noise).square() + 2 * noise.log()
+        twice = of_spike - off * share - variance.log()  # log likelihood, slab over spike
+        log_odds = torch.add(self.log_odds, shift_odds, alpha=self.GAIN)
+        p = torch.sigmoid(torch.add(log_odds, twice, alpha=0.5))
+        slab = torch.addcmul(mean, slab_part, share)
+        return torch.addcmul((1 - p) * self.spike, p, slab)
 
 
 class Denoiser(nn.Module):

@@ -40,13 +40,14 @@ class ISTA(nn.Module):
         nn.init.kaiming_uniform_(self.D)
 
     def forward(self, z: Tensor) -> Tensor:
-        D = self.D
+        D, eta = self.D, self.step_size
+        threshold = D.new_full((len(D),), -eta * self.lambda_)
         if z.numel() > 2 * D.numel():
             # More tokens than twice the width: D^T - D^T D first, then one product with the tokens instead of two.
-            gradient = F.linear(z, torch.addmm(D.T, D.T, D, alpha=-1))
+            step = F.linear(z, torch.addmm(D.T, D.T, D, beta=eta, alpha=-eta), threshold)
         else:
-            gradient = F.linear(z - F.linear(z, D), D.T)
-        return F.relu(z + self.step_size * gradient - self.step_size * self.lambda_)
+            step = F.linear(z - F.linear(z, D), eta * D.T, threshold)
+        return F.relu(z + step)
 
 
 class CrateBlock(nn.Module):
