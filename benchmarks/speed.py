@@ -6,12 +6,14 @@ Each row trains and samples as a user does (`scdiffkit.train`, `scdiffkit.sample
 2000 genes) and takes the rates that these report. "Products": every matrix product, convolution and attention of the
 network in one step, forward and backward, is recorded with its shape, strides and precision, and timed on its own on
 this machine; their sum over the time of the whole step is the share. The rest is normalising, gating, the optimiser,
-the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md.
+the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md;
+rows that are not measured again stay as they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections import Counter
@@ -62,20 +64,26 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--only", choices=list(SETS), action="append")
     options = parser.parse_args()
-    device = make_fabric(options.device, options.precision).device
-    rows = []
+    fabric = make_fabric(options.device, options.precision)
+    made_by = measuring.about() | {"precision": fabric.strategy.precision.precision, "threads": torch.get_num_threads()}
+    if fabric.device.type == "cuda":
+        made_by["machine"] = torch.cuda.get_device_name()
+    name = f"speed-{fabric.device.type}"
+    path = measuring.RESULTS / f"{name}.json"
+    rows = {key_of(row): row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "cells.h5ad"
         write_atlas(data, CELLS, GENES)
-        for name in options.only or SETS:
-            for preset, codec, arch in SETS[name]:
-                rows.append(measure(data, Path(folder) / f"{name}-{arch}", preset, codec, arch, options))
-                print(rows[-1], flush=True)
-    precision = make_fabric(options.device, options.precision).strategy.precision.precision
-    result = {"made_by": measuring.about() | {"precision": precision, "threads": torch.get_num_threads()}, "rows": rows}
-    if device.type == "cuda":
-        result["made_by"]["machine"] = torch.cuda.get_device_name()
-    measuring.save(f"speed-{device.type}", result, text(result))
+        for chosen in options.only or SETS:
+            for preset, codec, arch in SETS[chosen]:
+                row = measure(data, Path(folder) / f"{chosen}-{arch}", preset, codec, arch, options)
+                rows[key_of(row)] = row | {"commit": made_by["commit"]}
+                result = {"made_by": made_by, "rows": list(rows.values())}
+                measuring.save(name, result, text(result))
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["preset"], row["codec"], row["arch"]
 
 
 def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, options: Any) -> dict[str, Any]:
@@ -196,13 +204,13 @@ def text(result: dict[str, Any]) -> str:
     found = [f"{name} {step[a] / step[b]:.2f}" for name, (a, b) in ratios.items() if a in step and b in step]
     columns = [
         "preset", "codec", "architecture", "parameters", "batch", "training, cells/s", "ms/step", "products, ms/step",
-        "share", "sampling, cells/s", "share of products",
+        "share", "sampling, cells/s", "share of products", "commit",
     ]  # fmt: skip
     figures = [
         [
             r["preset"], r["codec"], r["arch"], f"{r['parameters']:,}", r["batch"], r["train_cells_per_s"],
             r["train_ms_per_step"], r["products_ms_per_step"], f"{r['train_share']:.0%}", r["sample_cells_per_s"],
-            f"{r['sample_share']:.0%}",
+            f"{r['sample_share']:.0%}", r["commit"],
         ]
         for r in rows
     ]  # fmt: skip
