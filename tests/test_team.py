@@ -65,6 +65,20 @@ def alone(tiny: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit(tiny, tmp_path_factory.mktemp("alone") / "run")
 
 
+def test_training_leaves_threads_to_come_as_many_of_torchs(tiny: AnnData, tmp_path: Path) -> None:
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        fit(tiny, tmp_path / "run", {**GENE, "train.max_steps": 2})
+        for _ in range(2):
+            thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3, 3]
+
+
 # files
 
 
