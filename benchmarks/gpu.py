@@ -6,7 +6,8 @@ Rates and the time of the matrix products alone are those of benchmarks/speed.py
 preset `large`. Utilisation: floating-point operations of the network, forward and backward, a second, over the best
 rate of bfloat16 products measured on this device. With --data, the papers' presets are trained in what is left of the
 minutes, in equal shares, and scored on held-out cells as benchmarks/quality.py does, beside the count codec. Writes
-results/gpu.json and results/gpu.md.
+results/gpu.json and results/gpu.md; without a device, the latter says of each row that it was not measured, unless
+there are results already.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seconds", type=float, default=10, help="of training for each row of the rates")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        if not (measuring.RESULTS / "gpu.json").exists():
+            (measuring.RESULTS / "gpu.md").write_text(not_measured())
+        raise SystemExit("There is no CUDA device here: nothing was measured.")
     end = time.monotonic() + 60 * options.minutes
     fabric = make_fabric(options.device)
     name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else measuring.about()["machine"]
@@ -85,6 +90,20 @@ def main() -> None:
                 done = {"preset": preset, "arch": arch, "step": run.steps()[-1], "of": steps, "seconds": round(seconds)}
                 result["scores"].append(done | {k: round(v, 4) for k, v in scores.items()})
                 measuring.save("gpu", result, text(result))
+
+
+def not_measured() -> str:
+    none = "not measured"
+    lines = ["# One GPU", "", "Of `python benchmarks/gpu.py`: no CUDA device was at hand.", ""]
+    lines.append(measuring.table(
+        ["preset", "codec", "architecture", "training, cells/s", "ms/step", "utilisation", "sampling, cells/s"],
+        [[*row, none, none, none, none] for row in SPEED],
+    ))  # fmt: skip
+    lines += ["", f"White-Box over DiT at the papers' shape, time of a step: {none}.", ""]
+    lines.append(measuring.table(
+        ["trained and scored on held-out cells", "architecture", "scores"], [[*row, none] for row in TRAINED]
+    ))  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def peak_rate(device: torch.device, size: int = 4096) -> float:
