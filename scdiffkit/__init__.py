@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Threads that wait for one another spin for some microseconds, and then sleep. Sleeping at once, a training step takes
 # nearly twice as long on an idle machine; spinning on, ten times and more on one with other work
-# (benchmarks/results/threads.md). Read once, when torch loads its OpenMP library.
+# (benchmarks/threads.py). Read once, when torch loads its OpenMP library.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
