@@ -6,8 +6,8 @@ Each row trains and samples as a user does (`scdiffkit.train`, `scdiffkit.sample
 2000 genes) and takes the rates that these report. "Products": every matrix product, convolution and attention of the
 network in one step, forward and backward, is recorded with its shape, strides and precision, and timed on its own on
 this machine; their sum over the time of the whole step is the share. The rest is normalising, gating, the optimiser,
-the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md;
-rows that are not measured again stay as they were.
+the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md; rows that
+are not measured again stay as they were.
 """
 
 from __future__ import annotations

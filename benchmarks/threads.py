@@ -1,6 +1,6 @@
 """How long should threads that wait for one another spin? A training step's time, on an idle machine and a busy one.
 
-    python benchmarks/threads.py [--archs whitebox] [--seconds 5]
+    python benchmarks/threads.py [--codecs gene count] [--arch whitebox] [--seconds 5]
 
 Each figure is a process of its own, which trains the preset small as a user does, in turns; busy: beside as many
 processes that compute without end as there are cores. Writes results/threads.json and .md.

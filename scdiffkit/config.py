@@ -221,8 +221,8 @@ class TrainConfig(_Config):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     compile: bool = Field(
         False,
-        description="torch.compile the network: steps are some 15% shorter, after up to a minute of compiling, which "
-        "pays in trainings of ten minutes and more; needs a C++ compiler, or Triton on a GPU",
+        description="torch.compile the network: shorter steps after up to a minute of compiling, for long trainings; "
+        "needs a C++ compiler, or Triton on a GPU",
     )
     devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
     num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")

@@ -275,17 +275,7 @@ class Cells:
         2025).
         """
         if not self.on_disk:
-            rng = np.random.default_rng(seed)
-
-            def made() -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
-                order = np.empty(0, dtype=np.int64)
-                while True:
-                    while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
-                        order = np.concatenate([order, rng.permutation(len(rows))])
-                    places, order = order[:batch_size], order[batch_size:]
-                    yield places, self.batch(rows[places], device)
-
-            yield from ahead(made())
+            yield from ahead(self._in_memory(rows, batch_size, np.random.default_rng(seed), device))
         from scdataset import BlockShuffling, scDataset
 
         fetch_factor = max(1, BUFFER // batch_size)
@@ -304,6 +294,16 @@ class Cells:
         while True:  # an epoch each
             for places, cells in ahead(iter(dataset), fetch_factor):
                 yield places, cells.batch(np.arange(len(cells)), device)
+
+    def _in_memory(
+        self, rows: np.ndarray, batch_size: int, rng: np.random.Generator, device: torch.device | str
+    ) -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
+        order = np.empty(0, dtype=np.int64)
+        while True:
+            while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
+                order = np.concatenate([order, rng.permutation(len(rows))])
+            places, order = order[:batch_size], order[batch_size:]
+            yield places, self.batch(rows[places], device)
 
     def digest(self) -> str:
         """A hash of everything, the same in memory and in files."""
