@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
-from scdiffkit.io import Rows, Selected, ahead, blocks, on_disk
+from scdiffkit.io import Rows, Selected, ahead, blocks, give_back, on_disk
 from scdiffkit.preprocess import TOTAL, Prepared
 
 LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
@@ -265,18 +265,26 @@ class Cells:
         """Some of the cells, in memory."""
         return Cells(self.counts[rows], self.library_size[rows], self.codes[rows])
 
-    def shuffled(
-        self, rows: np.ndarray, batch_size: int, seed: Sequence[int], device: torch.device | str = "cpu"
-    ) -> Generator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
-        """Endless batches of `rows` in random order: places (B,) in `rows`, and what `batch` gives of these.
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: Sequence[int]) -> Generator[tuple[np.ndarray, Cells]]:
+        """Endless batches of `rows` in random order: places (B,) in `rows`, and the cells, in memory.
 
         In memory: all shuffled, epoch after epoch. From files: blocks of BLOCK neighbours in random order, and cells
         of BUFFER of them mixed, the next read while one is worked on (scDataset, D'Ascenzo & Cultrera di Montesano
         2025).
         """
         if not self.on_disk:
-            yield from ahead(self._in_memory(rows, batch_size, np.random.default_rng(seed), device))
+            rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
+            while True:
+                while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
+                    order = np.concatenate([order, rng.permutation(len(rows))])
+                places, order = order[:batch_size], order[batch_size:]
+                yield places, self.take(rows[places])
         from scdataset import BlockShuffling, scDataset
+
+        def fetch(cells: Cells, places: np.ndarray) -> tuple[np.ndarray, Cells]:
+            fetched = places, cells.take(rows[places])
+            give_back()
+            return fetched
 
         fetch_factor = max(1, BUFFER // batch_size)
         dataset = scDataset(
@@ -285,25 +293,14 @@ class Cells:
             batch_size,
             fetch_factor,
             drop_last=len(rows) >= batch_size,
-            fetch_callback=lambda cells, places: (places, cells.take(rows[places])),
+            fetch_callback=fetch,
             batch_callback=lambda fetched, at: (fetched[0][at], fetched[1].take(at)),
             rank=0,
             world_size=1,
             seed=int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
         )
         while True:  # an epoch each
-            for places, cells in ahead(iter(dataset), fetch_factor):
-                yield places, cells.batch(np.arange(len(cells)), device)
-
-    def _in_memory(
-        self, rows: np.ndarray, batch_size: int, rng: np.random.Generator, device: torch.device | str
-    ) -> Iterator[tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]]:
-        order = np.empty(0, dtype=np.int64)
-        while True:
-            while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
-                order = np.concatenate([order, rng.permutation(len(rows))])
-            places, order = order[:batch_size], order[batch_size:]
-            yield places, self.batch(rows[places], device)
+            yield from ahead(iter(dataset), fetch_factor)
 
     def digest(self) -> str:
         """A hash of everything, the same in memory and in files."""

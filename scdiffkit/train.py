@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from anndata import AnnData
 from scipy import sparse
-from torch import Tensor
 
 import scdiffkit
 from scdiffkit import codecs, vectors
@@ -270,26 +269,29 @@ def _codec_auc(
         return None
     n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
     generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for draw in range(AUC_DRAWS):
+        rng = np.random.default_rng([seed, 4, draw])
+        places = rng.choice(len(rows), 2 * n, replace=False)
+        held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
+        draws.append((held_out, rows[seen], fold_of(len(rows))[seen], rows[places[n:]]))
+    known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
+    cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
 
-    def decoded(at: np.ndarray, fold: Tensor | None) -> sparse.csr_matrix:
-        counts, size, codes = cells.batch(at)
-        x0 = codec.encode(counts, size, codes, generator=generator, fold=fold)
+    def decoded(at: np.ndarray, fold: np.ndarray | None = None) -> sparse.csr_matrix:
+        counts, size, codes = cells.batch(np.searchsorted(known, at))
+        folds = None if fold is None else torch.from_numpy(fold)
+        x0 = codec.encode(counts, size, codes, generator=generator, fold=folds)
         counts, size = codec.decode(x0, codes, size, generator)
         return lognormalise(sparse.csr_matrix(counts.numpy()), codec.target_sum, size.numpy())
 
     def real(at: np.ndarray) -> sparse.csr_matrix:
-        return lognormalise(cells.counts[at], codec.target_sum, cells.library_size[at])
+        here = np.searchsorted(known, at)
+        return lognormalise(cells.counts[here], codec.target_sum, cells.library_size[here])
 
     aucs: dict[str, list[float]] = {}
-    for draw in range(AUC_DRAWS):
-        rng = np.random.default_rng([seed, 4, draw])
-        places = rng.choice(len(rows), 2 * n, replace=False)
-        held_out, seen, other = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n]), rows[places[n:]]
-        sides = {
-            "held_out": decoded(held_out, None),
-            "training": decoded(rows[seen], torch.from_numpy(fold_of(len(rows))[seen])),
-            "floor": real(held_out),
-        }
+    for held_out, seen, fold, other in draws:
+        sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "floor": real(held_out)}
         for name, side in sides.items():
             aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
     standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)

@@ -6,7 +6,6 @@ import json
 import logging
 import mmap
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +16,6 @@ from scipy import sparse
 from torch import Tensor
 
 from scdiffkit.codecs import Codec, CountCodec, GeneCodec
-from scdiffkit.codecs.count import fold_of
-from scdiffkit.codecs.source import batches
 from scdiffkit.data import Cells
 from scdiffkit.io import atomic_path
 from scdiffkit.io.atomic import writing
@@ -90,7 +87,7 @@ def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device
     """The vectors of the training cells `rows`."""
     if isinstance(codec, GeneCodec):
         return Encoded(codec, cells, rows, device)
-    mean, deviation = (torch.cat(parts) for parts in zip(*_posteriors(codec, cells, rows, device), strict=True))
+    mean, deviation = (torch.cat(parts) for parts in zip(*codec.posteriors(cells, rows, device), strict=True))
     return Posteriors(mean, deviation, torch.from_numpy(cells.codes[rows]).to(device), device)
 
 
@@ -108,7 +105,7 @@ def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: to
                 _Array(temporary / "mean.npy", (n, codec.dim)) as mean,
                 _Array(temporary / "deviation.npy", (n, codec.dim)) as deviation,
             ):
-                for m, d in _posteriors(codec, cells, rows, device):
+                for m, d in codec.posteriors(cells, rows, device):
                     mean.append(m.cpu().numpy())
                     deviation.append(d.cpu().numpy())
         else:
@@ -182,14 +179,6 @@ def _rows(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-
-
-def _posteriors(
-    codec: CountCodec, cells: Cells, rows: np.ndarray, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
-    for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True):
-        yield codec.posterior(*batch, fold=fold)
 
 
 class _Array:

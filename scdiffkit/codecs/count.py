@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from scdiffkit.codecs.likelihood import (
 from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.io import Rows, Selected, ahead, blocks
+from scdiffkit.preprocess import lognormalise
 
 FOLDS = 5
 NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
@@ -53,6 +55,10 @@ TAILS_PRIOR = (4.0, 0.5)  # variances of both
 CONDITION_DROPOUT = 0.1
 DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
 INITIAL_DISPERSION = 10.0
+OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # the codec's tensors in its state
+    "net.loadings": "loadings",
+    "net.offsets": "offsets",
+}
 log = logging.getLogger("scdiffkit")
 
 
@@ -82,6 +88,7 @@ class CountCodec:
         self.mean = self.std = torch.empty(0)  # of x0's coordinates before standardising, (D,)
         self.lowest = self.highest = torch.empty(0)  # of x0 among the training cells, (D,)
         self.sizes = torch.zeros(2)  # median and largest library size
+        self.loadings = self.offsets = torch.empty(0)  # of the principal components, (FOLDS + 1, G, K), (FOLDS + 1, K)
         self.net: _Autoencoder | None = None
         if self.latent_dim:
             self.net = self._new_net()
@@ -153,16 +160,12 @@ class CountCodec:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = _Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
-        net.loadings.copy_(spectral.loadings)
-        net.offsets.copy_(spectral.offsets)
-        totals, log_sizes = torch.zeros(self.num_genes, dtype=torch.float64), []
-        for counts, size, _ in batches(cells, rows):
-            totals += counts.sum(0)
-            log_sizes.append(size.log())
+        self.loadings, self.offsets = spectral.loadings, spectral.offsets
+        totals = torch.from_numpy(_sums(cells.counts, rows))
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
         net.mean_count.copy_((totals / len(rows)).float())
-        sizes = torch.cat(log_sizes)
+        sizes = torch.from_numpy(cells.library_size[rows]).log()
         net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
         self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
         self.net = net.to(device)
@@ -174,10 +177,23 @@ class CountCodec:
 
     def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per target_sum, sparse (n, G)."""
-        blocks = []
-        for counts, size, _ in batches(cells, rows, 512):
-            blocks.append(sparse.csr_matrix((counts * (self.target_sum / size)[:, None]).log1p().numpy()))
-        return sparse.vstack(blocks, format="csr")
+        parts = [lognormalise(part.counts[:], self.target_sum, part.library_size) for part in batches(cells, rows)]
+        return sparse.vstack(parts, format="csr")
+
+    def _components(self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray) -> Tensor:
+        """Principal components (B, K) of cells, each by the model of its fold (B,); dense, they take many times as
+        long."""
+        values = lognormalise(counts, self.target_sum, library_size)
+        components = torch.empty(len(fold), self.dim - 1)
+        for k in np.unique(fold):
+            here = np.flatnonzero(fold == k)
+            components[here] = torch.from_numpy(values[here] @ self.loadings[k].numpy()) - self.offsets[k]
+        return components
+
+    def _batch(self, cells: Source, fold: np.ndarray, device: torch.device | str) -> _Batch:
+        """What learning takes of cells in memory, of these folds (B,)."""
+        components = self._components(cells.counts[:], cells.library_size, fold)
+        return _Batch(*cells.batch(np.arange(len(cells)), device), components.to(device))
 
     def _train(
         self,
@@ -199,19 +215,17 @@ class CountCodec:
         generator = torch.Generator(device).manual_seed(seed)
         held_out = cells.take(val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))])
         best: tuple[float, int, dict[str, Tensor]] | None = None
-        folds = torch.from_numpy(fold_of(len(rows)))
-        shuffled = cells.shuffled(rows, c.batch_size, [seed, 3], device)
+        shuffled = self._shuffled(cells, rows, c.batch_size, [seed, 3], device)
         for step in range(1, c.max_steps + 1):
-            places, (counts, size, codes) = next(shuffled)
-            hidden = torch.rand(codes.shape, generator=generator, device=codes.device) < CONDITION_DROPOUT
-            codes = codes.masked_fill(hidden, 0)
-            fold = folds[places].to(counts.device)
+            batch = next(shuffled)
+            hidden = torch.rand(batch.codes.shape, generator=generator, device=batch.codes.device) < CONDITION_DROPOUT
+            batch = batch._replace(codes=batch.codes.masked_fill(hidden, 0))
             warm = min(1.0, step / 50)
             progress = step / c.max_steps
             for group in optimizer.param_groups:
                 group["lr"] = c.lr * group["scale"] * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
             optimizer.zero_grad()
-            nll, kl = self._elbo(counts, size, codes, fold, generator)
+            nll, kl = self._elbo(batch, generator)
             loss = nll + c.kl_weight * kl + net.penalty() / len(rows)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 50.0)
@@ -242,18 +256,17 @@ class CountCodec:
         learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
         start = [p.detach().clone() for p in learnt]
         optimizer = torch.optim.Adam(learnt, betas=(0.9, 0.99), fused=True)
-        folds = torch.from_numpy(fold_of(len(rows)))
-        shuffled = cells.shuffled(rows, TAILS_BATCH, [seed, 6], device)
+        shuffled = self._shuffled(cells, rows, TAILS_BATCH, [seed, 6], device)
         for step in range(TAILS_STEPS):
-            places, (counts, size, codes) = next(shuffled)
+            batch = next(shuffled)
             with torch.no_grad():
-                rates, *_ = self._rates(counts, size, codes, folds[places].to(counts.device), generator)
+                rates, *_ = self._rates(batch, generator)
             for p in learnt:
                 p.requires_grad_(True)
             dispersion, tails = net.dispersion(), net.tails()
             assert dispersion is not None
             assert tails is not None
-            nll = mixture_negative_log_likelihood(counts, rates, dispersion, tails).mean()
+            nll = mixture_negative_log_likelihood(batch.counts, rates, dispersion, tails).mean()
             prior = net.slope_penalty()
             for p, p0, variance in zip(learnt[2:], start[2:], TAILS_PRIOR, strict=True):
                 prior = prior + (p - p0).square().sum() / (2 * variance)
@@ -265,32 +278,37 @@ class CountCodec:
         for p in learnt:
             p.requires_grad_(False)
 
-    def _elbo(
-        self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _shuffled(
+        self, cells: Source, rows: np.ndarray, batch_size: int, seed: list[int], device: torch.device | str
+    ) -> Generator[_Batch]:
+        """Endless batches of training cells in random order, the next made while one is worked on."""
+        folds = fold_of(len(rows))
+        return ahead(
+            self._batch(part, folds[places], device) for places, part in cells.shuffled(rows, batch_size, seed)
+        )
+
+    def _elbo(self, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mean negative log likelihood and mean KL divergence of a batch, nats a cell."""
-        rates, mean, log_var = self._rates(counts, size, codes, fold, generator)
-        nll = negative_log_likelihood(counts, rates, self._net().dispersion()).mean()
+        rates, mean, log_var = self._rates(batch, generator)
+        nll = negative_log_likelihood(batch.counts, rates, self._net().dispersion()).mean()
         kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
         return nll, kl
 
-    def _rates(
-        self, counts: Tensor, size: Tensor, codes: Tensor, fold: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _rates(self, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Expected counts (B, G) at a sample of each cell's posterior, and its mean and log variance (B, K)."""
         net = self._net()
-        mean, log_var = net.encode(self._log_values(counts, size), size, fold)
+        mean, log_var = net.encode(batch.components, batch.size)
         z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
-        return net.shares(z, codes) * size[:, None], mean, log_var
+        return net.shares(z, batch.codes) * batch.size[:, None], mean, log_var
 
     @torch.no_grad()
     def _val_loss(self, cells: Source, seed: int, device: torch.device | str) -> float:
         generator = torch.Generator(device).manual_seed(seed)
         net, total = self._net().eval(), 0.0
-        for counts, size, codes in batches(cells, np.arange(len(cells)), 256, device):
-            fold = torch.full((len(counts),), NEVER_SEEN, device=counts.device)
-            nll, kl = self._elbo(counts, size, codes, fold, generator)
-            total += (nll + self.config.kl_weight * kl).item() * len(counts)
+        for part in batches(cells, np.arange(len(cells)), 256):
+            batch = self._batch(part, np.full(len(part), NEVER_SEEN), device)
+            nll, kl = self._elbo(batch, generator)
+            total += (nll + self.config.kl_weight * kl).item() * len(part)
         net.train()
         return total / len(cells)
 
@@ -299,11 +317,10 @@ class CountCodec:
         """Mean, spread and range of every coordinate over the training cells, each as a cell never seen."""
         self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
         generator = torch.Generator(device).manual_seed(1)
-        folds = torch.from_numpy(fold_of(len(rows))).to(device).split(1024)
         total, squares = torch.zeros(2, self.dim, dtype=torch.float64)
         lowest, highest = torch.full((self.dim,), torch.inf), torch.full((self.dim,), -torch.inf)
-        for batch, fold in zip(batches(cells, rows, 1024, device), folds, strict=True):
-            x0 = self.encode(*batch, generator=generator, fold=fold).cpu()
+        for mean, deviation in self.posteriors(cells, rows, device):
+            x0 = _draw(mean, deviation, generator).cpu()
             total += x0.sum(0, dtype=torch.float64)
             squares += x0.double().square().sum(0)
             lowest, highest = torch.minimum(lowest, x0.amin(0)), torch.maximum(highest, x0.amax(0))
@@ -321,12 +338,27 @@ class CountCodec:
 
         fold (B,): of a training cell, see `fold_of`; None for cells that were not in training.
         """
-        net = self._net().to(counts.device)
-        if fold is None:
-            fold = torch.full((len(counts),), NEVER_SEEN, device=counts.device)
-        mean, log_var = net.encode(self._log_values(counts, library_size), library_size, fold)
+        of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
+        return self._posterior(sparse.csr_matrix(counts.cpu().numpy()), library_size.cpu().numpy(), of, counts.device)
+
+    def posteriors(
+        self, cells: Source, rows: np.ndarray, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of all the training cells `rows`, in order, a block at a time."""
+        folds, first = fold_of(len(rows)), 0
+        for part in batches(cells, rows):
+            fold = folds[first : (first := first + len(part))]
+            yield self._posterior(part.counts[:], part.library_size, fold, device)
+
+    def _posterior(
+        self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        net = self._net().to(device)
+        components = self._components(counts, library_size, fold).to(device)
+        size = torch.from_numpy(library_size).to(device, torch.float32)
+        mean, log_var = net.encode(components, size)
         center, spread = self.mean.to(mean), self.std.to(mean)
-        mean = torch.cat([mean, library_size.log()[:, None]], dim=1)
+        mean = torch.cat([mean, size.log()[:, None]], dim=1)
         deviation = F.pad((0.5 * log_var).exp(), (0, 1))
         return (mean - center) / spread, deviation / spread
 
@@ -343,8 +375,7 @@ class CountCodec:
 
         fold (B,): of training cells, as for `posterior`; without it they lie further out than cells never seen.
         """
-        mean, deviation = self.posterior(counts, library_size, codes, fold)
-        return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
+        return _draw(*self.posterior(counts, library_size, codes, fold), generator)
 
     def library_size(self, x0: Tensor) -> Tensor:
         """The library sizes (B,) that x0 (B, D) tells."""
@@ -379,13 +410,14 @@ class CountCodec:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `fit` learnt, as tensors."""
-        own = {name: getattr(self, name).contiguous() for name in ("mean", "std", "lowest", "highest", "sizes")}
+        own = {key: getattr(self, name).contiguous() for key, name in OWN.items()}
         return own | {f"net.{k}": v.contiguous() for k, v in self._net().state_dict().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._net().load_state_dict({k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")})
-        for name in ("mean", "std", "lowest", "highest", "sizes"):
-            setattr(self, name, state[name])
+        for key, name in OWN.items():
+            setattr(self, name, state[key])
+        learnt = {key.removeprefix("net."): value for key, value in state.items() if key not in OWN}
+        self._net().load_state_dict(learnt)
 
     def settings(self) -> dict[str, Any]:
         """What a run must record, beside the configuration, to build this codec again."""
@@ -401,15 +433,24 @@ class CountCodec:
             raise RuntimeError("the codec is fitted first")
         return self.net
 
-    def _log_values(self, counts: Tensor, library_size: Tensor) -> Tensor:
-        return (counts * (self.target_sum / library_size)[:, None]).log1p()
+
+class _Batch(NamedTuple):
+    """Cells to learn from: counts (B, G), library sizes (B,), condition codes (B, columns), components (B, K)."""
+
+    counts: Tensor
+    size: Tensor
+    codes: Tensor
+    components: Tensor
+
+
+def _draw(mean: Tensor, deviation: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A sample (B, D) of posteriors."""
+    return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
 
 
 class _Autoencoder(nn.Module):
     """Encoder and decoder; K latent coordinates, G genes."""
 
-    loadings: Tensor
-    offsets: Tensor
     log_size: Tensor
     mean_count: Tensor
 
@@ -417,8 +458,6 @@ class _Autoencoder(nn.Module):
         super().__init__()
         self.config, self.latent_dim = config, latent_dim
         hidden = config.hidden_size
-        self.register_buffer("loadings", torch.zeros(FOLDS + 1, num_genes, latent_dim))
-        self.register_buffer("offsets", torch.zeros(FOLDS + 1, latent_dim))
         self.register_buffer("mean_count", torch.ones(num_genes))
         self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
         self.skip = nn.Linear(latent_dim + 1, latent_dim)
@@ -443,13 +482,8 @@ class _Autoencoder(nn.Module):
             self.moments.bias[latent_dim:] = -1.0
             self.output.weight.mul_(0.1)
 
-    def encode(self, log_values: Tensor, library_size: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-normalised values (B, G) -> mean and log variance (B, K) of the posterior."""
-        folds = fold.unique().tolist()
-        components = torch.empty(len(log_values), self.latent_dim, device=log_values.device)
-        for k in folds:
-            here = fold == k
-            components[here] = log_values[here] @ self.loadings[k] - self.offsets[k]
+    def encode(self, components: Tensor, library_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Principal components (B, K) -> mean and log variance (B, K) of the posterior."""
         size = (library_size.log() - self.log_size[0]) / self.log_size[1]
         features = torch.cat([components, size[:, None]], dim=1)
         shift, log_var = self.moments(self.encoder(features)).chunk(2, dim=1)
@@ -529,6 +563,14 @@ class _CrossFitted:
         stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
         self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
         self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))
+
+
+def _sums(counts: Rows, rows: np.ndarray) -> np.ndarray:
+    """Sum of each gene's counts over `rows`, (G,)."""
+    sums = np.zeros(counts.shape[1])
+    for _, block in blocks(Selected(counts, rows)):
+        sums += np.bincount(block.indices, block.data, len(sums))
+    return sums
 
 
 def _check_there_is_something_to_learn(values: sparse.csr_matrix) -> None:

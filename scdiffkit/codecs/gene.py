@@ -69,7 +69,8 @@ class GeneCodec:
         kept: list[Tensor] = []
         sizes: list[Tensor] = []
         smallest, largest = torch.inf, 0.0
-        for counts, library_size, _ in batches(cells, rows):
+        for part in batches(cells, rows):
+            counts, library_size, _ = part.batch(np.arange(len(part)))
             x = self._log_normalise(counts, library_size)
             y = self._negate_zeros(x).double()
             total, squares, n = total + y.sum().item(), squares + y.square().sum().item(), n + y.numel()

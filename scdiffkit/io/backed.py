@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -54,6 +55,11 @@ class OnDisk:
         """Rows that make a block of VALUES_AT_ONCE."""
         return int(np.clip(VALUES_AT_ONCE * self.shape[0] // max(1, self.size), 1, 8192))
 
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        """Values and places of genes; to look them up takes as long as to read a few cells."""
+        return self.element["data"], self.element["indices"]
+
     def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
         if isinstance(at, slice):
             return self._read(*at.indices(self.shape[0])[:2])
@@ -77,7 +83,7 @@ class OnDisk:
                 return sparse.csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
             # By hand: anndata's own sparse dataset takes over 10 ms a slice.
             first, last = int(self.indptr[start]), int(self.indptr[stop])
-            data, indices = self.element["data"][first:last], self.element["indices"][first:last]
+            data, indices = (stored[first:last] for stored in self._arrays)
             shape = (stop - start, self.shape[1])
             rows = sparse.csr_matrix((data, indices, self.indptr[start : stop + 1] - first), shape=shape)
             rows.check_format(full_check=True)  # scipy reads beyond its arrays where places of genes do not exist
@@ -117,13 +123,9 @@ class Selected:
         taken = self.matrix[at if self.rows is None else self.rows[at]]
         if self.columns is None:
             return taken
-        place = np.full(taken.shape[1], -1)
-        here = np.flatnonzero(self.columns >= 0)
-        place[self.columns[here]] = here
-        column = place[taken.indices]
-        kept = column >= 0
-        ends = np.concatenate([[0], np.cumsum(kept)])[taken.indptr]
-        chosen = sparse.csr_matrix((taken.data[kept], column[kept], ends), shape=(taken.shape[0], len(self.columns)))
+        n, genes = taken.shape
+        with_nothing = sparse.csr_matrix((taken.data, taken.indices, taken.indptr), shape=(n, genes + 1))
+        chosen = with_nothing[:, np.where(self.columns < 0, genes, self.columns)]
         chosen.sort_indices()
         return chosen
 
