@@ -366,6 +366,7 @@ def evaluate(
                 if not (fast and name == "UMAP")
             }
         exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
+        exact.result()  # first, and alone: of all cells, it takes memory that grows with them
         for r in range(resamples):
             drawn = parts(sides, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)

@@ -66,8 +66,8 @@ def copied_share(known: np.ndarray, made: np.ndarray) -> float:
 def repeated_share(of_cells: np.ndarray) -> float:
     """Share of cells with fingerprints (n,) that equal another one of them: what exact_duplicates finds among cells as
     they are."""
-    _, place, counts = np.unique(of_cells, return_inverse=True, return_counts=True)
-    return float(((of_cells != TOO_FEW) & (counts[place] > 1)).mean())
+    marks, counts = np.unique(of_cells, return_counts=True)
+    return float(((of_cells != TOO_FEW) & np.isin(of_cells, marks[counts > 1])).mean())
 
 
 @metric(
