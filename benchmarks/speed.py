@@ -5,9 +5,9 @@
 Each row trains and samples as a user does (`scdiffkit.train`, `scdiffkit.sample`, on cells of benchmarks/atlas.py with
 2000 genes) and takes the rates that these report. "Products": every matrix product, convolution and attention of the
 network in one step, forward and backward, is recorded with its shape, strides and precision, and timed on its own on
-this machine; their sum over the time of the whole step is the share. The rest is normalising, gating, the optimiser,
-the moving average, data, and waiting. Writes results/speed-DEVICE.json and .md; rows that
-are not measured again stay as they were.
+this machine, every other second of the training, which waits meanwhile; their sum over the time of the whole step is
+the share (medians, for machines are noisy). The rest is normalising, gating, the optimiser, the moving average, data,
+and waiting. Writes results/speed-DEVICE.json and .md; rows that are not measured again stay as they were.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scdiffkit.config import SampleConfig
 from scdiffkit.device import make_fabric
+from scdiffkit.fit import TrainStatus
 from scdiffkit.run import Run
 
 CELLS, GENES, TYPES = 2000, 2000, 12
@@ -58,7 +59,10 @@ SETS: dict[str, list[tuple[str, str, str]]] = {  # name -> preset, codec, archit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--seconds", type=float, default=30, help="of training for each row, and about as much sampling"
+        "--seconds",
+        type=float,
+        default=30,
+        help="of training and measuring for each row; and a third of sampling",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -90,22 +94,22 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
     settings = {"codec.name": codec, "train.device": options.device, "train.precision": options.precision}
     if codec == "count":
         settings |= {"codec.max_steps": 50, "codec.hidden_size": 128}
-    rate = measuring.cells_per_s(measuring.train_for(options.seconds, data, folder, settings, preset=preset, arch=arch))
+    fabric = make_fabric(options.device, options.precision)
+    of_step: list[tuple[float, float]] = []  # seconds of a training step, and of its products
+    calls: Counter[Call] = Counter()
+
+    def look(seen: list[TrainStatus]) -> None:
+        if len(seen) % 2:  # this second had the beginning, or the last measurement, in it
+            return
+        if not calls:
+            calls.update(products(lambda: training_step(Run.open(folder), fabric)))
+        of_step.append((Run.open(folder).config().train.batch_size / seen[-1].cells_per_s, seconds_of(calls, fabric)))
+
+    measuring.train_for(options.seconds, data, folder, settings, preset=preset, arch=arch, on_status=look)
     run = Run.open(folder)
-    config = run.config()
-    batch, fabric = config.train.batch_size, make_fabric(options.device, options.precision)
-    denoiser = run.new_denoiser().to(fabric.device)
-    dim = run.codec().dim
-    random = torch.randn(2, batch, dim, device=fabric.device)
-    codes = torch.randint(TYPES + 1, (batch, 1), device=fabric.device)
-    t = torch.randint(1000, (batch,), device=fabric.device)
-
-    def train_step() -> None:
-        with fabric.autocast():
-            loss = denoiser(random[0], codes, t, random[1]).mean()
-        loss.backward()
-
-    train_s, products_s = batch / rate, seconds_of(products(train_step), fabric)
+    batch, denoiser = run.config().train.batch_size, run.new_denoiser().to(fabric.device)
+    train_s, products_s = np.median(of_step, axis=0).tolist()
+    share = float(np.median([products / step for step, products in of_step]))
     steps = 20
     drawing = SampleConfig(steps=steps, device=options.device, precision=options.precision)
     n, elapsed = 64, 0.0
@@ -116,6 +120,7 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
         scdiffkit.sample(run, n, config=drawing)
         elapsed = time.perf_counter() - start
     denoiser.eval()
+    random, codes, t = batch_of(run, fabric)
 
     def sample_step() -> None:
         with torch.no_grad(), fabric.autocast():
@@ -126,9 +131,27 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
         "preset": preset, "codec": codec, "arch": arch,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "batch": batch,
         "train_cells_per_s": round(batch / train_s, 1), "train_ms_per_step": round(train_s * 1e3, 2),
-        "products_ms_per_step": round(products_s * 1e3, 2), "train_share": round(products_s / train_s, 3),
+        "products_ms_per_step": round(products_s * 1e3, 2), "train_share": round(share, 3),
         "sample_cells_per_s": round(n / elapsed, 1), "sample_share": round(sampled_s * n / elapsed, 3),
     }  # fmt: skip
+
+
+def batch_of(run: Run, fabric: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x0 and noise (2, B, D), codes (B, 1) and steps (B,), at random, as large as the run trains on."""
+    batch, device = run.config().train.batch_size, fabric.device
+    return (
+        torch.randn(2, batch, run.codec().dim, device=device),
+        torch.randint(TYPES + 1, (batch, 1), device=device),
+        torch.randint(1000, (batch,), device=device),
+    )
+
+
+def training_step(run: Run, fabric: Any) -> None:
+    denoiser = run.new_denoiser().to(fabric.device)
+    (x0, eps), codes, t = batch_of(run, fabric)
+    with fabric.autocast():
+        loss = denoiser(x0, codes, t, eps).mean()
+    loss.backward()
 
 
 def save_untrained(run: Run, denoiser: torch.nn.Module) -> None:
