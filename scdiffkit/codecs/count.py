@@ -345,10 +345,10 @@ class CountCodec:
         self, cells: Source, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same of all the training cells `rows`, in order, a block at a time."""
-        folds, first = fold_of(len(rows)), 0
+        folds, done = fold_of(len(rows)), 0
         for part in batches(cells, rows):
-            fold = folds[first : (first := first + len(part))]
-            yield self._posterior(part.counts[:], part.library_size, fold, device)
+            yield self._posterior(part.counts[:], part.library_size, folds[done : done + len(part)], device)
+            done += len(part)
 
     def _posterior(
         self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray, device: torch.device | str
