@@ -6,9 +6,9 @@
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
 their file (--backed). Training has a fixed number of steps, so that what grows is what the cells cost: looking through
 them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED
-cells on: the codec's components, what checks the codec, and the choice of genes look at so many cells and no more.
-Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts that are not run again
-stay as they were.
+cells on: the codec's components and what checks the codec look at no more cells than that (the choice of genes looks
+at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts that
+are not run again stay as they were.
 """
 
 from __future__ import annotations

@@ -358,6 +358,8 @@ def evaluate(
     pictured: tuple[Part, ...] = ()  # the cells of the first resample
     pictures: dict[str, Picture] = {}
     with _pool() as pool:
+        exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
+        exact.result()  # first, and alone: of all cells, it takes memory that grows with them
         if out is not None:
             shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, max_cells * min(2, resamples)))
             layouts = {
@@ -365,8 +367,6 @@ def evaluate(
                 for name, place in LAYOUTS.items()
                 if not (fast and name == "UMAP")
             }
-        exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
-        exact.result()  # first, and alone: of all cells, it takes memory that grows with them
         for r in range(resamples):
             drawn = parts(sides, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)
