@@ -37,6 +37,7 @@ from scdiffkit.fit import TrainStatus
 from scdiffkit.run import Run
 
 CELLS, GENES, TYPES = 2000, 2000, 12
+STEPS = 20  # of DDIM
 aten = torch.ops.aten
 PRODUCTS = {
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
@@ -110,15 +111,9 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
     batch, denoiser = run.config().train.batch_size, run.new_denoiser().to(fabric.device)
     train_s, products_s = np.median(of_step, axis=0).tolist()
     share = float(np.median([products / step for step, products in of_step]))
-    steps = 20
-    drawing = SampleConfig(steps=steps, device=options.device, precision=options.precision)
-    n, elapsed = 64, 0.0
     save_untrained(run, denoiser)
-    while elapsed < options.seconds / 3:  # enough cells for the rate to settle
-        n *= 2
-        start = time.perf_counter()
-        scdiffkit.sample(run, n, config=drawing)
-        elapsed = time.perf_counter() - start
+    drawn_per_s = sampling_rate(run, SampleConfig(steps=STEPS, device=options.device, precision=options.precision),
+                                options.seconds / 3)  # fmt: skip
     denoiser.eval()
     random, codes, t = batch_of(run, fabric)
 
@@ -126,14 +121,25 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
         with torch.no_grad(), fabric.autocast():
             denoiser.predict(random[0], torch.full_like(t, 500), codes)
 
-    sampled_s = seconds_of(products(sample_step), fabric) / batch * steps
+    sampled_s = seconds_of(products(sample_step), fabric) / batch * STEPS
     return {
         "preset": preset, "codec": codec, "arch": arch,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "batch": batch,
         "train_cells_per_s": round(batch / train_s, 1), "train_ms_per_step": round(train_s * 1e3, 2),
         "products_ms_per_step": round(products_s * 1e3, 2), "train_share": round(share, 3),
-        "sample_cells_per_s": round(n / elapsed, 1), "sample_share": round(sampled_s * n / elapsed, 3),
+        "sample_cells_per_s": round(drawn_per_s, 1), "sample_share": round(sampled_s * drawn_per_s, 3),
     }  # fmt: skip
+
+
+def sampling_rate(run: Run, config: SampleConfig, seconds: float) -> float:
+    """Cells a second as a user draws them, of enough cells that it takes so many seconds."""
+    n, elapsed = 64, 0.0
+    while elapsed < seconds:
+        n *= 2
+        start = time.perf_counter()
+        scdiffkit.sample(run, n, config=config)
+        elapsed = time.perf_counter() - start
+    return n / elapsed
 
 
 def batch_of(run: Run, fabric: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -219,10 +219,10 @@ class TrainConfig(_Config):
     keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, save the best")
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    compile: bool = Field(
-        False,
+    compile: bool | None = Field(
+        None,
         description="torch.compile the network: shorter steps after up to a minute of compiling, for long trainings; "
-        "needs a C++ compiler, or Triton on a GPU",
+        "needs a C++ compiler, and on a GPU Triton; None: on a GPU that has both, from 10,000 steps on",
     )
     devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
     num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")

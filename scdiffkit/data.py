@@ -256,10 +256,7 @@ class Cells:
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Counts (B, G) dense float32, library sizes (B,), codes (B, K) of the cells in `rows`."""
         arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
-        counts, size, codes = (torch.from_numpy(a) for a in arrays)
-        if torch.device(device).type == "cuda":  # pinned, so that the copy does not hold up what is computed meanwhile
-            counts, size, codes = (a.pin_memory() for a in (counts, size, codes))
-        return tuple(a.to(device, non_blocking=True) for a in (counts, size, codes))  # type: ignore[return-value]
+        return tuple(to_device(a, device) for a in arrays)  # type: ignore[return-value]
 
     def take(self, rows: np.ndarray) -> Cells:
         """Some of the cells, in memory."""
@@ -310,6 +307,14 @@ class Cells:
             for part, values in zip(parts, (block.data, block.indices, np.diff(block.indptr)), strict=True):
                 part.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())
         return fingerprint(*(part.hexdigest() for part in parts), self.library_size, self.codes)
+
+
+def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """An array as a tensor on a device; pinned on its way to a GPU, where others wait for all that is computed."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def split(codes: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,8 @@ from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.config import RunConfig, TrainConfig
 from scdiffkit.data import Cells, rows_of_step
 from scdiffkit.denoiser import Denoiser, drop_conditions
-from scdiffkit.device import is_out_of_memory
-from scdiffkit.errors import ConfigError, RunError, ScdiffError
+from scdiffkit.errors import RunError, ScdiffError
+from scdiffkit.gradients import Batch, Gradients, compile_in_place, is_compiled
 from scdiffkit.io import ahead
 from scdiffkit.run import Run
 from scdiffkit.team import READY, Team, failing_together, gather, leave
@@ -33,6 +33,7 @@ from scdiffkit.workers import interruption
 UNTRAINED = 0.05  # of the steps planned
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up
+BATCHES_AHEAD = 2  # a GPU works on one while the next is launched
 log = logging.getLogger("scdiffkit")
 
 
@@ -72,15 +73,16 @@ def fit(
     denoiser = run.new_denoiser()
     ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
     optimizer = _optimizer(denoiser, c)
+    max_steps, first = steps_planned(c, len(vectors)), 0
+    if is_compiled(c.compile, fabric.device, max_steps):
+        compile_in_place(denoiser)
     with failing_together():
-        network = cast(nn.Module, torch.compile(denoiser)) if c.compile else denoiser
-        model, optimizer = fabric.setup(network, optimizer)
+        model, optimizer = fabric.setup(denoiser, optimizer)
     if ema:
         ema.load_state_dict(denoiser.state_dict())
         ema.to(fabric.device)
     weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
     averages: list[Tensor] = list(ema.parameters()) if ema else []
-    max_steps, first = steps_planned(c, len(vectors)), 0
     if team.first:
         n_parameters = sum(p.numel() for p in denoiser.parameters())
         log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, run.codec().dim)
@@ -97,8 +99,8 @@ def fit(
     val_loss: float | None = None
     best_step = run.best_step() or first
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
-    gradients = _Gradients(team, model, optimizer, c.batch_size)
-    steps = ahead(_batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team))
+    gradients = Gradients(fabric, team.size, model, optimizer, c.batch_size)
+    steps = ahead(_batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), BATCHES_AHEAD)
 
     with interruption() as interrupted, _threads_for_all(), contextlib.closing(steps), failing_together():
         for step, batch in steps:
@@ -191,7 +193,7 @@ def steps_planned(c: TrainConfig, cells: int) -> int:
 
 def _batches(
     steps: Iterable[int], vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team
-) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+) -> Iterator[tuple[int, Batch]]:
     """Each step with its batch, made by one thread alone: more than there are cores would all wait asleep."""
     torch.set_num_threads(1)
     for step in steps:
@@ -207,9 +209,7 @@ def _threads_for_all() -> Iterator[None]:
         torch.set_num_threads(torch.get_num_threads())
 
 
-def _batch_of(
-    step: int, vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch_of(step: int, vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team) -> Batch:
     """x0 (b, D), conditions (b, K), t (b,) and eps (b, D) of this process's cells of a step.
 
     Every random number follows from (seed, step) and the whole batch: a resumed run repeats an uninterrupted one, and
@@ -225,53 +225,6 @@ def _batch_of(
     eps = torch.randn((len(places), x0.shape[1]), generator=generator, device=device)
     conditions = drop_conditions(codes, c.condition_dropout, generator)
     return x0, conditions[mine], t[mine], eps[mine]
-
-
-class _Gradients:
-    """The gradients of a batch; where memory does not hold it, by parts, which add up to the same."""
-
-    def __init__(self, team: Team, model: nn.Module, optimizer: Any, batch_size: int) -> None:
-        self.team, self.model, self.optimizer, self.batch_size = team, model, optimizer, batch_size
-        self.at_once = batch_size
-
-    def __call__(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        """The mean loss of the cells; gradients are those of the mean over the whole batch."""
-        while True:
-            try:
-                return self._accumulate(batch)
-            except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
-                if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise ConfigError(
-                        f"train.compile: the network cannot be compiled here ({' '.join(str(e).split())[:200]}). It "
-                        "needs a C++ compiler, and on a GPU Triton: leave train.compile out, or install them."
-                    ) from e
-                if not is_out_of_memory(e):
-                    raise
-                here = min(self.at_once, len(batch[0]))
-                if here == 1 or self.team.size > 1:
-                    raise ConfigError(
-                        f"Memory does not hold {here} cells and this model: give a smaller --batch-size or model"
-                        + (", or more devices." if self.team.size > 1 else ".")
-                    ) from e
-                self.at_once = math.ceil(here / 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning(
-                "memory does not hold a batch of %d cells: it is worked on in parts of %d, with the same result",
-                here, self.at_once,
-            )  # fmt: skip
-
-    def _accumulate(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        self.optimizer.zero_grad()
-        n, fabric = len(batch[0]), self.team.fabric
-        total = torch.zeros((), device=fabric.device)
-        for start in range(0, n, self.at_once):
-            x0, conditions, t, eps = (values[start : start + self.at_once] for values in batch)
-            losses = self.model(x0, conditions, t, eps)
-            # Processes' gradients are averaged: of equal weight only where all have as many cells.
-            fabric.backward(losses.sum() * (self.team.size / self.batch_size))
-            total += losses.detach().sum()
-        return total / n
 
 
 def follow(team: Team) -> Run:

@@ -50,13 +50,17 @@ class Schedule:
     def alphas_cumprod(self) -> Tensor:
         return torch.cumprod(1 - self.betas, dim=0)  # (T,)
 
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
+
     @property
     def num_train_timesteps(self) -> int:
         return len(self.betas)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each (B, 1), in the dtype of `like`."""
-        a = self.alphas_cumprod.to(t.device)[t][:, None]  # float64 until the root is taken: 1 - a is tiny at t=0
+        a = self._alphas_cumprod_at(t)[:, None]  # float64 until the root is taken: 1 - a is tiny at t=0
         return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -66,8 +70,15 @@ class Schedule:
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio at t (B,), float64."""
-        a = self.alphas_cumprod.to(t.device)[t]
+        a = self._alphas_cumprod_at(t)
         return a / (1 - a)
+
+    def _alphas_cumprod_at(self, t: Tensor) -> Tensor:
+        """alphas_cumprod[t] (B,), float64, from a table that stays on the device of t: copies would hold up a GPU."""
+        table = self._tables.get(t.device)
+        if table is None:
+            table = self._tables[t.device] = self.alphas_cumprod.to(t.device)
+        return table[t]
 
     def timesteps(self, n: int, spacing: Spacing = "linspace") -> list[int]:
         """n evenly spaced steps from T-1 down: "linspace" to 0 (n=1: T-1 alone), "trailing" to T/n - 1.

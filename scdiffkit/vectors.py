@@ -6,6 +6,7 @@ import json
 import logging
 import mmap
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +17,14 @@ from scipy import sparse
 from torch import Tensor
 
 from scdiffkit.codecs import Codec, CountCodec, GeneCodec
-from scdiffkit.data import Cells
+from scdiffkit.data import Cells, to_device
 from scdiffkit.io import atomic_path
 from scdiffkit.io.atomic import writing
 
 Values = Tensor | np.ndarray
 COMPLETE = "vectors.json"
+SHARE_OF_GPU = 0.2  # of a GPU's free memory, at most, for the x0 of all cells
+CELLS_AT_ONCE = 1024
 log = logging.getLogger("scdiffkit")
 
 
@@ -39,32 +42,28 @@ class Vectors(Protocol):
 
 
 class Posteriors:
-    """Of a compact codec: each cell's posterior is computed once, and every step draws from it anew.
+    """Each cell's posterior, computed once; every step draws from it anew.
 
-    mean, deviation: (n, D), codes: (n, K); tensors, or arrays in files.
+    mean, deviation: (n, D), codes: (n, K); tensors, or arrays in files. deviation None: x0 is the mean.
     """
 
-    def __init__(
-        self,
-        mean: Tensor | np.ndarray,
-        deviation: Tensor | np.ndarray,
-        codes: Tensor | np.ndarray,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, mean: Values, deviation: Values | None, codes: Values, device: torch.device) -> None:
         self.mean, self.deviation, self.codes, self.device = mean, deviation, codes, device
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mean, deviation = (self._at(values, places[mine]) for values in (self.mean, self.deviation))
-        noise = torch.randn((len(places), mean.shape[1]), generator=generator, device=self.device)
-        return mean + noise[mine] * deviation, self._at(self.codes, places)
+        x0 = self._at(self.mean, places[mine])
+        if self.deviation is not None:
+            noise = torch.randn((len(places), x0.shape[1]), generator=generator, device=self.device)
+            x0 = x0 + noise[mine] * self._at(self.deviation, places[mine])
+        return x0, self._at(self.codes, places)
 
     def _at(self, values: Values, places: np.ndarray) -> Tensor:
         if isinstance(values, Tensor):
-            return values[torch.from_numpy(places).to(values.device)]
-        return torch.from_numpy(_rows(values, places)).to(self.device)
+            return values[to_device(places, values.device)]
+        return to_device(_rows(values, places), self.device)
 
 
 class Encoded:
@@ -78,17 +77,28 @@ class Encoded:
         return len(self.rows)
 
     def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        counts, library_size, _ = self.cells.batch(self.rows[places[mine]], self.device)
-        codes = torch.from_numpy(self.cells.codes[self.rows[places]]).to(self.device)
-        return self.codec.encode(counts, library_size), codes
+        return self._encoded(places[mine]), to_device(self.cells.codes[self.rows[places]], self.device)
+
+    def in_order(self) -> Iterator[Tensor]:
+        """x0 (B, D) of all cells, some at a time."""
+        for start in range(0, len(self), CELLS_AT_ONCE):
+            yield self._encoded(np.arange(start, min(start + CELLS_AT_ONCE, len(self))))
+
+    def _encoded(self, places: np.ndarray) -> Tensor:
+        counts, library_size, _ = self.cells.batch(self.rows[places], self.device)
+        return self.codec.encode(counts, library_size)
 
 
 def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device) -> Vectors:
-    """The vectors of the training cells `rows`."""
+    """The vectors of the training cells `rows`; encoded once for all, where a GPU has ample room for them."""
+    codes = to_device(cells.codes[rows], device)
     if isinstance(codec, GeneCodec):
-        return Encoded(codec, cells, rows, device)
+        encoded = Encoded(codec, cells, rows, device)
+        if device.type != "cuda" or 4 * len(rows) * codec.dim > SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+            return encoded
+        return Posteriors(torch.cat(list(encoded.in_order())), None, codes, device)
     mean, deviation = (torch.cat(parts) for parts in zip(*codec.posteriors(cells, rows, device), strict=True))
-    return Posteriors(mean, deviation, torch.from_numpy(cells.codes[rows]).to(device), device)
+    return Posteriors(mean, deviation, codes, device)
 
 
 def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
@@ -111,8 +121,8 @@ def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: to
         else:
             lengths = []
             with (temporary / "data.bin").open("wb") as data, (temporary / "indices.bin").open("wb") as indices:
-                for start in range(0, n, 1024):
-                    part = cells.counts[rows[start : start + 1024]]
+                for start in range(0, n, CELLS_AT_ONCE):
+                    part = cells.counts[rows[start : start + CELLS_AT_ONCE]]
                     lengths.append(np.diff(part.indptr))
                     part.data.astype(np.float32, copy=False).tofile(data)
                     part.indices.astype(np.int32, copy=False).tofile(indices)

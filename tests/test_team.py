@@ -239,7 +239,7 @@ def test_without_a_compiler_the_option_is_refused(tiny: AnnData, tmp_path: Path)
     torch._dynamo.reset()  # what was compiled in this process
     with (
         inductor.patch({"cpp.cxx": ("/no/compiler",), "force_disable_caches": True}),
-        pytest.raises(ConfigError, match=r"cannot be compiled here .*C\+\+ compiler, and on a GPU Triton: leave"),
+        pytest.raises(ConfigError, match=r"cannot be compiled here .*C\+\+ compiler, and on a GPU Triton: install"),
     ):
         fit(tiny, tmp_path / "run", overrides={"train.compile": True})
 

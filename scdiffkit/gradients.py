@@ -1,0 +1,140 @@
+"""What a training step computes on a device: the gradients of a batch, in as few launches as the device allows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from scdiffkit.denoiser import Denoiser
+from scdiffkit.device import is_out_of_memory
+from scdiffkit.errors import ConfigError
+
+COMPILED_FROM = 10_000  # steps: some seconds of compiling are little beside so many on a GPU
+WARM_UP = 3  # steps before one is recorded: libraries choose their kernels and take their memory in the first
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+log = logging.getLogger("scdiffkit")
+
+
+def is_compiled(asked: bool | None, device: torch.device, steps: int) -> bool:
+    """Whether to compile the network of a training of so many steps; it follows from no timing: runs are repeatable."""
+    if asked is not None:
+        return asked
+    can = find_spec("triton") is not None and bool(shutil.which("gcc") or shutil.which("cc"))
+    return device.type == "cuda" and steps >= COMPILED_FROM and can
+
+
+def compile_in_place(denoiser: Denoiser) -> None:
+    """torch.compile the network by its blocks, which are alike, so that the work is done once for all of them."""
+    blocks = getattr(denoiser.network, "blocks", [denoiser.network])
+    for part in [*blocks, *([denoiser.head] if denoiser.head is not None else [])]:
+        part.compile()
+
+
+class Gradients:
+    """The gradients of a batch of `batch_size` cells, of which each of `size` processes has its share.
+
+    Where memory does not hold the batch: by parts, which add up to the same. On one GPU the kernels of a step are
+    recorded (a CUDA graph) and then launched all at once: a small network computes for less time than it takes to
+    launch them one by one.
+    """
+
+    def __init__(self, fabric: Fabric, size: int, model: nn.Module, optimizer: Any, batch_size: int) -> None:
+        self.fabric, self.size, self.model, self.optimizer = fabric, size, model, optimizer
+        self.batch_size = self.at_once = batch_size
+        self.recorded: _Recorded | None = None
+        self.stream = torch.cuda.Stream(fabric.device) if fabric.device.type == "cuda" and size == 1 else None
+        self.until_recorded = WARM_UP if self.stream else math.inf
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean loss of the cells; gradients are those of the mean over the whole batch."""
+        if self.until_recorded == 0 and self.at_once >= self.batch_size and not self.recorded:
+            self._record(batch)
+        if self.recorded:
+            return self.recorded(batch)
+        self.until_recorded -= 1
+        while True:
+            try:
+                with _on(self.stream):
+                    return self._accumulate(batch)
+            except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
+                if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise ConfigError(
+                        f"train.compile: the network cannot be compiled here ({' '.join(str(e).split())[:200]}). It "
+                        "needs a C++ compiler, and on a GPU Triton: install them, or give --set train.compile=false."
+                    ) from e
+                if not is_out_of_memory(e):
+                    raise
+                here = min(self.at_once, len(batch[0]))
+                if here == 1 or self.size > 1:
+                    raise ConfigError(
+                        f"Memory does not hold {here} cells and this model: give a smaller --batch-size or model"
+                        + (", or more devices." if self.size > 1 else ".")
+                    ) from e
+                self.at_once = math.ceil(here / 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning(
+                "memory does not hold a batch of %d cells: it is worked on in parts of %d, with the same result",
+                here, self.at_once,
+            )  # fmt: skip
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad()
+        n = len(batch[0])
+        total = torch.zeros((), device=self.fabric.device)
+        for start in range(0, n, self.at_once):
+            x0, conditions, t, eps = (values[start : start + self.at_once] for values in batch)
+            losses = self.model(x0, conditions, t, eps)
+            # Processes' gradients are averaged: of equal weight only where all have as many cells.
+            self.fabric.backward(losses.sum() * (self.size / self.batch_size))
+            total += losses.detach().sum()
+        return total / n
+
+    def _record(self, batch: Batch) -> None:
+        assert self.stream
+        self.until_recorded = math.inf  # one try
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()  # what was taken is not given to a recording, which keeps memory of its own
+        try:
+            self.recorded = _Recorded(self._accumulate, batch, self.stream)
+        except RuntimeError as e:
+            log.info("steps are not recorded, and launched one by one: %s", " ".join(str(e).split())[:200])
+            self.optimizer.zero_grad()
+
+
+@contextlib.contextmanager
+def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """The block's work on that stream, where steps are recorded too, in order with what comes before and after it."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+class _Recorded:
+    """A step's kernels, launched again with each batch; gradients stay where they were when it was recorded."""
+
+    def __init__(self, step: Callable[[Batch], Tensor], batch: Batch, stream: torch.cuda.Stream) -> None:
+        self.batch = cast(Batch, tuple(values.clone() for values in batch))
+        self.graph = torch.cuda.CUDAGraph()
+        # Of this thread alone: another makes batches meanwhile.
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            self.loss = step(self.batch)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        for mine, given in zip(self.batch, batch, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.loss
