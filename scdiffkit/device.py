@@ -18,6 +18,7 @@ from scdiffkit.errors import ConfigError
 MIN_SPEEDUP = 1.5  # bfloat16 must be clearly faster: the measurement is noisy and the choice must be stable
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # as Fabric calls them
 log = logging.getLogger("scdiffkit")
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its advice, anew from every process
 
 
 def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:

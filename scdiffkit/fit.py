@@ -74,7 +74,7 @@ def fit(
     ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
     optimizer = _optimizer(denoiser, c)
     max_steps, first = steps_planned(c, len(vectors)), 0
-    if is_compiled(c.compile, fabric.device, max_steps):
+    if is_compiled(c.compile, denoiser.network, fabric.device, max_steps):
         compile_in_place(denoiser)
     with failing_together():
         model, optimizer = fabric.setup(denoiser, optimizer)

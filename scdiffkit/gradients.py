@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.device import is_out_of_memory
 from scdiffkit.errors import ConfigError
+from scdiffkit.models.dit import DiT
 
 COMPILED_FROM = 10_000  # steps: some seconds of compiling are little beside so many on a GPU
 WARM_UP = 3  # steps before one is recorded: libraries choose their kernels and take their memory in the first
@@ -24,19 +25,25 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 log = logging.getLogger("scdiffkit")
 
 
-def is_compiled(asked: bool | None, device: torch.device, steps: int) -> bool:
-    """Whether to compile the network of a training of so many steps; it follows from no timing: runs are repeatable."""
+def is_compiled(asked: bool | None, network: nn.Module, device: torch.device, steps: int) -> bool:
+    """Whether to compile the network for a training of so many steps; it follows from no timing: runs are repeatable.
+
+    Unasked: transformers on a GPU, with what compiling needs there.
+    """
     if asked is not None:
         return asked
-    can = find_spec("triton") is not None and bool(shutil.which("gcc") or shutil.which("cc"))
-    return device.type == "cuda" and steps >= COMPILED_FROM and can
+    there = find_spec("triton") is not None and bool(shutil.which("gcc") or shutil.which("cc"))
+    return device.type == "cuda" and steps >= COMPILED_FROM and isinstance(network, DiT) and there
 
 
 def compile_in_place(denoiser: Denoiser) -> None:
-    """torch.compile the network by its blocks, which are alike, so that the work is done once for all of them."""
-    blocks = getattr(denoiser.network, "blocks", [denoiser.network])
-    for part in [*blocks, *([denoiser.head] if denoiser.head is not None else [])]:
-        part.compile()
+    """torch.compile a transformer by its blocks, which are alike, so that the work is done once for all of them."""
+    torch.compiler.reset()  # torch counts what a process compiled before, and gives up at some number
+    parts: list[nn.Module] = [denoiser.network]
+    if isinstance(denoiser.network, DiT):
+        parts = [denoiser.network.x_embedder, *denoiser.network.blocks, denoiser.network.final_layer]
+    for part in [*parts, *([denoiser.head] if denoiser.head is not None else [])]:
+        part.compile(dynamic=False)
 
 
 class Gradients:

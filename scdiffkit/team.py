@@ -142,7 +142,6 @@ def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) ->
             "and let each see all of them (srun --gpus-per-node, not --gpus-per-task)."
         )
     precision = precision_of(device, precision)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its word on every process
     strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for cluster users

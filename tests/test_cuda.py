@@ -12,8 +12,9 @@ from anndata import AnnData
 
 import scdiffkit
 from scdiffkit import gradients
-from scdiffkit.config import SampleConfig
+from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig
 from scdiffkit.gradients import is_compiled
+from scdiffkit.models import build
 from scdiffkit.run import Run
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -108,11 +109,15 @@ def test_a_batch_that_the_gpu_does_not_hold_is_worked_on_in_parts(
 
 def test_networks_are_compiled_where_asked_and_on_gpus_for_long_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    dit, unet = (
+        build(40, model) for model in (DiTConfig(hidden_size=16, depth=1, num_heads=2), UNetConfig(channels=8))
+    )
     monkeypatch.setattr(gradients, "find_spec", lambda name: object())
     monkeypatch.setattr(gradients.shutil, "which", lambda name: f"/bin/{name}")
-    assert [is_compiled(None, cuda, steps) for steps in (1500, 20_000)] == [False, True]
-    assert not is_compiled(None, cpu, 20_000)
-    assert is_compiled(True, cpu, 10)
-    assert not is_compiled(False, cuda, 20_000)
+    assert [is_compiled(None, dit, cuda, steps) for steps in (1500, 20_000)] == [False, True]
+    assert not is_compiled(None, dit, cpu, 20_000)
+    assert not is_compiled(None, unet, cuda, 20_000)
+    assert is_compiled(True, unet, cpu, 10)
+    assert not is_compiled(False, dit, cuda, 20_000)
     monkeypatch.setattr(gradients.shutil, "which", lambda name: None)
-    assert not is_compiled(None, cuda, 20_000)
+    assert not is_compiled(None, dit, cuda, 20_000)
