@@ -224,7 +224,7 @@ def text(result: dict[str, Any]) -> str:
          f"{r['memory_gib']:.1f}", r.get("sampled_per_s", ""), r["commit"]]
         if (r := of.get(which)) else [*which, *[NONE] * 7] for which in RATES
     ]))  # fmt: skip
-    lines += [""]
+    lines += ["", *([rates["note"], ""] if "note" in rates else [])]
     for (dit, whitebox), where in (PAPERS, "batch 16, as published"), (FULL, "batch 256"):
         there = dit in of and whitebox in of
         ratio = f"{of[whitebox]['ms_per_step'] / of[dit]['ms_per_step']:.2f}" if there else NONE

@@ -214,7 +214,7 @@ class TrainConfig(_Config):
         ge=1,
         description="stop after so many validations without a lower held-out loss; None, or no cells held out: never",
     )
-    checkpoint_every_steps: int | None = Field(1000, ge=1)
+    checkpoint_every_steps: int | None = Field(None, ge=1, description="checkpoints at set steps, too")
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
     keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, save the best")
     precision: Literal["auto", "32", "bf16"] = "auto"

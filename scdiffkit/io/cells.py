@@ -17,7 +17,7 @@ from scipy import sparse
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
 from scdiffkit.io import h5ad, loom, tenx
 from scdiffkit.io.atomic import atomic_path, writing
-from scdiffkit.io.backed import Backed, is_old, open_backed
+from scdiffkit.io.backed import Backed, give_back, is_old, open_backed
 from scdiffkit.io.formats import (
     SUFFIXES,
     TENX_FILES,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scdiffkit")
 
 BLOCK = 2048  # cells written at once
+NUL = "\0"
 LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
 BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
 PACKED = 10  # bytes in memory of one in a file whose size inside is not known
@@ -275,6 +276,8 @@ class CellWriter:
         self._var = pd.DataFrame(index=names) if var is None else var.set_axis(names)
         self._uns, self._layers = dict(uns or {}), tuple(layers)
         self._obs: list[pd.DataFrame] = []
+        self._names: list[str] = []  # joined: a million strings take five times the memory
+        self._index_name: Any = None
 
     def __enter__(self) -> CellWriter:
         with writing(self.path), ExitStack() as stack:
@@ -296,10 +299,17 @@ class CellWriter:
         matrices = {name: self._as_csr(matrix, name, len(obs)) for name, matrix in {"X": X, **layers}.items()}
         with writing(self.path):
             self._file.append(matrices.pop("X"), matrices)
-        self._obs.append(obs)
+        if not len(obs):
+            return
+        self._index_name = obs.index.name
+        self._obs.append(obs.reset_index(drop=True))
+        self._names.append(NUL.join(map(str, obs.index)))
+        if self._names[-1].count(NUL) >= len(obs):
+            raise DataError("A cell's name has the character NUL in it, which no format carries: rename it.")
         # Few large pieces: many small ones, between matrices that are freed, would keep memory from being used anew.
         while len(self._obs) > 1 and len(self._obs[-2]) <= len(self._obs[-1]):
-            self._obs[-2:] = [pd.concat(self._obs[-2:])]
+            self._obs[-2:] = [pd.concat(self._obs[-2:], ignore_index=True)]
+            self._names[-2:] = [NUL.join(self._names[-2:])]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -308,7 +318,12 @@ class CellWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with writing(self.path), self._stack:
-            obs = pd.concat(self._obs) if self._obs else pd.DataFrame(index=pd.Index([], dtype=object))
+            give_back()  # what the batches took, before there is every name at once
+            obs = pd.concat(self._obs, ignore_index=True) if self._obs else pd.DataFrame()
+            obs.index = pd.Index(
+                NUL.join(self._names).split(NUL) if self._names else [], dtype=object, name=self._index_name
+            )
+            self._obs, self._names = [], []
             self.lost += self._file.finish(obs)
         if self.lost:
             warnings.warn(

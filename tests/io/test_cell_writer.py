@@ -11,9 +11,11 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from pandas.testing import assert_frame_equal
+from scipy import sparse
 
 from scdiffkit import io
 from scdiffkit.errors import DataError, FileError, ScdiffWarning
@@ -66,6 +68,12 @@ def test_one_batch_or_many(name: str, batch: int, tiny: AnnData, tmp_path: Path)
     if "counts" in many.layers:
         assert np.issubdtype(many.layers["counts"].dtype, np.integer)
         np.testing.assert_allclose(many.X.toarray(), np.log1p(tiny.X.toarray()), rtol=1e-6)
+
+
+def test_names_of_cells_are_kept_whatever_they_are(tmp_path: Path) -> None:
+    names = pd.Index(["", "b", "\n", "T-zelle ä", "细胞", "b" * 999, ""], name="barcode")
+    adata = AnnData(sparse.csr_matrix(np.ones((7, 3), dtype=np.float32)), obs=pd.DataFrame(index=names))
+    assert anndata.read_h5ad(stream(adata, tmp_path / "a.h5ad", 2)).obs_names.equals(names)
 
 
 def test_anndata_reads_it_without_a_fix_up(tiny: AnnData, tmp_path: Path) -> None:
@@ -147,6 +155,7 @@ def test_a_batch_that_does_not_fit(tiny: AnnData, tmp_path: Path) -> None:
         r"X of shape \(240, 59\), expected \(240, 60\)": (X[:, :59], {"counts": X}, obs),
         r"counts of shape \(3, 60\), expected \(240, 60\)": (X, {"counts": X[:3]}, obs),
         "obs columns, types or categories": (X, {"counts": X}, obs.assign(cell_type="B")),
+        "character NUL": (X, {"counts": X}, obs.rename(index={obs.index[0]: "a\0b"})),
     }
     for said, batch in wrong.items():
         with pytest.raises(DataError, match=said):
