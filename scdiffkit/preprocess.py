@@ -132,10 +132,9 @@ def prepare(
     for key in labels:
         check_label(raw, key)
     obs, var, counts = raw.obs, raw.var, raw.counts
-    rows, columns = _passing(counts, var.index, config)
+    rows, columns, totals = _passing(counts, var.index, config)
     if len(rows) < len(obs) or len(columns) < len(var):
         counts = _selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
-    totals = _totals(counts)
     if (totals == 0).any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
         there = np.flatnonzero(totals)
         log.info("Cells: %d -> %d (no counts in the genes kept)", len(totals), len(there))
@@ -564,11 +563,15 @@ def _check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
         raise DataError(f"--batch-key: obs column {config.batch_key!r} has no value for {missing} cells: fill them in.")
 
 
-def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the cells and of the genes that pass the filters; genes are counted in the cells that pass."""
+def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the cells and of the genes that pass the filters, and the sums of these genes' counts in these cells.
+
+    Genes are counted in the cells that pass. One look at the counts: those of genes too rare so far are kept apart.
+    """
     mito = _mitochondrial(names, config) if config.max_mito is not None else None
     of_cells = np.zeros((3, counts.shape[0]))  # total counts, genes detected, mitochondrial share
     detected = np.zeros(counts.shape[1], dtype=np.int64)
+    of_rare: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # cells, genes and counts
     for part, block in blocks(counts):
         totals = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         of_cells[0, part], of_cells[1, part] = totals, np.diff(block.indptr)
@@ -576,7 +579,11 @@ def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[n
             in_mito = np.asarray(block[:, mito].sum(axis=1, dtype=np.float64)).ravel()
             of_cells[2, part] = np.divide(in_mito, totals, out=np.zeros_like(totals), where=totals > 0)
         passed = np.all([passed for *_, passed in _checks(config, *of_cells[:, part])], axis=0)
-        detected += np.bincount(block.indices[np.repeat(passed, np.diff(block.indptr))], minlength=len(detected))
+        of_passed = np.repeat(passed, np.diff(block.indptr))
+        detected += np.bincount(block.indices[of_passed], minlength=len(detected))
+        rare = np.flatnonzero(of_passed & (detected < config.min_cells)[block.indices])
+        cell = part.start + np.searchsorted(block.indptr, rare, side="right") - 1
+        of_rare.append((cell, block.indices[rare], block.data[rare]))
     keep = np.ones(counts.shape[0], dtype=bool)
     for name, limit, values, passed in _checks(config, *of_cells):
         before, keep = keep, keep & passed
@@ -586,7 +593,11 @@ def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[n
                 f"{len(keep)} cells (their median is {np.median(values[before]):g}). Choose a milder value."
             )
         log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
-    return np.flatnonzero(keep), _passing_genes(detected, int(keep.sum()), names, config)
+    genes = _passing_genes(detected, int(keep.sum()), names, config)
+    cell, gene, value = (np.concatenate(values) for values in zip(*of_rare, strict=True))
+    dropped = detected[gene] < config.min_cells
+    totals = of_cells[0] - np.bincount(cell[dropped], value[dropped], len(keep))
+    return np.flatnonzero(keep), genes, totals[keep]
 
 
 def _checks(

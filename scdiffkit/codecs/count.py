@@ -161,6 +161,8 @@ class CountCodec:
             torch.manual_seed(seed)
             net = _Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
         self.loadings, self.offsets = spectral.loadings, spectral.offsets
+        components = self._projected(values, fold_of(len(rows))[sampled])
+        del values
         totals = torch.from_numpy(_sums(cells.counts, rows))
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
@@ -173,7 +175,7 @@ class CountCodec:
         net.requires_grad_(False).eval()
         if c.likelihood == "nb" and (net.mean_count >= TAILS_MIN_COUNTS).any():
             self._fit_tails(cells, rows, seed, device)
-        self._standardise(cells, rows, device)
+        self._standardise(components, torch.from_numpy(cells.library_size[rows[sampled]]), device)
 
     def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per target_sum, sparse (n, G)."""
@@ -183,7 +185,9 @@ class CountCodec:
     def _components(self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray) -> Tensor:
         """Principal components (B, K) of cells, each by the model of its fold (B,); dense, they take many times as
         long."""
-        values = lognormalise(counts, self.target_sum, library_size)
+        return self._projected(lognormalise(counts, self.target_sum, library_size), fold)
+
+    def _projected(self, values: sparse.csr_matrix, fold: np.ndarray) -> Tensor:
         components = torch.empty(len(fold), self.dim - 1)
         for k in np.unique(fold):
             here = np.flatnonzero(fold == k)
@@ -313,18 +317,18 @@ class CountCodec:
         return total / len(cells)
 
     @torch.no_grad()
-    def _standardise(self, cells: Source, rows: np.ndarray, device: torch.device | str) -> None:
-        """Mean, spread and range of every coordinate over the training cells, each as a cell never seen."""
+    def _standardise(self, components: Tensor, library_size: Tensor, device: torch.device | str) -> None:
+        """Mean, spread and range of every coordinate over training cells (n, K), (n,), each as a cell never seen."""
         self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
         generator = torch.Generator(device).manual_seed(1)
         total, squares = torch.zeros(2, self.dim, dtype=torch.float64)
         lowest, highest = torch.full((self.dim,), torch.inf), torch.full((self.dim,), -torch.inf)
-        for mean, deviation in self.posteriors(cells, rows, device):
-            x0 = _draw(mean, deviation, generator).cpu()
+        for some, size in zip(components.split(1024), library_size.split(1024), strict=True):
+            x0 = _draw(*self._posterior(some, size, device), generator).cpu()
             total += x0.sum(0, dtype=torch.float64)
             squares += x0.double().square().sum(0)
             lowest, highest = torch.minimum(lowest, x0.amin(0)), torch.maximum(highest, x0.amax(0))
-        n = len(rows)
+        n = len(components)
         variance = (squares - total.square() / n) / max(1, n - 1)
         self.mean = (total / n).float()
         self.std = variance.clamp(min=0).sqrt().float().clamp(min=1e-3)
@@ -339,7 +343,8 @@ class CountCodec:
         fold (B,): of a training cell, see `fold_of`; None for cells that were not in training.
         """
         of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
-        return self._posterior(sparse.csr_matrix(counts.cpu().numpy()), library_size.cpu().numpy(), of, counts.device)
+        rows = sparse.csr_matrix(counts.cpu().numpy())
+        return self._posterior(self._components(rows, library_size.cpu().numpy(), of), library_size, counts.device)
 
     def posteriors(
         self, cells: Source, rows: np.ndarray, device: torch.device | str
@@ -347,16 +352,14 @@ class CountCodec:
         """The same of all the training cells `rows`, in order, a block at a time."""
         folds, done = fold_of(len(rows)), 0
         for part in batches(cells, rows):
-            yield self._posterior(part.counts[:], part.library_size, folds[done : done + len(part)], device)
+            components = self._components(part.counts[:], part.library_size, folds[done : done + len(part)])
+            yield self._posterior(components, torch.from_numpy(part.library_size), device)
             done += len(part)
 
-    def _posterior(
-        self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray, device: torch.device | str
-    ) -> tuple[Tensor, Tensor]:
-        net = self._net().to(device)
-        components = self._components(counts, library_size, fold).to(device)
-        size = torch.from_numpy(library_size).to(device, torch.float32)
-        mean, log_var = net.encode(components, size)
+    def _posterior(self, components: Tensor, library_size: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Of cells with these principal components (B, K)."""
+        size = library_size.to(device, torch.float32)
+        mean, log_var = self._net().to(device).encode(components.to(device), size)
         center, spread = self.mean.to(mean), self.std.to(mean)
         mean = torch.cat([mean, size.log()[:, None]], dim=1)
         deviation = F.pad((0.5 * log_var).exp(), (0, 1))
