@@ -222,7 +222,7 @@ class TrainConfig(_Config):
     compile: bool | None = Field(
         None,
         description="torch.compile the network: shorter steps after up to a minute of compiling, for long trainings; "
-        "needs a C++ compiler, and on a GPU Triton; None: on a GPU that has both, from 10,000 steps on",
+        "needs a C++ compiler, and on a GPU Triton; None: transformers on one GPU that has both, from 10,000 steps on",
     )
     devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
     num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")

@@ -23,7 +23,7 @@ from scdiffkit.config import RunConfig, TrainConfig
 from scdiffkit.data import Cells, rows_of_step
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.errors import RunError, ScdiffError
-from scdiffkit.gradients import Batch, Gradients, compile_in_place, is_compiled
+from scdiffkit.gradients import Batch, Gradients, compile_in_place, pays_to_compile
 from scdiffkit.io import ahead
 from scdiffkit.run import Run
 from scdiffkit.team import READY, Team, failing_together, gather, leave
@@ -33,7 +33,6 @@ from scdiffkit.workers import interruption
 UNTRAINED = 0.05  # of the steps planned
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up
-BATCHES_AHEAD = 2  # a GPU works on one while the next is launched
 log = logging.getLogger("scdiffkit")
 
 
@@ -74,8 +73,9 @@ def fit(
     ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
     optimizer = _optimizer(denoiser, c)
     max_steps, first = steps_planned(c, len(vectors)), 0
-    if is_compiled(c.compile, denoiser.network, fabric.device, max_steps):
-        compile_in_place(denoiser)
+    unasked = c.compile is None and team.size == 1  # machines could decide otherwise, each for itself
+    unasked = unasked and pays_to_compile(denoiser.network, fabric.device, max_steps - (run.steps() or [0])[-1])
+    compiled = compile_in_place(denoiser) if c.compile or unasked else []
     with failing_together():
         model, optimizer = fabric.setup(denoiser, optimizer)
     if ema:
@@ -99,8 +99,9 @@ def fit(
     val_loss: float | None = None
     best_step = run.best_step() or first
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
-    gradients = Gradients(fabric, team.size, model, optimizer, c.batch_size)
-    steps = ahead(_batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), BATCHES_AHEAD)
+    gradients = Gradients(fabric, team.size, model, optimizer, c.batch_size, compiled if unasked else ())
+    n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
+    steps = ahead(_batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), n_ahead)
 
     with interruption() as interrupted, _threads_for_all(), contextlib.closing(steps), failing_together():
         for step, batch in steps:
@@ -129,7 +130,8 @@ def fit(
             # At set steps only: where an interrupt falls must not decide which weights are the best.
             validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
             if validated:
-                val_loss = round(cast(Validation, validation)(ema or denoiser), 6)  # as metrics.jsonl holds it
+                loss = gradients.making_room(lambda: cast(Validation, validation)(ema or denoiser))
+                val_loss = round(loss, 6)  # as metrics.jsonl holds it
             improved = validated and (best is None or cast(float, val_loss) < best)
             if improved:
                 best, best_step = val_loss, step

@@ -6,9 +6,9 @@ import contextlib
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,31 +19,38 @@ from scdiffkit.device import is_out_of_memory
 from scdiffkit.errors import ConfigError
 from scdiffkit.models.dit import DiT
 
-COMPILED_FROM = 10_000  # steps: some seconds of compiling are little beside so many on a GPU
+COMPILED_FROM = 10_000  # steps: 10 to 30 seconds of compiling pay with so many on a GPU
 WARM_UP = 3  # steps before one is recorded: libraries choose their kernels and take their memory in the first
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+T = TypeVar("T")
 log = logging.getLogger("scdiffkit")
 
 
-def is_compiled(asked: bool | None, network: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether to compile the network for a training of so many steps; it follows from no timing: runs are repeatable.
+def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> bool:
+    """Whether to compile a network unasked, for so many steps: transformers on a GPU that has what compiling needs.
 
-    Unasked: transformers on a GPU, with what compiling needs there.
+    It follows from no timing: runs are repeatable.
     """
-    if asked is not None:
-        return asked
-    there = find_spec("triton") is not None and bool(shutil.which("gcc") or shutil.which("cc"))
-    return device.type == "cuda" and steps >= COMPILED_FROM and isinstance(network, DiT) and there
+    if device.type != "cuda" or steps < COMPILED_FROM or not isinstance(network, DiT):
+        return False
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    return bool(compiler) and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def compile_in_place(denoiser: Denoiser) -> None:
-    """torch.compile a transformer by its blocks, which are alike, so that the work is done once for all of them."""
+def compile_in_place(denoiser: Denoiser) -> list[nn.Module]:
+    """torch.compile a transformer by its parts, of which the blocks are alike: the work is done once for all of them.
+
+    Returns the parts.
+    """
     torch.compiler.reset()  # torch counts what a process compiled before, and gives up at some number
     parts: list[nn.Module] = [denoiser.network]
     if isinstance(denoiser.network, DiT):
         parts = [denoiser.network.x_embedder, *denoiser.network.blocks, denoiser.network.final_layer]
-    for part in [*parts, *([denoiser.head] if denoiser.head is not None else [])]:
+    if denoiser.head is not None:
+        parts.append(denoiser.head)
+    for part in parts:
         part.compile(dynamic=False)
+    return parts
 
 
 class Gradients:
@@ -51,11 +58,19 @@ class Gradients:
 
     Where memory does not hold the batch: by parts, which add up to the same. On one GPU the kernels of a step are
     recorded (a CUDA graph) and then launched all at once: a small network computes for less time than it takes to
-    launch them one by one.
+    launch them one by one. optional: parts of the network that were compiled unasked, and can do without.
     """
 
-    def __init__(self, fabric: Fabric, size: int, model: nn.Module, optimizer: Any, batch_size: int) -> None:
-        self.fabric, self.size, self.model, self.optimizer = fabric, size, model, optimizer
+    def __init__(
+        self,
+        fabric: Fabric,
+        size: int,
+        model: nn.Module,
+        optimizer: Any,
+        batch_size: int,
+        optional: Sequence[nn.Module] = (),
+    ) -> None:
+        self.fabric, self.size, self.model, self.optimizer, self.optional = fabric, size, model, optimizer, optional
         self.batch_size = self.at_once = batch_size
         self.recorded: _Recorded | None = None
         self.stream = torch.cuda.Stream(fabric.device) if fabric.device.type == "cuda" and size == 1 else None
@@ -73,11 +88,18 @@ class Gradients:
                 with _on(self.stream):
                     return self._accumulate(batch)
             except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
-                if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise ConfigError(
-                        f"train.compile: the network cannot be compiled here ({' '.join(str(e).split())[:200]}). It "
-                        "needs a C++ compiler, and on a GPU Triton: install them, or give --set train.compile=false."
-                    ) from e
+                if type(e).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")):
+                    said = " ".join(str(e).split())[:200]
+                    if not self.optional:
+                        raise ConfigError(
+                            f"train.compile: the network cannot be compiled here ({said}). It needs a C++ compiler, "
+                            "and on a GPU Triton: install them, or give --set train.compile=false."
+                        ) from e
+                    log.warning("the network cannot be compiled here, and trains without (%s)", said)
+                    for part in self.optional:
+                        part._compiled_call_impl = None  # what `compile` sets, and nothing public takes back
+                    self.optional = ()
+                    continue
                 if not is_out_of_memory(e):
                     raise
                 here = min(self.at_once, len(batch[0]))
@@ -106,16 +128,34 @@ class Gradients:
             total += losses.detach().sum()
         return total / n
 
+    def making_room(self, work: Callable[[], T]) -> T:
+        """The work's result, also where memory does not hold it beside what a recording keeps."""
+        try:
+            return work()
+        except RuntimeError as e:
+            if self.recorded is None or not is_out_of_memory(e):
+                raise
+        self.recorded = None
+        self._free()
+        log.info("memory does not hold a recorded step and the held-out cells: steps are launched one by one")
+        return work()
+
     def _record(self, batch: Batch) -> None:
         assert self.stream
         self.until_recorded = math.inf  # one try
+        self._free()  # what was taken is not given to a recording, which keeps memory of its own
+        # A recording that breaks off would leave its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream(self.stream.device)):
+            try:
+                self.recorded = _Recorded(self._accumulate, batch, self.stream)
+            except RuntimeError as e:
+                log.info("steps are not recorded, and launched one by one: %s", " ".join(str(e).split())[:200])
+        if not self.recorded:
+            self._free()
+
+    def _free(self) -> None:
         self.optimizer.zero_grad()
-        torch.cuda.empty_cache()  # what was taken is not given to a recording, which keeps memory of its own
-        try:
-            self.recorded = _Recorded(self._accumulate, batch, self.stream)
-        except RuntimeError as e:
-            log.info("steps are not recorded, and launched one by one: %s", " ".join(str(e).split())[:200])
-            self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ SPANS = (0.3, 0.5, 1.0)  # of seurat_v3's loess; below some 200 cells 0.3 sees t
 FEWEST_VARYING = 10
 TOTAL, FILE = "total_counts", "file"  # obs columns that are added
 MAX_CELLS_TO_CHOOSE = 50_000  # of very many cells, genes are chosen on so many
+KEPT_APART = 50  # counts a gene, at most, that are kept in memory until it is seen often enough
 HEAD = 2048  # cells by which a file's counts are told; and that are taken from it at once
 FEW_SHARED = 0.5  # of a file's genes
 ROUNDING = 1e-6  # counts this close to integers are integers that went through arithmetic
@@ -135,6 +136,8 @@ def prepare(
     rows, columns, totals = _passing(counts, var.index, config)
     if len(rows) < len(obs) or len(columns) < len(var):
         counts = _selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
+    if totals is None:
+        totals = _totals(counts)
     if (totals == 0).any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
         there = np.flatnonzero(totals)
         log.info("Cells: %d -> %d (no counts in the genes kept)", len(totals), len(there))
@@ -563,10 +566,13 @@ def _check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
         raise DataError(f"--batch-key: obs column {config.batch_key!r} has no value for {missing} cells: fill them in.")
 
 
-def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _passing(
+    counts: Rows, names: pd.Index, config: PreprocessConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Places of the cells and of the genes that pass the filters, and the sums of these genes' counts in these cells.
 
-    Genes are counted in the cells that pass. One look at the counts: those of genes too rare so far are kept apart.
+    Genes are counted in the cells that pass. The sums come of the same look at the counts, where those of genes that
+    are too rare so far are kept apart; None where these could be many.
     """
     mito = _mitochondrial(names, config) if config.max_mito is not None else None
     of_cells = np.zeros((3, counts.shape[0]))  # total counts, genes detected, mitochondrial share
@@ -581,6 +587,8 @@ def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[n
         passed = np.all([passed for *_, passed in _checks(config, *of_cells[:, part])], axis=0)
         of_passed = np.repeat(passed, np.diff(block.indptr))
         detected += np.bincount(block.indices[of_passed], minlength=len(detected))
+        if config.min_cells > KEPT_APART:
+            continue
         rare = np.flatnonzero(of_passed & (detected < config.min_cells)[block.indices])
         cell = part.start + np.searchsorted(block.indptr, rare, side="right") - 1
         of_rare.append((cell, block.indices[rare], block.data[rare]))
@@ -594,6 +602,8 @@ def _passing(counts: Rows, names: pd.Index, config: PreprocessConfig) -> tuple[n
             )
         log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
     genes = _passing_genes(detected, int(keep.sum()), names, config)
+    if config.min_cells > KEPT_APART:
+        return np.flatnonzero(keep), genes, None
     cell, gene, value = (np.concatenate(values) for values in zip(*of_rare, strict=True))
     dropped = detected[gene] < config.min_cells
     totals = of_cells[0] - np.bincount(cell[dropped], value[dropped], len(keep))

@@ -336,6 +336,7 @@ def _resumed_config(
         values["train"]["num_nodes"] = 1
     free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
     free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.devices", "train.num_nodes"}
+    free.add("train.compile")  # what one machine compiles another may not
     for key, value in asked.items():
         if value is None:
             continue

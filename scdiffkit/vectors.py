@@ -6,7 +6,6 @@ import json
 import logging
 import mmap
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,10 +78,12 @@ class Encoded:
     def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self._encoded(places[mine]), to_device(self.cells.codes[self.rows[places]], self.device)
 
-    def in_order(self) -> Iterator[Tensor]:
-        """x0 (B, D) of all cells, some at a time."""
-        for start in range(0, len(self), CELLS_AT_ONCE):
-            yield self._encoded(np.arange(start, min(start + CELLS_AT_ONCE, len(self))))
+    def at_once(self) -> Tensor:
+        """x0 (n, D) of all cells."""
+        x0 = torch.empty(len(self), self.codec.dim, device=self.device)
+        for places in np.split(np.arange(len(self)), range(CELLS_AT_ONCE, len(self), CELLS_AT_ONCE)):
+            x0[places[0] : places[-1] + 1] = self._encoded(places)
+        return x0
 
     def _encoded(self, places: np.ndarray) -> Tensor:
         counts, library_size, _ = self.cells.batch(self.rows[places], self.device)
@@ -94,9 +95,12 @@ def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device
     codes = to_device(cells.codes[rows], device)
     if isinstance(codec, GeneCodec):
         encoded = Encoded(codec, cells, rows, device)
-        if device.type != "cuda" or 4 * len(rows) * codec.dim > SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+        if device.type != "cuda":
             return encoded
-        return Posteriors(torch.cat(list(encoded.in_order())), None, codes, device)
+        torch.cuda.empty_cache()  # what an earlier training took is free, too
+        if 4 * len(rows) * codec.dim > SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+            return encoded
+        return Posteriors(encoded.at_once(), None, codes, device)
     mean, deviation = (torch.cat(parts) for parts in zip(*codec.posteriors(cells, rows, device), strict=True))
     return Posteriors(mean, deviation, codes, device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_gene_filter(tiny: AnnData) -> None:
     detected = (tiny.X.toarray() > 0).sum(0)
     limit = int(np.median(detected))
     assert list(preprocess(tiny, min_cells=limit).var_names) == list(tiny.var_names[detected >= limit])
+
+
+@pytest.mark.parametrize("apart", [0, 1000])  # a second look at the counts, or none
+@pytest.mark.parametrize("min_cells", [3, 110])
+def test_library_sizes_are_of_the_genes_that_stay(
+    min_cells: int, apart: int, tiny: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["scdiffkit.preprocess"], "KEPT_APART", apart)  # not the function of that name
+    cells = tiny.copy()
+    cells.X[:, [5, 9]] = 0
+    cells.X[[3, 200], 5] = 7  # a gene in two cells
+    cells.X.eliminate_zeros()
+    out = preprocess(cells, min_cells=min_cells, max_genes=40)
+    assert out.n_obs < 240
+    assert out.n_vars < 60
+    np.testing.assert_array_equal(out.obs["total_counts"], out.layers["counts"].toarray().sum(1))
 
 
 def test_the_mitochondrial_prefix_in_any_case(tiny: AnnData) -> None:

@@ -43,6 +43,7 @@ NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells ar
 MAX_COMPONENTS = 24
 REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
 MAX_CELLS_FOR_COMPONENTS = 20_000
+BEYOND_SAMPLE = 1.5  # times the range of x0 among so many: cells of rare types lie further out
 FEWEST_CELLS, FEWEST_GENES = 3, 2  # with which there is a component that leaves out a fold
 MAX_VAL_CELLS = 2048
 HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
@@ -175,7 +176,7 @@ class CountCodec:
         net.requires_grad_(False).eval()
         if c.likelihood == "nb" and (net.mean_count >= TAILS_MIN_COUNTS).any():
             self._fit_tails(cells, rows, seed, device)
-        self._standardise(components, torch.from_numpy(cells.library_size[rows[sampled]]), device)
+        self._standardise(components, cells.library_size[rows[sampled]], cells.library_size[rows], device)
 
     def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per target_sum, sparse (n, G)."""
@@ -317,13 +318,19 @@ class CountCodec:
         return total / len(cells)
 
     @torch.no_grad()
-    def _standardise(self, components: Tensor, library_size: Tensor, device: torch.device | str) -> None:
-        """Mean, spread and range of every coordinate over training cells (n, K), (n,), each as a cell never seen."""
+    def _standardise(
+        self, components: Tensor, library_size: np.ndarray, of_all: np.ndarray, device: torch.device | str
+    ) -> None:
+        """Mean, spread and range of every coordinate over training cells, each as a cell never seen.
+
+        Of cells with these components (n, K) and library sizes (n,), and of all training cells' sizes, of_all.
+        """
         self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
         generator = torch.Generator(device).manual_seed(1)
         total, squares = torch.zeros(2, self.dim, dtype=torch.float64)
         lowest, highest = torch.full((self.dim,), torch.inf), torch.full((self.dim,), -torch.inf)
-        for some, size in zip(components.split(1024), library_size.split(1024), strict=True):
+        sizes = torch.from_numpy(library_size)
+        for some, size in zip(components.split(1024), sizes.split(1024), strict=True):
             x0 = _draw(*self._posterior(some, size, device), generator).cpu()
             total += x0.sum(0, dtype=torch.float64)
             squares += x0.double().square().sum(0)
@@ -333,6 +340,12 @@ class CountCodec:
         self.mean = (total / n).float()
         self.std = variance.clamp(min=0).sqrt().float().clamp(min=1e-3)
         self.lowest, self.highest = (lowest - self.mean) / self.std, (highest - self.mean) / self.std
+        if n < len(of_all):
+            self.lowest, self.highest = self.lowest * BEYOND_SAMPLE, self.highest * BEYOND_SAMPLE
+            log_size = torch.from_numpy(of_all).log().double()
+            self.mean[-1], self.std[-1] = log_size.mean(), log_size.std().clamp(min=1e-3)
+            ends = torch.stack([log_size.min(), log_size.max()])
+            self.lowest[-1], self.highest[-1] = (ends - self.mean[-1]) / self.std[-1]
         self.net = self._net().cpu()
 
     def posterior(

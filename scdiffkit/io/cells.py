@@ -299,16 +299,16 @@ class CellWriter:
         matrices = {name: self._as_csr(matrix, name, len(obs)) for name, matrix in {"X": X, **layers}.items()}
         with writing(self.path):
             self._file.append(matrices.pop("X"), matrices)
-        if not len(obs):
-            return
         self._index_name = obs.index.name
         self._obs.append(obs.reset_index(drop=True))
-        self._names.append(NUL.join(map(str, obs.index)))
-        if self._names[-1].count(NUL) >= len(obs):
-            raise DataError("A cell's name has the character NUL in it, which no format carries: rename it.")
+        if len(obs):
+            self._names.append(NUL.join(map(str, obs.index)))
+            if self._names[-1].count(NUL) >= len(obs):
+                raise DataError("A cell's name has the character NUL in it, which no format carries: rename it.")
         # Few large pieces: many small ones, between matrices that are freed, would keep memory from being used anew.
         while len(self._obs) > 1 and len(self._obs[-2]) <= len(self._obs[-1]):
             self._obs[-2:] = [pd.concat(self._obs[-2:], ignore_index=True)]
+        while len(self._names) > 1 and len(self._names[-2]) <= len(self._names[-1]):
             self._names[-2:] = [NUL.join(self._names[-2:])]
 
     def __exit__(

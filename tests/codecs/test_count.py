@@ -235,6 +235,21 @@ def test_training_cells_are_encoded_like_unseen_ones(monkeypatch, most):
     assert spread(training) > (1.4 if most > 150 else 1.2) * unseen
 
 
+def test_moments_of_a_part_of_the_cells_leave_room_for_all(monkeypatch):
+    monkeypatch.setattr(count, "MAX_CELLS_FOR_COMPONENTS", 200)
+    counts = noise(2000, 50)
+    counts[::400] *= 20  # five cells far deeper than the others
+    cells = cells_of(counts)
+    rows = np.arange(2000)
+    codec = fitted(cells, rows, max_steps=5)
+    x0 = codec.encode(*cells.batch(rows), fold=torch.from_numpy(fold_of(2000)), generator=generator())
+    low, high = codec.bounds
+    assert low < x0.min()
+    assert high > x0.max()
+    assert x0[:, -1].mean().item() == pytest.approx(0, abs=1e-3)
+    assert x0[:, -1].std().item() == pytest.approx(1, abs=1e-3)
+
+
 def test_all_folds_mean_the_same_by_a_coordinate(known):
     cells = known[0]
     codec = fitted(cells, np.arange(600), max_steps=5)

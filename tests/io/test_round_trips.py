@@ -108,6 +108,8 @@ def test_10x_hdf5_keeps_counts_and_names(adata: AnnData) -> None:
 def test_no_cells_and_empty_cells(name: str, tiny: AnnData) -> None:
     none = there_and_back(tiny[:0].copy(), name)
     assert none.shape == (0, 60)
+    if name in ("cells.h5ad", "cells.loom"):
+        assert set(none.obs) == {"cell_type", "donor"}
     blank = tiny[:3].copy()
     blank.X = sparse.csr_matrix(blank.shape, dtype=np.float32)
     assert there_and_back(blank, name).X.nnz == 0
