@@ -7,8 +7,8 @@ Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000)
 their file (--backed). Training has a fixed number of steps, so that what grows is what the cells cost: looking through
 them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED
 cells on: the codec's components and what checks the codec look at no more cells than that (the choice of genes looks
-at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts that
-are not run again stay as they were.
+at up parts, and
+numbers of cells, that are not run again stay as they were; exponents are of what one commit was measured with.
 """
 
 from __future__ import annotations
@@ -59,10 +59,14 @@ def main() -> None:
             "disk": lambda: of_disk(work, options.genes),
         }
         for name in options.only or parts:
+            made_by = measuring.about()
+            before = [row for row in result.get(name, {}).get("rows", []) if name == "cells"]
+            before = [{"commit": result[name]["made_by"]["commit"], **row} for row in before]
             rows: list[dict[str, Any]] = []
             for more in parts[name]():
-                rows += more
-                result[name] = {"made_by": measuring.about(), "rows": rows}
+                rows += [{**row, "commit": made_by["commit"]} for row in more]
+                kept = [row for row in before if row["cells"] not in {r["cells"] for r in rows}]
+                result[name] = {"made_by": made_by, "rows": sorted(kept + rows, key=lambda row: row.get("cells", 0))}
                 measuring.save("scale", result, text(result))
     if "cells" in result:
         picture(result["cells"]["rows"], PICTURE)
@@ -218,10 +222,13 @@ def text(result: dict[str, Any]) -> str:
         lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; {STEPS} steps of diffusion, {CODEC_STEPS} of the",
                   "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, and peak memory in",
                   "MiB.", ""]  # fmt: skip
-        columns = ["cells", *(f"{c}, {unit}" for c in COMMANDS for unit in ("s", "MiB"))]
+        commit = {n: of[COMMANDS[0], n].get("commit", "") for n in sizes}
+        columns = ["cells", *(f"{c}, {unit}" for c in COMMANDS for unit in ("s", "MiB")), "commit"]
         lines.append(measuring.table(columns, [
-            [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib"))] for n in sizes
+            [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib")), commit[n]]
+            for n in sizes
         ]))  # fmt: skip
+        sizes = [n for n in sizes if commit[n] == commit[sizes[-1]]]
         for fitted, which in ((sizes, "all sizes"), ([n for n in sizes if n >= SETTLED], f"from {SETTLED:,} cells on")):
             if len(fitted) > 3:
                 found = {c: exponent(fitted, [of[c, n]["seconds"] for n in fitted]) for c in COMMANDS}
