@@ -8,7 +8,7 @@ their file (--backed). Training has a fixed number of steps, so that what grows 
 them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED
 cells on: the codec's components and what checks the codec look at no more cells than that (the choice of genes looks
 at up parts, and
-numbers of cells, that are not run again stay as they were; exponents are of what one commit was measured with.
+numbers of cells, that are not run again stay as they were, with the commit they were measured with.
 """
 
 from __future__ import annotations
@@ -228,7 +228,6 @@ def text(result: dict[str, Any]) -> str:
             [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib")), commit[n]]
             for n in sizes
         ]))  # fmt: skip
-        sizes = [n for n in sizes if commit[n] == commit[sizes[-1]]]
         for fitted, which in ((sizes, "all sizes"), ([n for n in sizes if n >= SETTLED], f"from {SETTLED:,} cells on")):
             if len(fitted) > 3:
                 found = {c: exponent(fitted, [of[c, n]["seconds"] for n in fitted]) for c in COMMANDS}
