@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scdiffkit")
 
 BLOCK = 2048  # cells written at once
+BATCHES_KEPT = 32  # after so many, memory that is free goes back to the system
 NUL = "\0"
 LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
 BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
@@ -278,6 +279,7 @@ class CellWriter:
         self._obs: list[pd.DataFrame] = []
         self._names: list[str] = []  # joined: a million strings take five times the memory
         self._index_name: Any = None
+        self._batches = 0
 
     def __enter__(self) -> CellWriter:
         with writing(self.path), ExitStack() as stack:
@@ -299,6 +301,9 @@ class CellWriter:
         matrices = {name: self._as_csr(matrix, name, len(obs)) for name, matrix in {"X": X, **layers}.items()}
         with writing(self.path):
             self._file.append(matrices.pop("X"), matrices)
+        self._batches += 1
+        if self._batches % BATCHES_KEPT == 0:  # what is freed lies scattered in the heaps of the threads that took it
+            give_back()
         self._index_name = obs.index.name
         self._obs.append(obs.reset_index(drop=True))
         if len(obs):
