@@ -7,7 +7,7 @@ Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000)
 their file (--backed). Training has a fixed number of steps, so that what grows is what the cells cost: looking through
 them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED
 cells on: the codec's components and what checks the codec look at no more cells than that (the choice of genes looks
-at up parts, and
+at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts, and
 numbers of cells, that are not run again stay as they were, with the commit they were measured with.
 """
 

@@ -189,6 +189,7 @@ class CountCodec:
         return self._projected(lognormalise(counts, self.target_sum, library_size), fold)
 
     def _projected(self, values: sparse.csr_matrix, fold: np.ndarray) -> Tensor:
+        """The same from log values (B, G)."""
         components = torch.empty(len(fold), self.dim - 1)
         for k in np.unique(fold):
             here = np.flatnonzero(fold == k)
