@@ -23,7 +23,7 @@ from scdiffkit.config import RunConfig, TrainConfig
 from scdiffkit.data import Cells, rows_of_step
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.errors import RunError, ScdiffError
-from scdiffkit.gradients import Batch, Gradients, compile_in_place, pays_to_compile
+from scdiffkit.gradients import Batch, Gradients, clip, compile_in_place, pays_to_compile
 from scdiffkit.io import ahead
 from scdiffkit.run import Run
 from scdiffkit.team import READY, Team, failing_together, gather, leave
@@ -109,7 +109,7 @@ def fit(
                 group["lr"] = _lr(c, step, max_steps)
             loss_sum += gradients(batch)
             if c.grad_clip is not None:
-                fabric.clip_gradients(model, optimizer, max_norm=c.grad_clip, error_if_nonfinite=False)
+                clip(denoiser, c.grad_clip)
             optimizer.step()
             if ema and c.ema_decay:
                 # Early on a shorter memory, which would otherwise hold the initial weights.

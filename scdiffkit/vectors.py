@@ -23,6 +23,7 @@ from scdiffkit.io.atomic import writing
 Values = Tensor | np.ndarray
 COMPLETE = "vectors.json"
 SHARE_OF_GPU = 0.2  # of a GPU's free memory, at most, for the x0 of all cells
+BYTES_ON_CPU = 1 << 28  # for the same: they take many times as much as the counts they come of
 CELLS_AT_ONCE = 1024
 log = logging.getLogger("scdiffkit")
 
@@ -91,14 +92,14 @@ class Encoded:
 
 
 def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device) -> Vectors:
-    """The vectors of the training cells `rows`; encoded once for all, where a GPU has ample room for them."""
+    """The vectors of the training cells `rows`; encoded once for all, where the device has ample room for them."""
     codes = to_device(cells.codes[rows], device)
     if isinstance(codec, GeneCodec):
-        encoded = Encoded(codec, cells, rows, device)
-        if device.type != "cuda":
-            return encoded
-        torch.cuda.empty_cache()  # what an earlier training took is free, too
-        if 4 * len(rows) * codec.dim > SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+        encoded, room = Encoded(codec, cells, rows, device), float(BYTES_ON_CPU)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what an earlier training took is free, too
+            room = SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
+        if 4 * len(rows) * codec.dim > room:
             return encoded
         return Posteriors(encoded.at_once(), None, codes, device)
     mean, deviation = (torch.cat(parts) for parts in zip(*codec.posteriors(cells, rows, device), strict=True))

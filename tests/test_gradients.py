@@ -13,7 +13,7 @@ import scdiffkit
 from scdiffkit import gradients
 from scdiffkit.config import DiTConfig, UNetConfig
 from scdiffkit.device import make_fabric
-from scdiffkit.gradients import Gradients, pays_to_compile
+from scdiffkit.gradients import Gradients, clip, pays_to_compile
 from scdiffkit.models import build
 from scdiffkit.run import Run
 
@@ -88,3 +88,16 @@ def test_a_recording_makes_room_for_the_held_out_cells(caplog: pytest.LogCapture
 
     with pytest.raises(torch.OutOfMemoryError):
         found.making_room(never)
+
+
+@pytest.mark.parametrize("length", [0.5, 3.0, float("nan")])
+def test_gradients_are_clipped_as_torch_clips_them(length: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    direction = torch.nn.functional.normalize(torch.randn(18), dim=0) * length
+    for network in (ours, theirs):
+        network.weight.grad, network.bias.grad = direction[:15].view(3, 5).clone(), direction[15:].clone()
+    clip(ours, 1.0)
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, equal_nan=True)

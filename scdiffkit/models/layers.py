@@ -31,7 +31,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, self.padding))
-        return self.proj(x.unflatten(1, (self.num_patches, self.patch_size)))  # (B, N, H)
+        # By cell in memory too, as everything that follows is.
+        return self.proj(x.unflatten(1, (self.num_patches, self.patch_size))).contiguous()  # (B, N, H)
 
 
 class PatchLinear(nn.Module):
@@ -48,7 +49,7 @@ class PatchLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 2:
             return x @ self.weight + self.bias
-        return torch.einsum("bni,nio->bno", x, self.weight) + self.bias
+        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
 def sincos_positions(num_patches: int, hidden_size: int) -> Tensor:
