@@ -4,10 +4,10 @@
     python benchmarks/scale.py --only genes|processes|disk|cells
 
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
-their file (--backed). Training has a fixed number of steps, so that what grows is what the cells cost: looking through
-them, and encoding each. The exponent p is of seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED
-cells on: the codec's components and what checks the codec look at no more cells than that (the choice of genes looks
-at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts, and
+their file (--backed). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows is
+what the cells cost: looking through them, encoding each, and training on each once. The exponent p is of
+seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED cells on: the codec's components and what
+checks the codec look at no more cells than that (the choice of genes looks at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts, and
 numbers of cells, that are not run again stay as they were, with the commit they were measured with.
 """
 
@@ -79,8 +79,8 @@ def atlas(work: Path, cells: int, genes: int) -> Path:
     return path
 
 
-def train(data: Path, out: Path, *options: object) -> dict[str, Any]:
-    short: list[object] = ["--max-steps", STEPS, "--set", "train.patience=100"]
+def train(data: Path, out: Path, *options: object, length: tuple[str, int] = ("--max-steps", STEPS)) -> dict[str, Any]:
+    short: list[object] = [*length, "--set", "train.patience=100"]
     if "gene" not in options:
         short += ["--set", f"codec.max_steps={CODEC_STEPS}"]
     return measuring.scdiff("train", data, "--label", "cell_type", "--out", out, "--force", *short, *options)
@@ -92,7 +92,7 @@ def of_cells(work: Path, sizes: list[int], genes: int) -> Iterator[Rows]:
         data, prepared, run, drawn = atlas(work, n, genes), work / "prepared.h5ad", work / "run", work / "drawn.h5ad"
         found = {
             "preprocess": measuring.scdiff("preprocess", data, "-o", prepared, "--force", "--backed"),
-            "train": train(data, run, "--backed"),
+            "train": train(data, run, "--backed", length=("--max-epochs", 1)),
             "sample": measuring.scdiff("sample", run, "-n", n, "--ddim", 2, "-o", drawn, "--force"),
         }
         found["evaluate"] = measuring.scdiff(
@@ -219,7 +219,7 @@ def text(result: dict[str, Any]) -> str:
         rows, sizes = result["cells"]["rows"], sorted({r["cells"] for r in result["cells"]["rows"]})
         of = {(r["command"], r["cells"]): r for r in rows}
         lines += ["", "## Cells", "", measuring.in_words(result["cells"]["made_by"]), ""]
-        lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; {STEPS} steps of diffusion, {CODEC_STEPS} of the",
+        lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; one epoch of diffusion, {CODEC_STEPS} steps of the",
                   "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, and peak memory in",
                   "MiB.", ""]  # fmt: skip
         commit = {n: of[COMMANDS[0], n].get("commit", "") for n in sizes}
