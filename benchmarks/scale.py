@@ -5,10 +5,11 @@
 
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
 their file (--backed). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows is
-what the cells cost: looking through them, encoding each, and training on each once. The exponent p is of
-seconds = a + b * cells^p, fitted to all sizes, and to those from SETTLED cells on: the codec's components and what
-checks the codec look at no more cells than that (the choice of genes looks at up to 50,000). Files are kept in --work and used again. Writes results/scale.json and results/scale.md; parts, and
-numbers of cells, that are not run again stay as they were, with the commit they were measured with.
+what the cells cost: looking through them, encoding each, and training on each once. The exponent p is of seconds = a +
+b * cells^p, fitted to all sizes, and to those from SETTLED cells on: the codec's components and what checks the codec
+look at no more cells than that (the choice of genes looks at up to 50,000). Files are kept in --work and used again.
+Writes results/scale.json and results/scale.md; parts, and numbers of cells, that are not run again stay as they were,
+with the commit they were measured with.
 """
 
 from __future__ import annotations
