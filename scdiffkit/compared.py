@@ -201,6 +201,9 @@ class Side:
             self.X, self.counts = _stacked(kept), _stacked(of_kept)
             self.library_size = np.concatenate(sizes) if sizes else None
             self._take_of_obs(held)
+            kept.clear()
+            of_kept.clear()
+            give_back()  # the pieces lay between the blocks that they were taken from
         elif self.counts is not None:
             self.library_size = _sums(self.counts)
 
@@ -262,7 +265,6 @@ def _blocks(
         return part, block, here, counts
 
     yield from ahead(read(start) for start in range(0, n, step))
-    give_back()
 
 
 def _sums(counts: sparse.csr_matrix) -> np.ndarray:

@@ -48,7 +48,7 @@ from scdiffkit.compared import (
     parts,
 )
 from scdiffkit.errors import ConfigError, FileError, nearest
-from scdiffkit.io import Backed, atomic_path, atomic_write_text
+from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import METRICS, PROTOCOLS
 from scdiffkit.metrics.layouts import LAYOUTS
@@ -360,6 +360,7 @@ def evaluate(
     with _pool() as pool:
         exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
         exact.result()  # first, and alone: of all cells, it takes memory that grows with them
+        give_back()
         if out is not None:
             shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, max_cells * min(2, resamples)))
             layouts = {

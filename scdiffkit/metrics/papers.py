@@ -13,7 +13,7 @@ from scdiffkit.metrics.marginals import mean_per_gene
 from scdiffkit.metrics.registry import metric
 
 PAPER = "scRDiT (arXiv 2404.06153)"
-BLOCK_OF_CELLS = 512
+BLOCK_OF_CELLS = 64
 BLOCK_OF_GENES = 20
 N_KERNELS = 5
 
