@@ -396,6 +396,7 @@ def evaluate(
                 if progress:
                     progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
                 found.setdefault(metric.name, []).append(score.result())
+                give_back()
             for parts_of, group in groups:
                 for name, of_part in group.result().items():
                     for metric_name, of_metric in of_part.items():
