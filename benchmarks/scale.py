@@ -2,14 +2,16 @@
 
     python benchmarks/scale.py [--cells 10000 30000 100000 300000 1000000] [--genes 20000] [--work FOLDER]
     python benchmarks/scale.py --only genes|processes|disk|cells
+    python benchmarks/scale.py --only cells --commands sample evaluate --work FOLDER
 
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
 their file (--backed). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows is
 what the cells cost: looking through them, encoding each, and training on each once. The exponent p is of seconds = a +
 b * cells^p, fitted to all sizes, and to those from SETTLED cells on: the codec's components and what checks the codec
 look at no more cells than that (the choice of genes looks at up to 50,000). Files are kept in --work and used again.
-Writes results/scale.json and results/scale.md; parts, and numbers of cells, that are not run again stay as they were,
-with the commit they were measured with.
+Writes results/scale.json and results/scale.md; parts, sizes and commands that are not run again stay as they were, with
+the commit they were measured with. --commands: cells are drawn from the run that --work holds, and evaluated where they
+are drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--genes", type=int, default=20_000)
     parser.add_argument("--work", type=Path, help="where files go; they are kept (default: a temporary folder)")
+    parser.add_argument("--commands", choices=COMMANDS, nargs="+", default=COMMANDS, help="of --only cells")
     parser.add_argument("--only", choices=["cells", "genes", "processes", "disk"], action="append")
     options = parser.parse_args()
     path = measuring.RESULTS / "scale.json"
@@ -54,7 +57,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         parts: dict[str, Callable[[], Iterator[Rows]]] = {
-            "cells": lambda: of_cells(work, options.cells, options.genes),
+            "cells": lambda: of_cells(work, options.cells, options.genes, options.commands),
             "genes": lambda: of_genes(work),
             "processes": lambda: of_processes(work),
             "disk": lambda: of_disk(work, options.genes),
@@ -66,7 +69,8 @@ def main() -> None:
             rows: list[dict[str, Any]] = []
             for more in parts[name]():
                 rows += [{**row, "commit": made_by["commit"]} for row in more]
-                kept = [row for row in before if row["cells"] not in {r["cells"] for r in rows}]
+                again = {(r.get("command"), r.get("cells")) for r in rows}
+                kept = [row for row in before if (row["command"], row["cells"]) not in again]
                 result[name] = {"made_by": made_by, "rows": sorted(kept + rows, key=lambda row: row.get("cells", 0))}
                 measuring.save("scale", result, text(result))
     if "cells" in result:
@@ -87,21 +91,25 @@ def train(data: Path, out: Path, *options: object, length: tuple[str, int] = ("-
     return measuring.scdiff("train", data, "--label", "cell_type", "--out", out, "--force", *short, *options)
 
 
-def of_cells(work: Path, sizes: list[int], genes: int) -> Iterator[Rows]:
-    """Every command, at every size; as many cells are drawn as there are."""
+def of_cells(work: Path, sizes: list[int], genes: int, commands: Sequence[str]) -> Iterator[Rows]:
+    """Each of the commands, at every size."""
     for n in sorted(sizes):
-        data, prepared, run, drawn = atlas(work, n, genes), work / "prepared.h5ad", work / "run", work / "drawn.h5ad"
-        found = {
-            "preprocess": measuring.scdiff("preprocess", data, "-o", prepared, "--force", "--backed"),
-            "train": train(data, run, "--backed", length=("--max-epochs", 1)),
-            "sample": measuring.scdiff("sample", run, "-n", n, "--ddim", 2, "-o", drawn, "--force"),
-        }
-        found["evaluate"] = measuring.scdiff(
-            "evaluate", data, drawn, "--label", "cell_type", "--backed", "--fast", "-o", work / "report", "--force"
-        )
-        for path in (prepared, drawn):
-            path.unlink()
-        yield [row(name, n, genes, figures) for name, figures in found.items()]
+        yield [row(name, n, genes, of_command(name, work, n, genes)) for name in COMMANDS if name in commands]
+        for name in ("prepared", "drawn"):
+            (work / f"{name}.h5ad").unlink(missing_ok=True)
+
+
+def of_command(name: str, work: Path, n: int, genes: int) -> dict[str, Any]:
+    """A command's time and memory with n cells; as many are drawn as there are."""
+    data, run, drawn = atlas(work, n, genes), work / "run", work / "drawn.h5ad"
+    if name == "preprocess":
+        return measuring.scdiff(name, data, "-o", work / "prepared.h5ad", "--force", "--backed")
+    if name == "train":
+        return train(data, run, "--backed", length=("--max-epochs", 1))
+    if name == "sample":
+        return measuring.scdiff(name, run, "-n", n, "--ddim", 2, "-o", drawn, "--force")
+    options = ("--label", "cell_type", "--backed", "--fast", "-o", work / "report", "--force")
+    return measuring.scdiff(name, data, drawn, *options)
 
 
 def of_genes(work: Path, n: int = 30_000) -> Iterator[Rows]:
@@ -223,7 +231,7 @@ def text(result: dict[str, Any]) -> str:
         lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; one epoch of diffusion, {CODEC_STEPS} steps of the",
                   "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, and peak memory in",
                   "MiB.", ""]  # fmt: skip
-        commit = {n: of[COMMANDS[0], n].get("commit", "") for n in sizes}
+        commit = {n: ", ".join(dict.fromkeys(of[c, n].get("commit", "") for c in COMMANDS)) for n in sizes}
         columns = ["cells", *(f"{c}, {unit}" for c in COMMANDS for unit in ("s", "MiB")), "commit"]
         lines.append(measuring.table(columns, [
             [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib")), commit[n]]
