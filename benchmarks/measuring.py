@@ -19,16 +19,20 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def scdiff(*args: object) -> dict[str, Any]:
-    """Run a command to its end, in a process of its own: seconds, peak resident memory in MiB, and what it printed."""
+    """Run a command to its end, in a process of its own: seconds, peak resident memory in MiB, and what it printed.
+
+    said: the lines of its log, with the seconds after which each came.
+    """
     command = [sys.executable, "-m", "scdiffkit", *map(str, args)]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        log = process.stderr.read()
+        said = [(time.monotonic() - started, line) for line in process.stderr]
         printed = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    log = "".join(line for _, line in said)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{log}")
     return {
@@ -37,6 +41,7 @@ def scdiff(*args: object) -> dict[str, Any]:
         "memory_mib": used.ru_maxrss / 1024,
         "printed": printed,
         "log": log,
+        "said": said,
     }
 
 

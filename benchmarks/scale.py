@@ -2,16 +2,16 @@
 
     python benchmarks/scale.py [--cells 10000 30000 100000 300000 1000000] [--genes 20000] [--work FOLDER]
     python benchmarks/scale.py --only genes|processes|disk|cells
-    python benchmarks/scale.py --only cells --commands sample evaluate --work FOLDER
+    python benchmarks/scale.py --only cells --commands preprocess train --repeats 2 --work FOLDER
 
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
 their file (--backed). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows is
-what the cells cost: looking through them, encoding each, and training on each once. The exponent p is of seconds = a +
-b * cells^p, fitted to all sizes, and to those from SETTLED cells on: the codec's components and what checks the codec
-look at no more cells than that (the choice of genes looks at up to 50,000). Files are kept in --work and used again.
-Writes results/scale.json and results/scale.md; parts, sizes and commands that are not run again stay as they were, with
-the commit they were measured with. --commands: cells are drawn from the run that --work holds, and evaluated where they
-are drawn.
+what the cells cost: looking through them, encoding each, and training on each once. Fixed is what looks at no more than
+so many cells, however many there are: the seconds between two lines that the command prints (FIXED). The exponent p is
+of the other seconds = a + b * cells^p; and the same of all seconds. Files are kept in --work and used again. Writes
+results/scale.json and results/scale.md; parts, sizes and commands that are not run again stay as they were, with the
+commit they were measured with. --commands: cells are drawn from the run that --work holds, and evaluated where they are
+drawn. --repeats: medians; every size once, then every size again.
 """
 
 from __future__ import annotations
@@ -37,8 +37,16 @@ from scipy.optimize import curve_fit
 from scdiffkit.fit import TrainStatus
 
 STEPS, CODEC_STEPS = 200, 100
-SETTLED = 30_000
 COMMANDS = ("preprocess", "train", "sample", "evaluate")
+# What does not grow, by the lines of the log before it (the last that fits; None: from the start) and after it.
+FIXED = {
+    "preprocess": (r"\(min_cells|Genes are chosen on", "chosen as highly variable"),
+    "train": ("principal components of", r"cells to train, .* held out"),
+    "sample": (None, "computing on"),
+    "evaluate": (r"comparing \d+ cells a side", "raw counts in X, normalised"),
+}
+NONE = "not measured"
+MEASURED = ("seconds", "fixed", "memory_mib")
 Rows = list[dict[str, Any]]
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "scale.png"
 
@@ -49,6 +57,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=20_000)
     parser.add_argument("--work", type=Path, help="where files go; they are kept (default: a temporary folder)")
     parser.add_argument("--commands", choices=COMMANDS, nargs="+", default=COMMANDS, help="of --only cells")
+    parser.add_argument("--repeats", type=int, default=1, help="of --only cells")
     parser.add_argument("--only", choices=["cells", "genes", "processes", "disk"], action="append")
     options = parser.parse_args()
     path = measuring.RESULTS / "scale.json"
@@ -57,7 +66,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         parts: dict[str, Callable[[], Iterator[Rows]]] = {
-            "cells": lambda: of_cells(work, options.cells, options.genes, options.commands),
+            "cells": lambda: of_cells(work, options.cells, options.genes, options.commands, options.repeats),
             "genes": lambda: of_genes(work),
             "processes": lambda: of_processes(work),
             "disk": lambda: of_disk(work, options.genes),
@@ -91,12 +100,29 @@ def train(data: Path, out: Path, *options: object, length: tuple[str, int] = ("-
     return measuring.scdiff("train", data, "--label", "cell_type", "--out", out, "--force", *short, *options)
 
 
-def of_cells(work: Path, sizes: list[int], genes: int, commands: Sequence[str]) -> Iterator[Rows]:
-    """Each of the commands, at every size."""
-    for n in sorted(sizes):
-        yield [row(name, n, genes, of_command(name, work, n, genes)) for name in COMMANDS if name in commands]
+def of_cells(work: Path, sizes: list[int], genes: int, commands: Sequence[str], repeats: int) -> Iterator[Rows]:
+    """Each of the commands, at every size; medians of what was measured so far."""
+    measured: dict[tuple[str, int], Rows] = {}
+    for n in sorted(sizes) * repeats:
+        for name in (name for name in COMMANDS if name in commands):
+            found = of_command(name, work, n, genes)
+            found["fixed"] = fixed(name, found["said"])
+            measured.setdefault((name, n), []).append(found)
+        yield [
+            row(name, n, genes, {key: float(np.median([r[key] for r in rows])) for key in MEASURED}, repeats=len(rows))
+            for (name, n), rows in measured.items()
+        ]
         for name in ("prepared", "drawn"):
             (work / f"{name}.h5ad").unlink(missing_ok=True)
+
+
+def fixed(command: str, said: list[tuple[float, str]]) -> float:
+    """Seconds of a command that do not grow with the cells."""
+    before, after = FIXED[command]
+    end, last = next((i, at) for i, (at, line) in enumerate(said) if re.search(after, line))
+    if before is None:
+        return last
+    return last - [at for at, line in said[:end] if re.search(before, line)][-1]
 
 
 def of_command(name: str, work: Path, n: int, genes: int) -> dict[str, Any]:
@@ -174,14 +200,11 @@ def of_training(log: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
 
 
-def row(command: str, cells: int, genes: int, figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "command": command,
-        "cells": cells,
-        "genes": genes,
-        "seconds": round(figures["seconds"], 1),
-        "memory_mib": round(figures["memory_mib"]),
-    }
+def row(command: str, cells: int, genes: int, figures: dict[str, Any], **more: object) -> dict[str, Any]:
+    found = {"seconds": round(figures["seconds"], 1), "memory_mib": round(figures["memory_mib"])}
+    if "fixed" in figures:
+        found["fixed"] = round(figures["fixed"], 1)
+    return {"command": command, "cells": cells, "genes": genes, **found, **more}
 
 
 def spread(values: list[float]) -> str:
@@ -196,6 +219,18 @@ def exponent(cells: list[int], seconds: list[float]) -> float:
         lambda n, a, b, p: a + b * n**p, n, s, start, sigma=s, bounds=([0, 0, 0.3], [np.inf, np.inf, 3])
     )
     return float(p)
+
+
+def in_brackets(r: dict[str, Any] | None) -> str:
+    return NONE if r is None else f"{r['seconds']:.0f} ({r['fixed']:.0f})"
+
+
+def listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+
+
+def commits(rows: Rows, n: int) -> str:
+    return ", ".join(dict.fromkeys(r.get("commit", "") for r in rows if r["cells"] == n))
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -229,25 +264,28 @@ def text(result: dict[str, Any]) -> str:
         of = {(r["command"], r["cells"]): r for r in rows}
         lines += ["", "## Cells", "", measuring.in_words(result["cells"]["made_by"]), ""]
         lines += [f"{rows[0]['genes']:,} genes, h5ad left on disk; one epoch of diffusion, {CODEC_STEPS} steps of the",
-                  "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, and peak memory in",
-                  "MiB.", ""]  # fmt: skip
-        commit = {n: ", ".join(dict.fromkeys(of[c, n].get("commit", "") for c in COMMANDS)) for n in sizes}
-        columns = ["cells", *(f"{c}, {unit}" for c in COMMANDS for unit in ("s", "MiB")), "commit"]
-        lines.append(measuring.table(columns, [
-            [f"{n:,}", *(f"{of[c, n][key]:.0f}" for c in COMMANDS for key in ("seconds", "memory_mib")), commit[n]]
-            for n in sizes
+                  "codec; as many cells drawn as there are (2 steps); `evaluate --fast`. Seconds, in brackets those of",
+                  "what looks at no more than so many cells: the choice of genes (50,000); the codec's components",
+                  "(20,000), its steps and its check; the start of sampling; scores and pictures.", ""]  # fmt: skip
+        lines.append(measuring.table(["cells", *(f"{c}, s" for c in COMMANDS), "commit"], [
+            [f"{n:,}", *(in_brackets(of.get((c, n))) for c in COMMANDS), commits(rows, n)] for n in sizes
         ]))  # fmt: skip
-        for fitted, which in ((sizes, "all sizes"), ([n for n in sizes if n >= SETTLED], f"from {SETTLED:,} cells on")):
-            if len(fitted) > 3:
-                found = {c: exponent(fitted, [of[c, n]["seconds"] for n in fitted]) for c in COMMANDS}
-                lines += [
-                    "",
-                    f"Exponent of time, {which}: " + ", ".join(f"{c} {p:.2f}" for c, p in found.items()) + ".",
-                ]
+        runs = {c: sorted({r["repeats"] for r in rows if r["command"] == c}) for c in COMMANDS}
+        lines += ["", "Runs of each size, of which these are medians: "
+                  + ", ".join(f"{c} {' or '.join(map(str, n))}" for c, n in runs.items() if n) + ".", ""]  # fmt: skip
+        lines += ["Peak memory, MiB:", ""]
+        lines.append(measuring.table(["cells", *COMMANDS], [
+            [f"{n:,}", *(of[c, n]["memory_mib"] if (c, n) in of else NONE for c in COMMANDS)] for n in sizes
+        ]))  # fmt: skip
+        complete = [c for c in COMMANDS if all((c, n) in of for n in sizes)]
+        if len(sizes) > 3:
+            growing = {c: exponent(sizes, [of[c, n]["seconds"] - of[c, n]["fixed"] for n in sizes]) for c in complete}
+            whole = {c: exponent(sizes, [of[c, n]["seconds"] for n in sizes]) for c in complete}
+            lines += ["", f"Exponent p of seconds = a + b cells^p, of those not in brackets: {listed(growing)}.",
+                      "", f"Of all seconds: {listed(whole)}."]  # fmt: skip
         tenth = max((n for n in sizes if n <= sizes[-1] / 10), default=sizes[0])
-        growth = {c: of[c, sizes[-1]]["memory_mib"] / of[c, tenth]["memory_mib"] for c in COMMANDS}
-        lines += ["", f"Memory of {sizes[-1]:,} cells over that of {tenth:,}: "
-                  + ", ".join(f"{c} {g:.2f}" for c, g in growth.items()) + "."]  # fmt: skip
+        growth = {c: of[c, sizes[-1]]["memory_mib"] / of[c, tenth]["memory_mib"] for c in complete}
+        lines += ["", f"Memory of {sizes[-1]:,} cells over that of {tenth:,}: {listed(growth)}."]
     if "genes" in result:
         lines += ["", "## Genes", "", measuring.in_words(result["genes"]["made_by"]), ""]
         lines.append(measuring.table(["genes", "cells", "train, s", "MiB"], [

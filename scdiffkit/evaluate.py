@@ -361,6 +361,7 @@ def evaluate(
         exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
         exact.result()  # first, and alone: of all cells, it takes memory that grows with them
         give_back()
+        log.info("comparing %d cells a side, %s", n, "once" if resamples == 1 else f"{resamples} times over")
         if out is not None:
             shown = _cells_to_draw(sides, seed, min(MAX_PICTURE_CELLS, max_cells * min(2, resamples)))
             layouts = {

@@ -700,10 +700,10 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
 
     if counts.shape[0] > MAX_CELLS_TO_CHOOSE:
         at = _drawn(obs[config.batch_key] if config.batch_key else pd.Series(0, index=obs.index))
-        log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
         parts = np.array_split(at, math.ceil(len(at) / HEAD))  # taking them at once would need several times the memory
         X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), _taken(obs, at)
         give_back()
+        log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
     else:
         X = counts[0 : counts.shape[0]]
     if config.hvg_flavor != "seurat_v3":  # which looks at counts

@@ -144,6 +144,8 @@ class CountCodec:
             sampled.sort()
         values = self._log_normalised(cells, rows[sampled])
         _check_there_is_something_to_learn(values)
+        totals = torch.from_numpy(_sums(cells.counts, rows))
+        log.info("count codec: principal components of %d of %d training cells", len(sampled), len(rows))
         spectral = _CrossFitted(values, fold_of(len(rows))[sampled], c.latent_dim, seed)
         if c.latent_dim and spectral.components < c.latent_dim:
             warnings.warn(
@@ -164,7 +166,6 @@ class CountCodec:
         self.loadings, self.offsets = spectral.loadings, spectral.offsets
         components = self._projected(values, fold_of(len(rows))[sampled])
         del values
-        totals = torch.from_numpy(_sums(cells.counts, rows))
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
         net.mean_count.copy_((totals / len(rows)).float())
