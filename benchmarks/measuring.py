@@ -23,7 +23,7 @@ def scdiff(*args: object) -> dict[str, Any]:
 
     said: the lines of its log, with the seconds after which each came.
     """
-    command = [sys.executable, "-m", "scdiffkit", *map(str, args)]
+    command = [sys.executable, "-m", "scdiffkit", "--verbose", *map(str, args)]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

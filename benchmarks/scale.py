@@ -38,9 +38,9 @@ from scdiffkit.fit import TrainStatus
 
 STEPS, CODEC_STEPS = 200, 100
 COMMANDS = ("preprocess", "train", "sample", "evaluate")
-# What does not grow, by the lines of the log before it (the last that fits; None: from the start) and after it.
+# What does not grow, by the lines of the log before it (None: from the start) and after it.
 FIXED = {
-    "preprocess": (r"\(min_cells|Genes are chosen on", "chosen as highly variable"),
+    "preprocess": ("Genes are chosen on", "chosen as highly variable"),
     "train": ("principal components of", r"cells to train, .* held out"),
     "sample": (None, "computing on"),
     "evaluate": (r"comparing \d+ cells a side", "raw counts in X, normalised"),
@@ -73,14 +73,12 @@ def main() -> None:
         }
         for name in options.only or parts:
             made_by = measuring.about()
-            before = [row for row in result.get(name, {}).get("rows", []) if name == "cells"]
-            before = [{"commit": result[name]["made_by"]["commit"], **row} for row in before]
-            rows: list[dict[str, Any]] = []
+            rows: Rows = [row for row in result.get(name, {}).get("rows", []) if name == "cells"]  # until measured anew
             for more in parts[name]():
+                again = {(r.get("command"), r.get("cells")) for r in more} if name == "cells" else set()
+                rows = [row for row in rows if (row.get("command"), row.get("cells")) not in again]
                 rows += [{**row, "commit": made_by["commit"]} for row in more]
-                again = {(r.get("command"), r.get("cells")) for r in rows}
-                kept = [row for row in before if (row["command"], row["cells"]) not in again]
-                result[name] = {"made_by": made_by, "rows": sorted(kept + rows, key=lambda row: row.get("cells", 0))}
+                result[name] = {"made_by": made_by, "rows": sorted(rows, key=lambda row: row.get("cells", 0))}
                 measuring.save("scale", result, text(result))
     if "cells" in result:
         picture(result["cells"]["rows"], PICTURE)
@@ -110,7 +108,8 @@ def of_cells(work: Path, sizes: list[int], genes: int, commands: Sequence[str], 
             measured.setdefault((name, n), []).append(found)
         yield [
             row(name, n, genes, {key: float(np.median([r[key] for r in rows])) for key in MEASURED}, repeats=len(rows))
-            for (name, n), rows in measured.items()
+            for (name, size), rows in measured.items()
+            if size == n
         ]
         for name in ("prepared", "drawn"):
             (work / f"{name}.h5ad").unlink(missing_ok=True)
@@ -119,10 +118,8 @@ def of_cells(work: Path, sizes: list[int], genes: int, commands: Sequence[str], 
 def fixed(command: str, said: list[tuple[float, str]]) -> float:
     """Seconds of a command that do not grow with the cells."""
     before, after = FIXED[command]
-    end, last = next((i, at) for i, (at, line) in enumerate(said) if re.search(after, line))
-    if before is None:
-        return last
-    return last - [at for at, line in said[:end] if re.search(before, line)][-1]
+    end = next(at for at, line in said if re.search(after, line))
+    return end - (0 if before is None else next(at for at, line in said if re.search(before, line)))
 
 
 def of_command(name: str, work: Path, n: int, genes: int) -> dict[str, Any]:

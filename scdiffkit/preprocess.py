@@ -150,6 +150,8 @@ def prepare(
     if TOTAL in obs:
         log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
     obs[TOTAL] = totals.astype(np.float32)
+    del rows
+    give_back()  # names and columns of millions of cells were read, copied and looked through
     if choose_genes:
         var["highly_variable"] = _choose_genes(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
@@ -396,7 +398,7 @@ def _raw(cells: AnnData | Backed) -> _Raw:
         raise DataError(
             f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
         )
-    obs = cells.obs.copy()
+    obs = cells.obs.copy(deep=not isinstance(cells, Backed))  # what a file gave is nobody else's
     if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # one that takes its table of names away
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
@@ -706,6 +708,7 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
     else:
         X = counts[0 : counts.shape[0]]
+        log.debug("Genes are chosen on all %d cells", counts.shape[0])
     if config.hvg_flavor != "seurat_v3":  # which looks at counts
         X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
     return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
@@ -731,6 +734,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
     if config.hvg_flavor != "seurat_v3":
         return _scanpy_selection(cells, config)
     _check_enough_to_fit(cells, config)
+    give_back()
     for span in SPANS[:-1]:
         try:
             return _scanpy_selection(cells, config, span=span)
@@ -750,8 +754,10 @@ def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
     counts = cells.X
     batches = pd.Series("", index=cells.obs_names) if config.batch_key is None else cells.obs[config.batch_key]
     for batch in batches.unique():
-        rows = counts[(batches == batch).to_numpy()]
-        varying = int((rows.max(axis=0) != rows.min(axis=0)).sum())
+        rows = Selected(counts, np.flatnonzero(batches == batch), None)
+        ends = [(block.min(axis=0).toarray(), block.max(axis=0).toarray()) for _, block in blocks(rows)]
+        lowest, highest = (np.vstack(side) for side in zip(*ends, strict=True))
+        varying = int((lowest.min(axis=0) != highest.max(axis=0)).sum())
         if varying < FEWEST_VARYING:
             where = f" of {config.batch_key} {str(batch)!r}" if config.batch_key else ""
             raise DataError(

@@ -251,15 +251,17 @@ def open_backed(path: str | Path) -> Backed:
             f"{path} was written by an anndata before 0.8, so it can only be read whole: write it anew with "
             "scdiffkit.read and scdiffkit.write, on a machine with more memory, or give a larger --max-memory."
         )
-    root: Any = open_hdf5(path) if format == "h5ad" else open_zarr(path)
+    opened = open_hdf5 if format == "h5ad" else open_zarr
     try:
+        obs = read_elem(opened(path)["obs"])  # apart: HDF5 keeps what it read of millions of names until it is closed
+        root: Any = opened(path)
         places = {'layers["counts"]': "layers/counts", "raw": "raw/X", "X": "X"}
         if "layers" in root:
             places |= {f'layers["{name}"]': f"layers/{name}" for name in root["layers"]}
         matrices = {place: stored for place, key in places.items() if (stored := _stored(path, root, place, key))}
         uns = read_elem(root["uns"]) if "uns" in root else {}
         raw_var = read_elem(root["raw/var"]) if "raw" in matrices else None
-        return Backed(path, read_elem(root["obs"]), read_elem(root["var"]), raw_var, dict(uns), matrices)
+        return Backed(path, obs, read_elem(root["var"]), raw_var, dict(uns), matrices)
     except (MemoryError, FileError):
         raise
     except Exception as e:  # h5py, zarr and anndata have no common class
