@@ -24,11 +24,10 @@ from scdiffkit.data import Cells, rows_of_step
 from scdiffkit.denoiser import Denoiser, drop_conditions
 from scdiffkit.errors import RunError, ScdiffError
 from scdiffkit.gradients import Batch, Gradients, clip, compile_in_place, pays_to_compile
-from scdiffkit.io import ahead
+from scdiffkit.io import ahead, interruption
 from scdiffkit.run import Run
 from scdiffkit.team import READY, Team, failing_together, gather, leave
 from scdiffkit.vectors import Vectors, are_written, open_written
-from scdiffkit.workers import interruption
 
 UNTRAINED = 0.05  # of the steps planned
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, give_back, on_disk
+from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, give_back, interruption, on_disk
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,11 +99,16 @@ class Prepared:
 
     def write(self, path: str | Path, *, force: bool = False) -> Path:
         """The same to a file, a block of cells at a time."""
-        with CellWriter(path, self.var.index, var=self.var, uns=self.uns, layers=("counts",), force=force) as out:
+        with (
+            interruption() as interrupted,
+            CellWriter(path, self.var.index, var=self.var, uns=self.uns, layers=("counts",), force=force) as out,
+        ):
             for part, counts in blocks(self.counts):
                 obs = self.obs.iloc[part]
                 X = lognormalise(counts, self.config.target_sum, obs[TOTAL].to_numpy(np.float64))
                 out.append(X, {"counts": counts}, obs)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         log.info("Normalised to %g counts per cell, log1p", self.config.target_sum)
         return Path(path)
 

@@ -8,7 +8,6 @@ reaches the parent alone, which ends its workers; a worker whose parent is gone 
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import logging
 import multiprocessing.spawn
@@ -20,7 +19,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, Protocol
@@ -44,30 +43,6 @@ class Member(Protocol):
 
     def submit(self, job: Any) -> Future[Any]: ...
     def close(self) -> None: ...
-
-
-@contextlib.contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """Within the block, Ctrl-C and SIGTERM set the event, so that nothing is cut in half; again: at once.
-
-    An exception would be lost where it is raised while a library tidies up.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def in_order(members: Sequence[Member], jobs: Iterable[Any], interrupted: threading.Event) -> Generator[Any]:

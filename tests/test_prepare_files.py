@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,29 @@ def test_small_batches_are_among_the_cells_that_genes_are_chosen_on(
     monkeypatch.setattr(MODULE, "_scanpy_genes", looked_on)
     preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", batch_key="donor", min_counts=0, min_genes=0)
     assert seen == [{"large": 70, "small": 30}]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_comes_while_a_library_tidies_up_stops_the_writing(
+    tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What finalisers and callbacks of weak references raise is lost; after each write h5py runs some."""
+
+    class Finaliser:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    class Writer(MODULE.CellWriter):
+        def append(self, *args: Any) -> None:
+            super().append(*args)
+            Finaliser()
+
+    monkeypatch.setattr(MODULE, "CellWriter", Writer)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tiny, PreprocessConfig(n_top_genes=20)).write(tmp_path / "prepared.h5ad")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())

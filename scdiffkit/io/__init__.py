@@ -1,6 +1,6 @@
 """Cells in and out of files: h5ad, loom, 10x matrix folder, 10x HDF5. A write is complete or not at all."""
 
-from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text
+from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text, interruption
 from scdiffkit.io.backed import Backed, OnDisk, Rows, Selected, Stacked, ahead, blocks, give_back, on_disk, open_backed
 from scdiffkit.io.cells import CellsLike, CellWriter, open_cells, open_rows, read, write
 from scdiffkit.io.formats import check_output
@@ -22,6 +22,7 @@ __all__ = [
     "check_output",
     "describe",
     "give_back",
+    "interruption",
     "on_disk",
     "open_backed",
     "open_cells",
