@@ -484,11 +484,17 @@ def test_the_codec_alone_is_scored_where_enough_cells_are_held_out(tiny, tmp_pat
     assert "codec_auc" not in few.provenance()
 
 
-def test_bfloat16_trains_to_about_the_same_loss(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [("dit", {}), ("whitebox", {}), ("whitebox", {"model.ista_residual": "crate"}), ("unet", {})],
+    ids=["dit", "whitebox", "crate", "unet"],
+)
+def test_bfloat16_trains_to_about_the_same_loss(tiny, tmp_path, arch, settings):
     losses = [
-        fit(tiny, tmp_path / p, codec="gene", overrides={"train.precision": p}).metrics()[-1]["loss"]
+        fit(tiny, tmp_path / p, arch, codec="gene", overrides={**settings, "train.precision": p}).metrics()[-1]["loss"]
         for p in ("32", "bf16")
     ]
+    assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 

@@ -162,8 +162,8 @@ def of_cells(values: Tensor, which: Tensor | None) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x (B, N, H), shift and scale (B, H)."""
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+    """adaLN: x (B, N, H), shift and scale (B, H); as precise as these, since products follow, which round x anyway."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None]).to(shift.dtype)
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:
