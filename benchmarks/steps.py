@@ -345,7 +345,7 @@ def picture(report: dict[str, Any], path: Path) -> None:
     codecs = list(dict.fromkeys(model.rpartition("-")[0] for model in report["floor"]))
     kinds = ("auc_components", "auc_genes")
     figure, axes = plt.subplots(
-        1, 2 * len(codecs), figsize=(3 * 2 * len(codecs), 3.1), squeeze=False, layout="constrained"
+        1, 2 * len(codecs), figsize=(3.1 * 2 * len(codecs) + 1.3, 3.1), squeeze=False, layout="constrained"
     )
     colours, styles = {"ddim": "#d95f02", "dpm": "#1b6ca8", "ddpm": "#666666"}, ["-", "--", ":", "-."]
     for axis, (codec, kind) in zip(axes[0], [(c, k) for c in codecs for k in kinds]):
@@ -373,7 +373,8 @@ def picture(report: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("steps")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("AUC, real against synthetic (0.5: best)", fontsize=9)
-    axes[0][-1].legend(frameon=False, fontsize=7)
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
