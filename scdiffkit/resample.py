@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.compared import Part, Side, candidates, draw_order
+from scdiffkit.compared import Part, Side, candidates, draw_order, other_donors
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
@@ -61,7 +61,7 @@ class Round:
         }
         if known is not None and made is not None:
             self.against.add("neighbours")
-            if trained and not _other_donors(first, second):
+            if trained and not other_donors(first, second):
                 self.against.add("candidates")
             self._copies = pool.submit(_pairs_with_copies, first, second, third, known, made, trained, seed)
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
@@ -178,12 +178,6 @@ def donors_left_out(part: Part) -> list[str]:
 def _donors(part: Part) -> dict[str, int]:
     """Cells of each."""
     return Counter(map(str, sorted(part.of_cells.get("donors", ()))))
-
-
-def _other_donors(first: Part, second: Part) -> bool:
-    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
-    both = [set(part.of_cells["donors"]) for part in (first, second) if "donors" in part.of_cells]
-    return len(both) == 2 and both[0].isdisjoint(both[1])
 
 
 def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
