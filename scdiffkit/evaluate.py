@@ -48,6 +48,7 @@ from scdiffkit.compared import (
     parts,
 )
 from scdiffkit.errors import ConfigError, FileError, nearest
+from scdiffkit.gene_sets import choose_gene_sets
 from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import METRICS, PROTOCOLS
@@ -329,8 +330,7 @@ def evaluate(
         drop_trained_on(sides, remarks)
     match_genes(sides, remarks)
     most = max(MOST_KNOWN, round(2 * max_cells / SHARE_OF_RESAMPLE))  # as many as are ever drawn, or looked through
-    by_counts = protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv")
-    sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
+    sampled = gather(sides, most, seed, remarks, counts_of=("real",))  # genes are chosen by them
     types = None if label is None else count_types(sides, label, remarks)
     available = cells_a_side(sides)
     n = min(available, max_cells)
@@ -350,6 +350,7 @@ def evaluate(
             )
         )
 
+    gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts)
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
@@ -372,7 +373,15 @@ def evaluate(
         for r in range(resamples):
             drawn = parts(sides, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)
-            round_ = Round(*drawn, pool=pool, known=known, made=made, trained=train is not None, seed=seed + r)
+            round_ = Round(
+                *drawn,
+                pool=pool,
+                known=known,
+                made=made,
+                trained=train is not None,
+                gene_sets=gene_sets,
+                seed=seed + r,
+            )
             metrics, skipped = computable(round_, label)
             steps = len(metrics) * resamples + (out is not None)
             round_.prepare(metrics)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from scdiffkit.compared import Part, Side, candidates, draw_order
+from scdiffkit.gene_sets import GeneSets
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
@@ -35,7 +36,7 @@ class Round:
 
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
     with `second` among them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells;
-    without them, copies are not looked for.
+    without them, copies are not looked for. gene_sets: those that cells are compared in besides all genes.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Round:
         known: Part | None = None,
         made: Part | None = None,
         trained: bool = False,
+        gene_sets: GeneSets | None = None,
         seed: int,
     ) -> None:
         self.first, self.second, self.third = first, second, third
         self.pool, self.trained, self.seed = pool, trained, seed
+        self.gene_sets = gene_sets or GeneSets()
         self.against: set[str] = {"real"}
         self._real = {
             "value": (first, third),
@@ -71,7 +74,7 @@ class Round:
         begun."""
         for space in sorted({metric.space for metric in metrics if metric.against == "real"}):
             for which, (a, b) in self._real.items():
-                self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X)
+                self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X, self.gene_sets.places)
 
     def pairs(self, against: str) -> dict[str, tuple[Part, Part]]:
         """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
@@ -226,6 +229,8 @@ def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str
             )
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
+        elif metric.space in round_.gene_sets.missing:
+            skipped[metric.name] = round_.gene_sets.missing[metric.space]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
         elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):

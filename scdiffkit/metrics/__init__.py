@@ -6,10 +6,11 @@ table pick it up from there.
 
 from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy
 from scdiffkit.metrics.protocols import PROTOCOLS
-from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
+from scdiffkit.metrics.registry import GENE_SETS, METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
 __all__ = [
+    "GENE_SETS",
     "METRICS",
     "PROTOCOLS",
     "Direction",

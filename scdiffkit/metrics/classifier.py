@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scdiffkit.metrics.registry import metric
+from scdiffkit.metrics.registry import ABUNDANT, MEDIUM, N_VARIABLE, Space, metric
 
 N_TREES = 100
 MANY_VALUES = 20_000  # below, threads cost more than they save
@@ -57,6 +57,35 @@ def rf_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
 def rf_auc_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
     """real (n, D), synthetic (m, D) -> AUC, as `rf_auc`."""
     return rf_auc(real, synthetic)
+
+
+def _in_genes(name: str, space: Space, genes: str) -> None:
+    """Register the forest's AUC on a set of genes that is chosen on the real cells."""
+
+    @metric(
+        name,
+        family="classifier",
+        direction="closest to 0.5",
+        best=0.5,
+        space=space,
+        max_cells=500,
+        definition=DEFINITION.format(f"their log1p-normalised values of {genes}", 500),
+        source=SOURCE,
+    )
+    def auc(real: np.ndarray, synthetic: np.ndarray) -> float:
+        return rf_auc(real, synthetic)
+
+
+CHOSEN = f"the {N_VARIABLE} genes that scanpy's highly_variable_genes chooses on the real cells (flavor {{}})"
+OF_CLASS = (
+    f"genes with {{}} counts a cell, estimated on the real cells (without raw counts, from their share of zeros): the "
+    f"{N_VARIABLE} of these that vary most"
+)
+_in_genes("rf_auc_hvg_seurat", "hvg_seurat", CHOSEN.format("seurat, on log values"))
+_in_genes("rf_auc_hvg_seurat_v3", "hvg_seurat_v3", CHOSEN.format("seurat_v3, on raw counts"))
+_in_genes("rf_auc_rare_genes", "rare", OF_CLASS.format(f"fewer than {MEDIUM}"))
+_in_genes("rf_auc_medium_genes", "medium", OF_CLASS.format(f"{MEDIUM} to {ABUNDANT}"))
+_in_genes("rf_auc_abundant_genes", "abundant", OF_CLASS.format(f"{ABUNDANT} or more"))
 
 
 @metric(
