@@ -19,6 +19,7 @@ from scdiffkit.config import PreprocessConfig
 from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.registry import ABUNDANT, GENE_SETS, MEDIUM, N_VARIABLE, Space
+from scdiffkit.metrics.spaces import as_csr
 from scdiffkit.preprocess import prepare
 
 FEWEST_GENES = 10  # of a set
@@ -50,13 +51,15 @@ def choose_gene_sets(
     """
     places: dict[Space, np.ndarray] = {}
     missing: dict[Space, str] = {}
-    abundance = counts_per_cell(X, counts)
+    if not wanted:
+        return GeneSets()
+    abundance, dispersion = counts_per_cell(X, counts), dispersion_per_gene(X, counts)
     for name in (name for name in GENE_SETS if name in wanted):
         try:
             places[name] = (
                 _highly_variable(X, counts, FLAVORS[name], n_genes)
                 if name in FLAVORS
-                else _of_abundance(X, abundance, name, n_genes)
+                else _of_abundance(name, abundance, dispersion, n_genes)
             )
         except DataError as e:
             missing[name] = str(e)
@@ -75,14 +78,24 @@ def counts_per_cell(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) -> n
     return np.where(zeros > 0, -np.log(np.maximum(zeros, 1e-300)), np.inf)
 
 
-def _of_abundance(X: sparse.csr_matrix, abundance: np.ndarray, name: Space, n_genes: int) -> np.ndarray:
-    """Of a class of abundance the genes whose log values vary most; genes that no cell has are in none."""
+def _of_abundance(name: Space, abundance: np.ndarray, dispersion: np.ndarray, n_genes: int) -> np.ndarray:
+    """Of a class of abundance the genes with the highest dispersion: a model that spreads the outliers of a gene over
+    all cells shows it there. Genes that no cell has are in no class."""
     low, high = CLASSES[name]
     genes = np.flatnonzero((abundance > 0) & (abundance >= low) & (abundance < high))
     if len(genes) < FEWEST_GENES:
-        raise DataError(f"{len(genes)} of the genes compared have {low:g} to {high:g} counts a cell")
-    variances = variance_per_gene(X[:, genes].astype(np.float64))
-    return np.sort(genes[np.argsort(-variances, kind="stable")[:n_genes]])
+        raise DataError(f"only {len(genes)} of the genes compared have {low:g} to {high:g} counts a cell")
+    return np.sort(genes[np.argsort(-dispersion[genes], kind="stable")[:n_genes]])
+
+
+def dispersion_per_gene(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) -> np.ndarray:
+    """Variance over mean of each gene's counts, (genes,), or, without counts, of its normalised values; 0 for a gene
+    that no cell has."""
+    values = as_csr(X if counts is None else counts)
+    if counts is None:
+        values.data = np.expm1(values.data)
+    mean = mean_per_gene(values)
+    return np.divide(variance_per_gene(values), mean, out=np.zeros_like(mean), where=mean > 0)
 
 
 def _highly_variable(X: sparse.csr_matrix, counts: sparse.csr_matrix | None, flavor: str, n_genes: int) -> np.ndarray:

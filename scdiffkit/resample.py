@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,8 @@ from scdiffkit.metrics.privacy import copied_share, repeated_share
 
 MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
-OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
+MIN_CELLS_TO_CLASSIFY = 30  # of the type on all sides, for rf_auc within it: with fewer it is a matter of luck
+OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # what is scored within each type
 OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types")
 OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
 WITHOUT = {
@@ -37,6 +38,7 @@ class Round:
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
     with `second` among them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells;
     without them, copies are not looked for. gene_sets: those that cells are compared in besides all genes.
+    chosen: names of the metrics that are wanted; None: all but those of protocols.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Round:
         made: Part | None = None,
         trained: bool = False,
         gene_sets: GeneSets | None = None,
+        chosen: Collection[str] | None = None,
         seed: int,
     ) -> None:
         self.first, self.second, self.third = first, second, third
         self.pool, self.trained, self.seed = pool, trained, seed
         self.gene_sets = gene_sets or GeneSets()
+        self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
         self._real = {
             "value": (first, third),
@@ -109,7 +113,9 @@ class Round:
             counts = [(part.types == name).sum() for part in (self.first, self.second, self.third)]
             if min(counts) < MIN_CELLS_OF_TYPE:
                 continue
-            for metric in (METRICS[m] for m in OF_TYPES):
+            for metric in (METRICS[m] for m in OF_TYPES if m in self.chosen):
+                if metric.name == "rf_auc" and min(counts) < MIN_CELLS_TO_CLASSIFY:
+                    continue
                 figures = {}
                 for which, (a, b) in self.pairs("real").items():
                     x, y = self._matrices("real", which, metric.space)
@@ -128,7 +134,7 @@ class Round:
                 neither = which == "floor" and len(part.types) == len(self.first.types)
                 return held_out | (part.of_cells["donors"] == name) | neither
 
-            for metric in (METRICS[m] for m in OF_DONORS):
+            for metric in (METRICS[m] for m in OF_DONORS if m in self.chosen):
                 if metric.against in self.against:
                     found.setdefault(name, {})[metric.name] = self.score(metric, keep)
         return found
@@ -216,9 +222,9 @@ def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, 
 
 
 def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
-    """The metrics that these cells allow, and why others are left out."""
+    """Of the metrics wanted, those that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
-    for metric in (m for m in METRICS.values() if m.default):
+    for metric in (m for m in METRICS.values() if m.name in round_.chosen):
         drawn = (round_.first, round_.second, round_.third)
         missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
         if metric.against not in {*round_.against, "train"}:

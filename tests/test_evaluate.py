@@ -28,6 +28,7 @@ from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.layouts import tsne_layout, umap_layout
 from scdiffkit.preprocess import lognormalise, preprocess
 from scdiffkit.report import figures
+from scdiffkit.verdict import COPIED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 
@@ -78,6 +79,7 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
     skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
+    skipped |= {"rf_auc_hvg_seurat", "rf_auc_hvg_seurat_v3", "lfc_slope_conditions"}  # few genes, no conditions
     assert set(evaluation.skipped) == skipped
     assert [score.metric for score in evaluation.scores] == [
         m for m in METRICS if m not in skipped and METRICS[m].default
@@ -263,6 +265,67 @@ def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
     assert evaluation.poor_types()[0] == rare
     assert rare in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
+
+
+def test_the_type_that_a_forest_tells_best_is_named(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    types = synthetic.obs["cell_type"].to_numpy()
+    X = synthetic.X.toarray()
+    odd = types == "Dendritic"
+    X[odd] = np.random.default_rng(0).permuted(X[odd], axis=0)
+    synthetic.X = sparse.csr_matrix(X)
+    evaluation = evaluate(real, synthetic, label="cell_type", metrics=["rf_auc", "mean_mae"])
+    worst = evaluation.worst_type_auc()
+    assert worst is not None
+    assert worst[0] == "Dendritic"
+    assert worst[1].value > max(worst[1].floor, 0.5) + 0.1
+    assert evaluation.to_dict()["worst_type_auc"]["type"] == "Dendritic"
+    few = [name for name, n in real.obs["cell_type"].value_counts().items() if 25 <= n < 55]
+    assert few  # in half of the real cells fewer than a forest needs
+    assert [s.metric for s in evaluation.of_types[few[0]]] == ["mean_mae"]
+    assert evaluate(real, synthetic, metrics="rf_auc").worst_type_auc() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"), [("rf_auc_genes, cv_mae", {"rf_auc_genes", "cv_mae"}), (["ks_genes"], {"ks_genes"})]
+)
+def test_only_the_metrics_that_are_asked_for(tiny: AnnData, asked: Any, more: set[str]) -> None:
+    evaluation = evaluate(*halves(tiny), metrics=asked)
+    assert {s.metric for s in evaluation.scores} == more | {"rf_auc", *COPIED} - {"membership_auc"}
+    assert "membership_auc" in evaluation.skipped
+    assert evaluation.verdict.word
+    assert "--metrics " + ",".join(evaluation.metrics) in evaluation.command()
+    everything = evaluate(*halves(tiny))
+    assert "--metrics" not in everything.command()
+    for name in more:
+        assert evaluation[name].values == everything[name].values
+
+
+def test_profiles_of_metrics(tiny: AnnData) -> None:
+    minimal = evaluate(*halves(tiny), label="cell_type", metrics="minimal", resamples=5)
+    assert {"rf_auc", "exact_duplicates", "zeros_mae", "type_f1"} <= {s.metric for s in minimal.scores}
+    assert len(minimal.scores) < 15
+    assert minimal.resamples == 1
+    assert list(minimal.to_dict()["metrics"]) == ["minimal"]
+    more = evaluate(*halves(tiny), label="cell_type", metrics="minimal,cv_mae")
+    assert {s.metric for s in more.scores} == {s.metric for s in minimal.scores} | {"cv_mae"}
+    fast, as_option = evaluate(*halves(tiny), metrics="fast"), evaluate(*halves(tiny), fast=True)
+    assert values(fast) == values(as_option)
+    assert fast.max_cells == 400
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("rf_acu", "no metric 'rf_acu'.*did you mean 'rf_auc'"),
+        ("quick", "no metric 'quick'"),
+        ("", "names no metric.*full, fast, minimal"),
+        ("cfgen_mmd", "--protocol"),
+    ],
+)
+def test_metrics_that_are_not_known_are_refused(tiny: AnnData, asked: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*halves(tiny), metrics=asked)
 
 
 def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
@@ -555,7 +618,25 @@ def test_frame_has_a_row_per_metric(report: tuple[Evaluation, Path]) -> None:
     assert list(frame.columns[:4]) == ["metric", "family", "value", "value_low"]
     assert ((frame["value_low"] <= frame["value"]) & (frame["value"] <= frame["value_high"])).all()
     written = pd.read_csv(report[1] / "metrics.csv")
-    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
+    in_words = ["definition", "source"]
+    pd.testing.assert_frame_equal(written, frame.drop(columns=in_words), check_dtype=False)
+    assert frame[in_words].map(len).to_numpy().min() > 5
+
+
+def test_genes_have_a_table_of_their_own(report: tuple[Evaluation, Path], demo: AnnData) -> None:
+    evaluation, out = report
+    written = pd.read_csv(out / "genes.csv")
+    assert sorted(written["gene"]) == sorted(demo.var_names)
+    pd.testing.assert_frame_equal(written, evaluation.genes, check_dtype=False, rtol=1e-4)
+    figures_of = ("mean", "variance", "zeros")
+    sides = ("real", "reference", "synthetic")
+    assert list(written)[1:] == [f"{f}_{s}" for f in figures_of for s in sides] + ["ks", "ks_reference"]
+    first = [evaluation[name].values[0] for name in ("mean_mae", "variance_mae", "zeros_mae")]
+    assert [(written[f"{f}_real"] - written[f"{f}_synthetic"]).abs().mean() for f in figures_of] == pytest.approx(
+        first, rel=1e-3
+    )
+    assert written[["ks", "ks_reference"]].to_numpy().min() >= 0
+    assert written["ks"].mean() == pytest.approx(written["ks_reference"].mean(), rel=0.3)  # they are real cells
 
 
 def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
@@ -567,7 +648,9 @@ def test_picture_is_a_small_png(report: tuple[Evaluation, Path]) -> None:
     from matplotlib.image import imread
 
     _, out = report
-    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.csv", "metrics.json", "report.html"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cells.png", "genes.csv", "metrics.csv", "metrics.json", "report.html",
+    ]  # fmt: skip
     pixels = imread(out / "cells.png")
     assert pixels.shape[1] > 2.5 * pixels.shape[0] > 1000
     assert (out / "cells.png").stat().st_size < 400_000

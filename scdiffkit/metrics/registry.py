@@ -27,9 +27,10 @@ class Metric:
 
     function takes real (n, D) and synthetic (m, D) in `space` and gives a finite number for any two sets of
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
-    them, dense. "pca": dense, D components fitted on both sides together. GENE_SETS: dense, genes that were chosen on
-    the real cells before. It draws no random numbers of its own that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
-    place of the real ones; "neighbours" and "candidates" where both do, and `member` tells the ones from the others.
+    them, dense. "pca": dense, D components fitted on both sides together. One of GENE_SETS: dense, the genes of a set
+    that was chosen on the real cells. It draws no random numbers of its own that are not fixed. against: "train" where
+    the cells that a model was trained on, if they are known, take the place of the real ones; "neighbours" and
+    "candidates" where both do, and `member` tells the ones from the others.
     needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
     default: False where it is computed for a protocol only.
     """

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
+from scdiffkit.metrics.biology import contrasts
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
+from scdiffkit.metrics.marginals import ks_per_gene
 
 RNG = np.random.default_rng(0)
 
@@ -61,6 +63,16 @@ def test_distributions_of_genes_against_scipy() -> None:
     assert METRICS["wasserstein_genes"](real, synthetic) == pytest.approx(expected)
     expected = np.mean([stats.ks_2samp(*pair).statistic for pair in pairs])
     assert METRICS["ks_genes"](real, synthetic) == pytest.approx(expected)
+
+
+def test_ks_of_sparse_genes_against_scipy() -> None:
+    real, synthetic = zero_inflated(40, 12, 20).round(1), zero_inflated(55, 12, 21).round(1)  # with ties
+    real[:, 0] = 0
+    synthetic[:, 1] = 0
+    real[:, 2] = synthetic[:, 2] = 0
+    synthetic[:, 3] += 1
+    expected = [stats.ks_2samp(real[:, g], synthetic[:, g]).statistic for g in range(12)]
+    np.testing.assert_allclose(ks_per_gene(as_csr(real), as_csr(synthetic)), expected, atol=1e-12)
 
 
 def test_kl_of_genes_against_two_bernoullis() -> None:
@@ -461,6 +473,90 @@ def test_type_f1_counts_a_type_that_was_never_made() -> None:
     made = types != "c"
     f1 = METRICS["type_f1"](real, synthetic[made], types=(types, types[made]))
     assert f1 == pytest.approx((1 + 2 / 3 + 0) / 3, abs=0.01)  # b: all found, but half of those called b are c
+
+
+def two_types(n: int, genes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells (n, genes), of which every third is of type b and differs in a third of the genes."""
+    rng = np.random.default_rng(seed)
+    types = np.where(np.arange(n) % 3 == 0, "b", "a")
+    cells = rng.poisson(2.0, (n, genes)).astype(float)
+    cells[np.ix_(types == "b", np.arange(genes) % 3 == 0)] += rng.poisson(1.0, ((types == "b").sum(), (genes + 2) // 3))
+    return cells, types
+
+
+def test_slope_of_fold_changes_by_least_squares_and_of_weakened_ones() -> None:
+    real, types = two_types(90, 30, 40)
+    synthetic, _ = two_types(90, 30, 41)
+    pair = {"types": (types, types)}
+    x, y = (c[types == "b"].mean(0) - c[types == "a"].mean(0) for c in (real, synthetic))
+    expected = np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]  # that of the other type is the same, turned round
+    assert METRICS["lfc_slope"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(expected)
+    weakened = real - 0.4 * np.where((types == "b")[:, None], x, 0)
+    assert METRICS["lfc_slope"](as_csr(real), as_csr(weakened), **pair) == pytest.approx(0.6)
+    assert METRICS["lfc_types"](as_csr(real), as_csr(weakened), **pair) > 0.999  # ranks do not see it
+
+
+def test_slope_between_conditions_within_types() -> None:
+    real, states = two_types(120, 30, 42)
+    types = np.where(np.arange(120) < 60, "T", "B")
+    real[types == "B"] += 5
+    x = [
+        real[(types == t) & (states == "b")].mean(0) - real[(types == t) & (states == "a")].mean(0) for t in ("B", "T")
+    ]
+    weakened = real.copy()
+    for t, change, share in zip(("B", "T"), x, (0.5, 0.7)):
+        weakened[(types == t) & (states == "b")] -= share * change
+    pairs = {"types": (types, types), "conditions": (states, states)}
+    found = METRICS["lfc_slope_conditions"](as_csr(real), as_csr(weakened), **pairs)
+    assert found == pytest.approx(np.mean([0.5, 0.3]))
+
+
+def test_differentially_expressed_genes_are_those_of_scanpy() -> None:
+    import pandas as pd
+    import scanpy as sc
+    from anndata import AnnData
+
+    real, types = two_types(210, 60, 43)
+    synthetic, _ = two_types(120, 60, 44)
+    found = []
+    for cells in (real, synthetic):
+        adata = AnnData(
+            cells,
+            obs=pd.DataFrame({"t": pd.Categorical(types[: len(cells)])}, index=[str(i) for i in range(len(cells))]),
+        )
+        sc.tl.rank_genes_groups(adata, "t", method="t-test", rankby_abs=True)
+        frames = [sc.get.rank_genes_groups_df(adata, name).set_index("names") for name in ("a", "b")]
+        found.append([{(g, r.scores > 0) for g, r in f.iterrows() if r.pvals_adj <= 0.05} for f in frames])
+    pairs = {"types": (types, types[:120])}
+    recall = np.mean([len(r & s) / len(r) for r, s in zip(*found)])
+    precision = np.mean([len(r & s) / len(s) for r, s in zip(*found)])
+    assert 0.2 < recall < 0.95  # else there is nothing to be told
+    assert METRICS["de_recall"](as_csr(real), as_csr(synthetic), **pairs) == pytest.approx(recall)
+    assert METRICS["de_precision"](as_csr(real), as_csr(synthetic), **pairs) == pytest.approx(precision)
+
+
+def test_differential_expression_where_there_is_none() -> None:
+    cells, types = two_types(90, 30, 45)
+    flat = np.random.default_rng(46).poisson(2.0, (90, 30)).astype(float)
+    same = np.full((90, 30), 2.0)
+    pair = {"types": (types, types)}
+    assert METRICS["de_recall"](as_csr(same), as_csr(flat), **pair) == 1
+    assert METRICS["de_precision"](as_csr(same), as_csr(same), **pair) == 1
+    assert METRICS["de_precision"](as_csr(cells), as_csr(same), **pair) == 0
+    assert METRICS["de_recall"](as_csr(cells), as_csr(same), **pair) == 0
+    other = {"types": (types, np.full(90, "a"))}
+    assert METRICS["de_precision"](as_csr(cells), as_csr(cells), **other) == 0  # no cell of type b
+
+
+def test_welch_against_scipy() -> None:
+    cells, types = two_types(50, 20, 47)
+    cells[:, 3] = 1
+    expected = stats.ttest_ind(cells[types == "b"], cells[types == "a"], equal_var=False)
+    ours = contrasts(as_csr(cells), types, ["b"])[0]
+    varying = np.arange(20) != 3
+    np.testing.assert_allclose(ours.t[varying], expected.statistic[varying])
+    np.testing.assert_allclose(ours.df[varying], expected.df[varying])
+    assert ours.t[3] == 0
 
 
 # spaces
