@@ -57,7 +57,6 @@ from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene,
 from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
-from scdiffkit.preprocess import preprocess
 from scdiffkit.report.figures import Picture
 from scdiffkit.resample import (
     MIN_CELLS_OF_TYPE,
@@ -576,13 +575,12 @@ def _genes_of(protocol: str, real: Side) -> np.ndarray:
         return np.arange(n_genes)
     if which == "cv":
         return np.sort(np.argsort(-cv_per_gene(real.X), kind="stable")[:N_VARIABLE])
-    if real.counts is None:
-        raise ConfigError(f"--protocol {protocol} chooses genes by raw counts of the real cells, which they lack.")
-    from anndata import AnnData
-
-    counts = AnnData(real.counts, var=pd.DataFrame(index=real.genes))
-    chosen = preprocess(counts, hvg_flavor="seurat_v3", n_top_genes=N_VARIABLE, min_cells=0, min_genes=0)
-    return np.sort(real.genes.get_indexer(chosen.var_names))
+    sets = choose_gene_sets(real.X, real.counts, ["hvg_seurat_v3"], N_VARIABLE)
+    if sets.missing:
+        raise ConfigError(
+            f"--protocol {protocol} chooses genes by raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
+        )
+    return sets.places["hvg_seurat_v3"]
 
 
 def _versions() -> dict[str, str]:

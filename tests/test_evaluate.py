@@ -17,6 +17,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
@@ -80,6 +81,9 @@ def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Ev
     evaluation, _ = report
     skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
     skipped |= {"rf_auc_hvg_seurat", "rf_auc_hvg_seurat_v3", "lfc_slope_conditions"}  # few genes, no conditions
+    skipped |= {f"{figure}_{need}" for figure in ("silhouette", "variance") for need in ("conditions", "donors")}
+    skipped |= {"membership_tpr_1", "membership_tpr_10", "donor_membership_auc", "domias_auc"}
+    skipped |= {"donor_membership_tpr_1", "donor_membership_tpr_10"}
     assert set(evaluation.skipped) == skipped
     assert [score.metric for score in evaluation.scores] == [
         m for m in METRICS if m not in skipped and METRICS[m].default
@@ -252,6 +256,35 @@ def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
     assert any(note.endswith("not scored on their own: bert.") for note in evaluation.notes)
 
 
+def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) -> None:
+    """Held-out cells of some donors, and of others that were trained on, too."""
+    cells = demo.copy()
+    cells.obs["donor"] = np.resize([f"d{i}" for i in range(8)], cells.n_obs)
+    X = cells.X.toarray()
+    rng = np.random.default_rng(0)
+    for i in range(8):  # each donor has genes of its own
+        of_donor = cells.obs["donor"] == f"d{i}"
+        X[np.ix_(of_donor, rng.permutation(cells.n_vars)[:100])] += rng.poisson(2, (of_donor.sum(), 100))
+    cells.X = sparse.csr_matrix(X)
+    known = cells.obs["donor"].isin(["d0", "d1", "d2", "d3"]).to_numpy()
+    train, held_out = cells[known].copy(), cells[~known].copy()
+    asked = [name for name, m in METRICS.items() if m.family == "privacy"]
+    options: dict[str, Any] = {"train": train, "donor": "donor", "metrics": asked}
+    made = train[::2].copy()
+    made.X = sparse.csr_matrix(np.random.default_rng(1).poisson(made.X.toarray()))
+    del made.obs["donor"]  # which synthetic cells need not name
+    found = evaluate(held_out, made, **options)
+    assert found["donor_membership_auc"].value > 0.9
+    assert found["donor_membership_auc"].ceiling("copies") == 1
+    assert found["donor_membership_tpr_10"].value > 0.5
+    assert "other donors" in found.skipped["membership_auc"]
+    one = evaluate(held_out[held_out.obs["donor"] == "d5"].copy(), made, **options)
+    assert "2 donors that the model was trained on" in one.skipped["donor_membership_auc"]
+    without = evaluate(held_out, made, train=train, metrics=asked)
+    assert {"membership_tpr_1", "domias_auc"} <= {s.metric for s in without.scores}
+    assert without["domias_auc"].floor == pytest.approx(0.5, abs=0.15)
+
+
 def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
     real, synthetic = halves(demo)
     rare = real.obs["cell_type"].value_counts().index[3]
@@ -342,6 +375,23 @@ def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
     assert kept["lfc_conditions"].value > 0.6
     assert without["lfc_conditions"].value < 0.3
+
+
+def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "N_VARIABLE", 100)
+    real, synthetic = (as_made_here(cells) for cells in halves(demo))
+    counts = AnnData(real.layers["counts"], var=real.var)
+    table = sc.pp.highly_variable_genes(counts, flavor="seurat_v3", n_top_genes=100, inplace=False)
+    chosen = table["highly_variable"].to_numpy()
+    options: dict[str, Any] = {"label": "cell_type", "protocol": "cfgen", "metrics": "minimal"}
+    found = evaluate(real, synthetic, **options)
+    of_these = evaluate(real[:, chosen].copy(), synthetic[:, chosen].copy(), **options)
+    assert len(found.of_protocol) == 4
+    for score, expected in zip(found.of_protocol, of_these.of_protocol):
+        assert score.value == pytest.approx(expected.value), score.metric
+    del real.layers["counts"]
+    with pytest.raises(ConfigError, match="--protocol cfgen chooses genes by raw counts"):
+        evaluate(real, synthetic, **options)
 
 
 # the border: scales, genes, labels
@@ -511,7 +561,11 @@ def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     asked = [
         f"{m.family}: {m.name}"
         for m in METRICS.values()
-        if m.default and m.against != "candidates" and "types" not in m.needs
+        if m.default
+        and m.against not in ("candidates", "references", "donors")
+        and not {"types", "conditions", "donors"} & set(m.needs)
+        and not m.name.startswith("rf_auc_hvg")  # of so few genes there is no choice
+        and m.name not in ("rf_auc_rare_genes", "rf_auc_medium_genes")  # there are no such genes
     ]
     assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
 

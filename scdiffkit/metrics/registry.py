@@ -11,8 +11,8 @@ import numpy as np
 
 Space = Literal["genes", "variable", "pca", "hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
-Against = Literal["real", "train", "neighbours", "candidates"]
-Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share", "member"]
+Against = Literal["real", "train", "neighbours", "candidates", "references", "donors"]
+Need = Literal["types", "conditions", "donors", "library_size", "genes_detected", "mitochondrial_share", "member"]
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
 
@@ -30,7 +30,8 @@ class Metric:
     them, dense. "pca": dense, D components fitted on both sides together. One of GENE_SETS: dense, the genes of a set
     that was chosen on the real cells. It draws no random numbers of its own that are not fixed. against: "train" where
     the cells that a model was trained on, if they are known, take the place of the real ones; "neighbours" and
-    "candidates" where both do, and `member` tells the ones from the others.
+    "candidates" where both do, and `member` tells the ones from the others (1 and 0); "references" where other real
+    cells are there too (2), "donors" where donors were trained on or not, as a whole.
     needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
     default: False where it is computed for a protocol only.
     """

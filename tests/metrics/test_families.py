@@ -13,6 +13,7 @@ from scdiffkit.metrics.biology import contrasts
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
 from scdiffkit.metrics.marginals import ks_per_gene
+from scdiffkit.metrics.privacy import log_density, true_positive_rate
 
 RNG = np.random.default_rng(0)
 
@@ -557,6 +558,149 @@ def test_welch_against_scipy() -> None:
     np.testing.assert_allclose(ours.t[varying], expected.statistic[varying])
     np.testing.assert_allclose(ours.df[varying], expected.df[varying])
     assert ours.t[3] == 0
+
+
+# structure
+
+
+def test_energy_distance_against_scipy_and_of_one_distribution() -> None:
+    rng = np.random.default_rng(50)
+    a, b = rng.normal(size=(300, 1)), rng.normal(1, 2, size=(200, 1))
+    n, m = len(a), len(b)
+    within = [np.abs(x - x.T).mean() for x in (a, b)]  # with each cell's distance to itself, which ours leaves out
+    biased = stats.energy_distance(a.ravel(), b.ravel()) ** 2
+    expected = biased - within[0] / (n - 1) - within[1] / (m - 1)
+    assert METRICS["energy_distance"](a, b) == pytest.approx(expected)
+    assert METRICS["energy_distance"](a, rng.normal(size=(300, 1))) == pytest.approx(0, abs=0.02)
+
+
+def test_silhouette_and_variance_between_groups() -> None:
+    """Two types 2 d apart in one of two directions of variance 1: d^2 / (d^2 + 2) of the variance is between them."""
+    rng = np.random.default_rng(51)
+    types = np.repeat(["a", "b"], 2000)
+    sides = []
+    for d in (1.0, 3.0):
+        cells = rng.normal(size=(4000, 2))
+        cells[:, 0] += np.where(types == "a", d, -d)
+        sides.append(cells)
+    expected = 9 / 11 - 1 / 3
+    for need in ("types", "conditions", "donors"):
+        pair = {need: (types, types)}
+        assert METRICS[f"variance_{need}"](*sides, **pair) == pytest.approx(expected, abs=0.02)
+        assert METRICS[f"variance_{need}"](*sides[::-1], **pair) == pytest.approx(-expected, abs=0.02)
+        assert METRICS[f"silhouette_{need}"](*sides, **pair) > 0.3
+        assert METRICS[f"silhouette_{need}"](sides[0], sides[0][::-1], **{need: (types, types[::-1])}) == (
+            pytest.approx(0, abs=0.03)
+        )
+
+
+def test_variance_within_types_too_narrow_and_too_wide() -> None:
+    """Of variances r times as large, J is the symmetric Kullback-Leibler divergence of the two normal distributions."""
+    rng = np.random.default_rng(52)
+    types = np.repeat(["a", "b"], [3000, 1000])
+    real, synthetic = rng.normal(size=(2, 4000, 3))
+    for side in (real, synthetic):
+        for name in ("a", "b"):
+            side[types == name] = stats.zscore(side[types == name], ddof=1)
+    shift = np.where(types == "a", 0.0, 50.0)[:, None]  # between types, which is none of their concern
+    spread = np.array([0.5, 1.0, 2.0])
+    pair = {"types": (types, types)}
+    narrow, wide = (
+        METRICS[f"variance_too_{which}"](real + shift, synthetic * spread + shift, **pair)
+        for which in ("narrow", "wide")
+    )
+
+    def divergence(s: float) -> float:
+        """KL(N(0, 1) || N(0, s^2)) + KL(N(0, s^2) || N(0, 1))."""
+        return (np.log(s) + 1 / (2 * s**2) - 0.5) + (-np.log(s) + s**2 / 2 - 0.5)
+
+    assert narrow == pytest.approx(divergence(0.5))
+    assert wide == pytest.approx(divergence(2.0))
+    assert METRICS["variance_too_narrow"](real, 0 * real, **pair) > 100  # bounded, so finite
+
+
+def test_distances_between_cells_of_a_type() -> None:
+    rng = np.random.default_rng(53)
+    types = np.repeat(["a", "b"], [60, 40])
+    real, other = rng.normal(size=(2, 100, 3))
+    pair = {"types": (types, types)}
+    from scipy.spatial.distance import pdist
+
+    expected = np.mean(
+        [stats.ks_2samp(pdist(real[types == t]), pdist(2 * other[types == t])).statistic for t in ("a", "b")]
+    )
+    assert METRICS["cell_distances"](real, 2 * other, **pair) == pytest.approx(expected)
+    assert METRICS["cell_distances"](real, other, types=(types, np.full(100, "a"))) > 0.5  # no cell of b: 1
+
+
+def test_hubs_are_seen() -> None:
+    """Many points around a few centres in many dimensions: the centres are everyone's neighbours."""
+    rng = np.random.default_rng(54)
+    even, other = rng.uniform(size=(2, 500, 2))
+    directions = rng.normal(size=(490, 60))
+    star = np.vstack([np.zeros((10, 60)), 5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)])
+    star[:10] = rng.normal(0, 0.1, (10, 60))
+    assert METRICS["hubness"](even, other) < 0.1
+    assert METRICS["hubness"](np.pad(even, ((0, 0), (0, 58))), star) > 1
+
+
+# attacks
+
+
+def test_true_positives_at_few_false_ones() -> None:
+    member = np.repeat([1.0, 0.0], 200)
+    scores = np.concatenate([np.repeat([5.0, 0.0], [30, 170]), np.repeat([9.0, 1.0], [1, 199])])
+    assert true_positive_rate(member, scores, 0.01) == 30 / 200  # one of the others may lie above
+    assert true_positive_rate(member, scores, 0.001) == 0
+    assert true_positive_rate(np.ones(10), np.arange(10.0), 0.1) == 0.1
+
+
+def test_an_attack_that_finds_a_few_cells_shows_at_few_false_positives() -> None:
+    rng = np.random.default_rng(55)
+    real, synthetic = rng.normal(size=(2000, 5)), rng.normal(size=(1000, 5))
+    member = np.repeat([1.0, 0.0], 1000)
+    synthetic[:100] = real[:100] + 1e-6  # a tenth of the members were copied
+    given = {"member": (member, np.zeros(1000))}
+    assert METRICS["membership_tpr_1"](real, synthetic, **given) == pytest.approx(0.1, abs=0.03)
+    assert METRICS["membership_auc"](real, synthetic, **given) < 0.6
+    fresh = rng.normal(size=(1000, 5))
+    assert METRICS["membership_tpr_10"](real, fresh, **given) == pytest.approx(0.1, abs=0.04)
+
+
+def test_donors_that_were_trained_on_are_found() -> None:
+    rng = np.random.default_rng(56)
+    donors = np.repeat([f"d{i}" for i in range(10)], 50)
+    member = (np.repeat(np.arange(10), 50) < 5).astype(float)
+    real = rng.normal(size=(500, 4)) + 3 * rng.normal(size=(10, 4))[np.repeat(np.arange(10), 50)]
+    near = real[member == 1] + 0.05 * rng.normal(size=(250, 4))
+    given = {"member": (member, np.zeros(250)), "donors": (donors, np.zeros(250))}
+    assert METRICS["donor_membership_auc"](real, near, **given) == 1
+    assert METRICS["donor_membership_tpr_10"](real, near, **given) == 1
+    assert METRICS["donor_membership_auc"](real, real[member == 0][::-1], **given) == 0
+
+
+def test_density_ratio_finds_where_cells_were_put_too_many() -> None:
+    """Members lie where a model has put many more cells than there are: distances to single cells hardly show it."""
+    rng = np.random.default_rng(57)
+    members, others, reference = rng.normal(size=(300, 4)), rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    members[:, 0] = np.abs(members[:, 0])
+    synthetic = rng.normal(size=(1000, 4))
+    synthetic[:, 0] = np.abs(synthetic[:, 0])
+    real, member = np.vstack([members, others, reference]), np.repeat([1.0, 0.0, 2.0], 300)
+    # members are all in the half where synthetic cells are, of the others one half: 0.5 + 0.5 * 0.5
+    assert METRICS["domias_auc"](real, synthetic, member=(member, np.zeros(1000))) == pytest.approx(0.75, abs=0.05)
+    fresh = rng.normal(size=(1000, 4))
+    same = np.vstack([others, rng.normal(size=(300, 4)), reference])
+    assert METRICS["domias_auc"](same, fresh, member=(member, np.zeros(1000))) == pytest.approx(0.5, abs=0.06)
+
+
+def test_log_density_against_scipy() -> None:
+    rng = np.random.default_rng(58)
+    cells = rng.normal(size=(200, 3))
+    white = (cells - cells.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(cells.T))).T  # as scipy whitens them
+    at = rng.normal(size=(20, 3))
+    expected = stats.gaussian_kde(white.T).logpdf(at.T)
+    np.testing.assert_allclose(log_density(white, at) - 1.5 * np.log(2 * np.pi), expected, atol=1e-6)
 
 
 # spaces
