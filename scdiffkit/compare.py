@@ -28,6 +28,7 @@ from scdiffkit.evaluate import (
 from scdiffkit.holdout import Unseen
 from scdiffkit.io import Backed, atomic_write_text, open_cells
 from scdiffkit.io.atomic import writing
+from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import Score
 from scdiffkit.preprocess import with_columns
 from scdiffkit.report import comparison_html
@@ -105,6 +106,7 @@ def compare(
     train: AnnData | str | Path | None = None,
     label: str | None = None,
     conditions: Sequence[str] = (),
+    metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
@@ -124,6 +126,8 @@ def compare(
 
     Raises what `evaluate` raises, and ConfigError for fewer than two sets or two of one name.
     """
+    fast = fast or any(name in ONE_RESAMPLE for name in asked_for(metrics))
+    chosen_metrics(asked_for(metrics))  # which are wrong before any file is read
     if fast:
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     given = synthetic if isinstance(synthetic, dict) else _by_name(synthetic)
@@ -154,8 +158,8 @@ def compare(
                 progress(f"{name}: {said}", len(found) * n + i, len(cells) * n)
 
         found[name] = evaluate(
-            real_cells, c, train=train_cells, label=label, conditions=conditions, seed=seed, max_cells=max_cells,
-            resamples=resamples, unseen=unseen, progress=of_set,
+            real_cells, c, train=train_cells, label=label, conditions=conditions, metrics=metrics, seed=seed,
+            max_cells=max_cells, resamples=resamples, unseen=unseen, progress=of_set,
         )  # fmt: skip
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):

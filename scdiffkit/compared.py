@@ -315,13 +315,13 @@ class Part:
         return Part(X, self.types[rows], of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
 
-def candidates(others: Part, members: Part) -> Part:
-    """Both, of dense X, as one set, of_cells["member"] telling 0.0 and 1.0."""
-    of_cells = {"member": np.repeat([0.0, 1.0], [len(others.types), len(members.types)])}
-    if "donors" in others.of_cells:
-        of_cells["donors"] = np.concatenate([others.of_cells["donors"], members.of_cells["donors"]])
-    X = np.vstack([others.X, members.X])
-    return Part(X, np.concatenate([others.types, members.types]), of_cells)
+def candidates(others: Part, members: Part, reference: Part | None = None) -> Part:
+    """All, of dense X, as one set, of_cells["member"] telling 0.0, 1.0 and, of reference cells, 2.0."""
+    parts = [others, members] if reference is None else [others, members, reference]
+    of_cells = {"member": np.repeat(np.arange(float(len(parts))), [len(part.types) for part in parts])}
+    if all("donors" in part.of_cells for part in parts):
+        of_cells["donors"] = np.concatenate([part.of_cells["donors"] for part in parts])
+    return Part(np.vstack([part.X for part in parts]), np.concatenate([part.types for part in parts]), of_cells)
 
 
 class Remarks:

@@ -52,16 +52,18 @@ from scdiffkit.compared import (
 )
 from scdiffkit.config import SampleConfig
 from scdiffkit.errors import ConfigError, FileError, RunError, nearest
+from scdiffkit.gene_sets import choose_gene_sets
 from scdiffkit.generate import sample
 from scdiffkit.holdout import TrainingData, Unseen
 from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back, open_cells
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import METRICS, PROTOCOLS
+from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS
 from scdiffkit.metrics.layouts import LAYOUTS
-from scdiffkit.metrics.marginals import cv_per_gene
+from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
-from scdiffkit.preprocess import preprocess, raw_cells
+from scdiffkit.preprocess import raw_cells
 from scdiffkit.report.figures import Picture
 from scdiffkit.resample import (
     MIN_CELLS_OF_TYPE,
@@ -80,7 +82,9 @@ from scdiffkit.verdict import CONFIDENCE, FAIR, FEW_CELLS, MARGIN, Basis, Verdic
 log = logging.getLogger("scdiffkit")
 
 SCHEMA = 3
-SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "cells.png"
+SCORES, TABLE, GENES = "metrics.json", "metrics.csv", "genes.csv"
+REPORT, PICTURE = "report.html", "cells.png"
+IN_WORDS = ["definition", "source"]  # columns that metrics.csv leaves to metrics.json
 CELLS = "cells.h5ad"
 RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 400
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
@@ -118,6 +122,10 @@ class Evaluation:
     was trained on were given), "holdout", "validation" or "none" (found out, see `evaluate`), or "unknown". alike:
     whether the real cells are of the kinds that were trained on. remarks: what the synthetic cells say of how they
     were made.
+    metrics: the names of metrics and profiles that were asked for.
+    genes: a row each, of the first resample: gene; mean, variance and share of zeros of its log1p-normalised values in
+    real, other real (reference; training cells, where those are given) and synthetic cells; and the Kolmogorov-Smirnov
+    statistics between real and synthetic (ks) and real and other real cells (ks_reference).
     """
 
     scores: list[Score]
@@ -145,6 +153,8 @@ class Evaluation:
     basis: Basis = "unknown"
     alike: bool = True
     remarks: list[str] = field(default_factory=list)
+    metrics: tuple[str, ...] = (FULL,)
+    genes: pd.DataFrame | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -203,6 +213,12 @@ class Evaluation:
         worst = max(off, key=off.__getitem__, default=None)
         return worst if worst is not None and off[worst] > 0 else None
 
+    def worst_type_auc(self) -> tuple[str, Score] | None:
+        """The type whose synthetic cells a random forest tells best from its real ones, beyond what it tells among
+        real cells, and its score (rf_auc within the type); None where no type has enough cells."""
+        aucs = [(name, s) for name, scores in self.of_types.items() for s in scores if s.metric == "rf_auc"]
+        return max(aucs, key=lambda found: found[1].value - max(found[1].floor, found[1].best), default=None)
+
     def poor_types(self) -> list[str]:
         """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
         resamples are too few to tell."""
@@ -220,14 +236,17 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 3 (2 lacked basis, alike, remarks, unscored_types, and of the verdict all but word, sentence, reasons,
-        uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores (list), of_types {type:
-        list}, of_donors {donor: list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled,
-        copies}, cells_compared, genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells,
-        genes, scale, sha256}}, sampled {side: [cells compared, of how many]}, label, conditions, donor, protocol {name,
-        genes, source, flaws, metrics, scores} or null, seed, command, types {name: {real, synthetic}} or null, skipped
-        {metric: reason}, notes, warnings, versions {package: version}. Scores are as Score.to_dict gives them.
+        schema: 3 (2 lacked basis, alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but
+        word, sentence, reasons, uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores
+        (list), of_types {type: list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, floor} or null
+        (the type whose cells a forest tells best), poor_types, missing_types, unscored_types, definitions {floor,
+        shuffled, pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked
+        for), inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared,
+        of how many]}, label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed,
+        command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package:
+        version}. Scores are as Score.to_dict gives them.
         """
+        worst_auc = self.worst_type_auc()
         return {
             "schema": SCHEMA,
             "verdict": self.verdict.to_dict(),
@@ -235,6 +254,8 @@ class Evaluation:
             "of_types": {name: [score.to_dict() for score in scores] for name, scores in self.of_types.items()},
             "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
             "worst_type": self.worst_type(),
+            "worst_type_auc": worst_auc
+            and {"type": worst_auc[0], "value": worst_auc[1].value, "floor": worst_auc[1].floor},
             "poor_types": self.poor_types(),
             "missing_types": self.missing_types(),
             "unscored_types": self.unscored_types(),
@@ -246,6 +267,7 @@ class Evaluation:
             "genes_compared": self.n_genes,
             "resamples": self.resamples,
             "max_cells": self.max_cells,
+            "metrics": list(self.metrics),
             "inputs": self.inputs,
             "sampled": {name: list(numbers) for name, numbers in self.sampled.items()},
             "label": self.label,
@@ -273,6 +295,7 @@ class Evaluation:
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]
+        words += [] if self.metrics == (FULL,) else ["--metrics", ",".join(self.metrics)]
         words += ["--backed"] if self.sampled else []
         return shlex.join(words)
 
@@ -308,6 +331,7 @@ def evaluate(
     conditions: Sequence[str] = (),
     donor: str | None = None,
     protocol: str | None = None,
+    metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
@@ -326,10 +350,13 @@ def evaluate(
     both are taken out of `real`): the floor is then `real` against `train`. label, conditions, donor: obs columns
     with the types, with what differs between cells of one type (treatment), and with the donors, each of whose cells
     are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
-    added (see PROTOCOLS). out: folder for report.html, metrics.json (see Evaluation.to_dict),
-    metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
-    other cells; max_cells: at most so many cells a side each time; fast: once, with at most 400 cells a side, and
-    without UMAP, which compiles for ten seconds. progress(name, i, n) is called before each of n steps.
+    added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (what `fast` computes) or "minimal"
+    (some of each family, a few seconds); those that the verdict rests on are always computed. out: folder for
+    report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced only with
+    `force`.
+    resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
+    fast, and "minimal": once, with at most 400 cells a side, and without UMAP, which compiles for ten seconds.
+    progress(name, i, n) is called before each of n steps.
     backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
     does not hold them. They are then read in blocks, and at most 20,000 a side (more for a larger max_cells), drawn at
     random within types, are compared; exact copies, and cells in both `real` and `train`, are looked for among all.
@@ -341,8 +368,13 @@ def evaluate(
 
     The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
-    max_cells below 5 or resamples below 1. ScdiffWarning where the scores need care.
+    max_cells below 5, resamples below 1 or a metric that is not known. ScdiffWarning where the scores need care.
     """
+    asked = asked_for(metrics)
+    if fast and asked == (FULL,):
+        asked = (FAST,)
+    fast = fast or any(name in ONE_RESAMPLE for name in asked)
+    chosen = chosen_metrics(asked)
     if fast:
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     if max_cells < MIN_CELLS:
@@ -389,7 +421,8 @@ def evaluate(
         drop_trained_on(sides, remarks)
     match_genes(sides, remarks)
     most = max(MOST_KNOWN, round(2 * max_cells / SHARE_OF_RESAMPLE))  # as many as are ever drawn, or looked through
-    by_counts = protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv")
+    wanted = [space for space in GENE_SETS if any(METRICS[name].space == space for name in chosen)]
+    by_counts = bool(wanted) or (protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv"))
     sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
     types = None if label is None else count_types(sides, label, remarks)
     available = cells_a_side(sides)
@@ -410,6 +443,7 @@ def evaluate(
             )
         )
 
+    gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, wanted)
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
@@ -433,19 +467,28 @@ def evaluate(
         for r in range(resamples):
             drawn = parts(sides, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)
-            round_ = Round(*drawn, pool=pool, known=known, made=made, trained=with_training_cells, seed=seed + r)
-            metrics, skipped = computable(round_, label)
-            steps = len(metrics) * resamples + (out is not None)
-            round_.prepare(metrics)
+            round_ = Round(
+                *drawn,
+                pool=pool,
+                known=known,
+                made=made,
+                trained=with_training_cells,
+                gene_sets=gene_sets,
+                chosen=chosen,
+                seed=seed + r,
+            )
+            to_score, skipped = computable(round_, label)
+            steps = len(to_score) * resamples + (out is not None)
+            round_.prepare(to_score)
             scores = {
                 metric: exact if metric.name == "exact_duplicates" else pool.submit(round_.score, metric)
-                for metric in metrics
+                for metric in to_score
             }
             groups = ((of_types, pool.submit(round_.score_types)), (of_donors, pool.submit(round_.score_donors)))
             pictured = pictured or drawn
             if out is not None and r == resamples - 1:  # drawn here while the pool computes
                 if progress:
-                    progress("pictures", r * len(metrics), steps)
+                    progress("pictures", r * len(to_score), steps)
                 pictures = report.draw(
                     sides["real"].genes,
                     *pictured,
@@ -456,7 +499,7 @@ def evaluate(
                 )
             for i, (metric, score) in enumerate(scores.items(), bool(pictures)):
                 if progress:
-                    progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
+                    progress(f"{metric.family}: {metric.name}", r * len(to_score) + i, steps)
                 found.setdefault(metric.name, []).append(score.result())
                 give_back()
             for parts_of, group in groups:
@@ -476,12 +519,13 @@ def evaluate(
                 skipped |= {metric.name: WITHOUT["types"] for metric in lacking}
                 metrics_of = [metric for metric in metrics_of if metric not in lacking]
                 if progress:
-                    progress(protocol, (r + 1) * len(metrics), steps)
+                    progress(protocol, (r + 1) * len(to_score), steps)
                 in_genes.prepare(metrics_of)
                 for metric, figures in zip(metrics_of, pool.map(in_genes.score, metrics_of)):
                     of_protocol.setdefault(metric.name, []).append(figures)
             if r == 0:
                 alike = not with_training_cells or are_alike(round_.first, round_.second)
+                genes = _genes_table(sides["real"].genes, *drawn)
                 few = donors_left_out(round_.second if with_training_cells else round_.first)
                 if few:
                     remarks.notes.append(
@@ -519,6 +563,8 @@ def evaluate(
         basis=basis,
         alike=alike,
         remarks=sides["synthetic"].remarks,
+        metrics=asked,
+        genes=genes,
     )
     if out is not None:
         _write(evaluation, pictures, Path(out))
@@ -596,7 +642,9 @@ def _write(evaluation: Evaluation, pictures: dict[str, Picture], out: Path) -> N
         temporary.write_bytes(next(iter(pictures.values())).light)
     text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
     atomic_write_text(out / SCORES, text + "\n")
-    atomic_write_text(out / TABLE, evaluation.to_frame().to_csv(index=False))
+    atomic_write_text(out / TABLE, evaluation.to_frame().drop(columns=IN_WORDS, errors="ignore").to_csv(index=False))
+    if evaluation.genes is not None:
+        atomic_write_text(out / GENES, evaluation.genes.to_csv(index=False, float_format="%.6g"))
     atomic_write_text(out / REPORT, html)
 
 
@@ -609,6 +657,15 @@ def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, 
     )
     a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
     return a, b
+
+
+def _genes_table(genes: pd.Index, first: Part, second: Part, third: Part) -> pd.DataFrame:
+    """Evaluation.genes, of real, other real and synthetic cells."""
+    found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
+    sides = {"real": first, "reference": second, "synthetic": third}
+    for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
+        found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in sides.items()}
+    return pd.DataFrame(found | {"ks": ks_per_gene(first.X, third.X), "ks_reference": ks_per_gene(first.X, second.X)})
 
 
 def _placed(shown: tuple[Part, Part], positions: tuple[np.ndarray, np.ndarray], label: str | None) -> pd.DataFrame:
@@ -634,11 +691,12 @@ def _genes_of(protocol: str, real: Side) -> np.ndarray:
         return np.arange(n_genes)
     if which == "cv":
         return np.sort(np.argsort(-cv_per_gene(real.X), kind="stable")[:N_VARIABLE])
-    if real.counts is None:
-        raise ConfigError(f"--protocol {protocol} chooses genes by raw counts of the real cells, which they lack.")
-    counts = AnnData(real.counts, var=pd.DataFrame(index=real.genes))
-    chosen = preprocess(counts, hvg_flavor="seurat_v3", n_top_genes=N_VARIABLE, min_cells=0, min_genes=0)
-    return np.sort(real.genes.get_indexer(chosen.var_names))
+    sets = choose_gene_sets(real.X, real.counts, ["hvg_seurat_v3"], N_VARIABLE)
+    if sets.missing:
+        raise ConfigError(
+            f"--protocol {protocol} chooses genes by raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
+        )
+    return sets.places["hvg_seurat_v3"]
 
 
 def _versions() -> dict[str, str]:
@@ -656,7 +714,7 @@ def _check_out(out: Path, force: bool) -> None:
     """Fail now rather than after the scores are computed."""
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; the report needs a folder. Choose another name.")
-    there = [name for name in (SCORES, TABLE, REPORT, PICTURE) if (out / name).exists()]
+    there = [name for name in (SCORES, TABLE, GENES, REPORT, PICTURE) if (out / name).exists()]
     if there and not force:
         raise FileError(f"{out} holds {' and '.join(there)} already: choose another folder, or use --force.")
     folder = out.absolute()

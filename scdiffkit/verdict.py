@@ -174,7 +174,7 @@ def judge(
     uses = {use: grade for use, grade in grades.items() if grade}
     bad = [use for use, grade in uses.items() if grade == "poor"]
 
-    excesses = [Excess(by_name[name], _group(name, n_cells)) for name in HEADLINES if name in by_name]
+    excesses = [Excess(by_name[name], _group(by_name[name], n_cells)) for name in HEADLINES if name in by_name]
     first, worst = excesses[0], max(excesses, key=lambda e: e.high)
     auc, shuffled = first.score, first.score.ceiling("shuffled")
     to_shuffled = shuffled - auc.floor
@@ -282,10 +282,10 @@ TOO_FEW = (
 )
 
 
-def _group(metric: str, n_cells: int) -> int:
-    """Cells of each group that a metric looks at."""
-    most = METRICS[metric].max_cells
-    return n_cells if most is None else min(n_cells, most)
+def _group(score: Score, n_cells: int) -> int:
+    """Cells of each group that a score is of, in all resamples together, of which each draws others."""
+    most = METRICS[score.metric].max_cells
+    return n_cells if most is None else min(n_cells, most * len(score.values))
 
 
 def _usable(uses: dict[str, Grade]) -> str:

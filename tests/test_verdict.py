@@ -94,6 +94,7 @@ def test_the_worst_headline_decides() -> None:
     scores = [
         score("rf_auc", "classifier", 0.51, 0.5, 0.95, best=0.5),
         score("rf_auc_hvg_seurat", "classifier", 0.89, 0.48, 0.9, best=0.5),
+        score("zeros_mae", "per gene", 0.0),
     ]
     found = judge(scores, n_cells=MANY, **SAID)
     assert found.word == "usable in part"

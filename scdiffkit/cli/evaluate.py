@@ -25,9 +25,9 @@ class FailBelow(StrEnum):
 
 # What the terminal shows; the report has the rest.
 HEADLINES = (
-    "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size",
-    "correlation_structure", "type_f1", "marker_overlap", "lfc_conditions", "nn_ratio", "exact_duplicates",
-    "membership_auc",
+    "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae",
+    "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
+    "exact_duplicates", "membership_auc",
 )  # fmt: skip
 
 Real = Annotated[
@@ -42,6 +42,13 @@ Condition = Annotated[
 ]
 Resamples = Annotated[int, typer.Option(help="How often all is scored, with other cells, to show the spread.")]
 Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 400 cells, no UMAP: half a minute.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="What is computed: names of metrics, full, fast (as --fast) or minimal (a few seconds).",
+    ),
+]
 MaxCells = Annotated[int, typer.Option(help="At most so many cells a side are compared at a time.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same scores.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
@@ -73,6 +80,7 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen or scdiffusion.")
     ] = None,
+    metrics: Metrics = "full",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("report"),
     resamples: Resamples = 5,
     fast: Fast = False,
@@ -102,8 +110,8 @@ def evaluate(
     with progress("evaluating") as update:
         evaluation = score(
             real, synthetic, run=run, train=train, label=label, conditions=condition or (), donor=donor,
-            protocol=protocol, out=output, seed=seed, max_cells=max_cells, resamples=resamples, fast=fast,
-            backed=backed, max_memory=parse_bytes(max_memory), force=force,
+            protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells, resamples=resamples,
+            fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
             progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:
