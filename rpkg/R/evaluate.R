@@ -7,8 +7,8 @@
 #'   paths. `train`: what the model was trained on, where `real` are others.
 #' @param label,condition,donor Columns of the cells: types, what differs between
 #'   cells of one type, donors.
-#' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"` or
-#'   `"scdiffusion"`.
+#' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"`,
+#'   `"scdiffusion"`, `"scldm"` or `"cell-eval"`.
 #' @param output Folder of the report; default a temporary one.
 #' @param resamples,max_cells How often, and with how many cells a side at most.
 #' @param fast Half a minute: once, with at most 400 cells a side.
@@ -16,6 +16,8 @@
 #' @param force Replace the report in `output`.
 #' @param assay The assay with the raw counts, of Seurat objects and
 #'   SingleCellExperiments.
+#' @param metrics What is computed: names of metrics, `"full"` (all), `"fast"` (as
+#'   `fast`) or `"minimal"` (a few seconds).
 #' @param x,object An evaluation.
 #' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
 #' @return A data frame of class `scdiff_evaluation`, a row for each metric:
@@ -34,13 +36,14 @@
 #' @export
 scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, condition = NULL, donor = NULL,
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
-                            force = FALSE, assay = NULL) {
+                            force = FALSE, assay = NULL, metrics = "full") {
   labels <- c(label, condition, donor)
   check_columns(real, labels, name = "real")
   check_columns(train, labels, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
+    metrics = text(metrics, "metrics", several = TRUE),
     out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
     fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force")
   )
@@ -72,7 +75,7 @@ own_assay <- function(x, assay) {
 BAD_MODELS <- c("shuffled", "pooled", "copies")
 
 HEADLINES <- c(
-  "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
+  "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
   "marker_overlap", "correlation_structure", "nn_ratio", "exact_duplicates", "membership_auc"
 )
 
