@@ -83,10 +83,10 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("scldm_w2", "scldm_mmd", "scldm_fd"),
         genes="all",
         source=SCLDM,
-        flaws="The names of the three figures are the paper's; on which genes, in how many components, with what "
-        "kernel width and on how many cells they were computed was not verified here, so do not expect to meet a "
-        "published value. W2 and MMD^2 are above 0 for equal distributions, by more the fewer the cells. The Frechet distance "
-        "sees means and covariances only: cells of two types pass for a cloud around their mean.",
+        flaws="The names of the three figures are the paper's. On which genes, in how many components, with what "
+        "kernel width and on how many cells they were computed was not verified here: do not expect to meet a "
+        "published value. W2 and MMD^2 are above 0 for equal distributions, by more the fewer the cells. The Frechet "
+        "distance sees means and covariances only: cells of two types pass for a cloud around their mean.",
     ),
     "cell-eval": Protocol(
         metrics=("cell_eval_pearson_delta", "cell_eval_direction_match", "cell_eval_discrimination"),
