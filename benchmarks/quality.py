@@ -60,6 +60,7 @@ from scdiffkit.compared import shuffle_within
 from scdiffkit.config import SampleConfig
 from scdiffkit.data import Conditions
 from scdiffkit.data import split as data_split
+from scdiffkit.gene_sets import choose_gene_sets
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics.biology import macro_f1
 from scdiffkit.metrics.coverage import precision_recall
@@ -92,6 +93,14 @@ TARGETS: dict[str, tuple[str, float]] = {
     "codec_gap_genes": ("<=", 0.05),
 }
 FIRST_ROWS = ("reference", "shuffled")
+# Sets of genes, chosen on the test cells, and the scores on them.
+GENE_SET_SCORES: dict[Any, str] = {
+    "hvg_seurat": "auc_hvg_seurat",
+    "hvg_seurat_v3": "auc_hvg_seurat_v3",
+    "rare": "auc_rare_genes",
+    "medium": "auc_medium_genes",
+    "abundant": "auc_abundant_genes",
+}
 
 
 def main() -> int:
@@ -463,6 +472,7 @@ def score(
     keys = [label, *([condition] if condition else [])]
     space = Space(train, synthetic.var_names)
     real, trained, made_all = space.values(test), space.train, space.values(synthetic)
+    sets = choose_gene_sets(real, space.counts(test)).places
     rows = rows_like(synthetic.obs, test.obs, keys, seed)
     made, made_obs = made_all[rows], synthetic.obs.iloc[rows]
     real_pcs, trained_pcs, made_pcs = (space.components(X) for X in (real, trained, made))
@@ -472,6 +482,11 @@ def score(
         "genes": made.shape[1],
         "auc_components": auc(real_pcs[:, :k], made_pcs[:, :k], seed),
         "auc_genes": auc(space.variable(real), space.variable(made), seed),
+        **{
+            score: auc(*(X[:, sets[name]].toarray().astype(np.float32) for X in (real, made)), seed)
+            for name, score in GENE_SET_SCORES.items()
+            if name in sets
+        },
         "mmd": mmd_pca(real_pcs[:, :k], made_pcs[:, :k]),
         **precision_recall(real_pcs[:, :k], made_pcs[:, :k]),
         "zeros_mae": zeros_mae(real, made),
@@ -581,6 +596,10 @@ class Space:
         X.eliminate_zeros()
         return X
 
+    def counts(self, cells: AnnData) -> sparse.csr_matrix:
+        """Raw counts (cells, genes)."""
+        return find_counts(cells)[0][:, cells.var_names.get_indexer(self.genes)]
+
     def components(self, X: sparse.csr_matrix) -> np.ndarray:
         """Values (n, genes) -> components (n, 50 or fewer), most variance first."""
         return self.pca.transform(X)
@@ -645,6 +664,11 @@ def correlation(a: np.ndarray, b: np.ndarray, used: np.ndarray) -> float:
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "auc_components": ("AUC, components", "{:z.3f}".format),
     "auc_genes": ("AUC, genes", "{:z.3f}".format),
+    "auc_hvg_seurat": ("HVG seurat", "{:z.3f}".format),
+    "auc_hvg_seurat_v3": ("HVG seurat_v3", "{:z.3f}".format),
+    "auc_rare_genes": ("rare", "{:z.3f}".format),
+    "auc_medium_genes": ("medium", "{:z.3f}".format),
+    "auc_abundant_genes": ("abundant", "{:z.3f}".format),
     "mmd": ("MMD² × 1000", lambda v: f"{1000 * v:z.1f}"),
     "mmd_over_floor": ("over floor", lambda v: f"{1000 * v:z.1f}"),
     "precision": ("precision", "{:z.2f}".format),
@@ -672,15 +696,17 @@ CODEC_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 LEGEND = """\
 Each score is between generated cells and as many held-out test cells, in log1p(counts / total * 1e4), mean ± standard
 deviation over seeds. AUC: random forest telling them apart, cross-validated, by 20 principal components (fitted on
-the training cells) or the 2000 most variable genes; 0.5 is best. MMD², precision, recall, density and coverage (k =
-5) in the 20 components. zeros MAE, mean MAE, variance MAE: share of zeros, mean and variance of each gene, mean
-absolute difference. F1: macro-F1 on the test cells of a cell-type classifier (logistic regression on 50 components)
-learnt from all generated cells; loss: below that of one learnt from the training cells. NN ratio: median distance of
-a generated cell to the nearest training cell, over that of a test cell; well below 1: copies. LFC Spearman: rank
-correlation of log fold changes between conditions with the test cells' in one cell type. Rows "reference" (other real
-cells: the floor, what a perfect model would score; a third as many as the other rows have for F1) and "shuffled"
-(training cells, genes shuffled within types: a bad model) come first. A model that leaves genes out is compared, as
-is the floor it is set against, in the genes it has (column "genes")."""
+the training cells) or the 2000 most variable genes; 0.5 is best. HVG: the same by the 2000 genes that scanpy's
+highly_variable_genes chooses on the test cells (flavors seurat and seurat_v3); rare, medium, abundant: by genes of
+less than 0.02, 0.02 to 0.2, and more counts a test cell, the 2000 of each of the highest variance for their mean.
+MMD², precision, recall, density and coverage (k = 5) in the 20 components. zeros MAE, mean MAE, variance MAE: share
+of zeros, mean and variance of each gene, mean absolute difference. F1: macro-F1 on the test cells of a cell-type
+classifier (logistic regression on 50 components) learnt from all generated cells; loss: below that of one learnt from
+the training cells. NN ratio: median distance of a generated cell to the nearest training cell, over that of a test
+cell; well below 1: copies. LFC Spearman: rank correlation of log fold changes between conditions with the test cells'
+in one cell type. Rows "reference" (other real cells: the floor, what a perfect model would score; a third as many as
+the other rows have for F1) and "shuffled" (training cells, genes shuffled within types: a bad model) come first. A
+model that leaves genes out is compared, as is the floor it is set against, in the genes it has (column "genes")."""
 
 
 def write_tables(out: Path) -> list[dict[str, Any]]:

@@ -349,9 +349,9 @@ def evaluate(
     are matched by name. train: the cells the model was trained on, when `real` are others (cells that are in
     both are taken out of `real`): the floor is then `real` against `train`. label, conditions, donor: obs columns
     with the types, with what differs between cells of one type (treatment), and with the donors, each of whose cells
-    are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
-    added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (what `fast` computes) or "minimal"
-    (some of each family, a few seconds); those that the verdict rests on are always computed. out: folder for
+    are then looked for among the synthetic ones. protocol: "scrdit", "cfgen", "scdiffusion", "scldm" or "cell-eval",
+    whose own scores are added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (as `fast`), or
+    "minimal" (some of each family, a few seconds); those that the verdict rests on are always computed. out: folder for
     report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced only with
     `force`.
     resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
@@ -516,7 +516,7 @@ def evaluate(
                 lacking = [
                     m for m in metrics_of if not all(need in part.of_cells for need in m.needs for part in drawn)
                 ]
-                skipped |= {metric.name: WITHOUT["types"] for metric in lacking}
+                skipped |= {metric.name: WITHOUT[metric.needs[0]] for metric in lacking}
                 metrics_of = [metric for metric in metrics_of if metric not in lacking]
                 if progress:
                     progress(protocol, (r + 1) * len(to_score), steps)

@@ -95,6 +95,39 @@ def test_scores_of_real_and_of_wrong_cells(quality: ModuleType, tiny: AnnData) -
     assert copies["f1_loss"] == 0
 
 
+def test_a_fault_in_some_genes_shows_in_the_sets_that_users_work_with(
+    quality: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Genes of 0.02 to 0.2 counts a cell come in clumps of the same mean."""
+    choose = quality.choose_gene_sets
+    monkeypatch.setattr(quality, "choose_gene_sets", lambda X, counts: choose(X, counts, n_genes=200))
+    rng = np.random.default_rng(3)
+    means = np.repeat([0.01, 0.1, 1.0], [100, 200, 200])
+    cells = AnnData(sparse.csr_matrix(rng.poisson(means, (900, 500)).astype(np.float32)))
+    cells.obs["cell_type"] = np.resize(["a", "b"], 900)
+    train, test, reference = quality.split(cells, ["cell_type"])
+    clumped = train.copy()
+    X = clumped.X.toarray()
+    X[:, means == 0.1] = 4 * rng.poisson(0.1 / 4, (clumped.n_obs, 200))
+    clumped.X = sparse.csr_matrix(X)
+    bad, good = (quality.score(c, train, test, label="cell_type") for c in (clumped, reference))
+    assert bad["auc_medium_genes"] > 0.9
+    assert bad["auc_abundant_genes"] < 0.65
+    for name in ("auc_hvg_seurat", "auc_hvg_seurat_v3", "auc_medium_genes", "auc_abundant_genes", "auc_rare_genes"):
+        assert good[name] == pytest.approx(0.5, abs=0.15)
+    assert bad["auc_hvg_seurat_v3"] > 0.6
+
+
+def test_results_from_before_a_score_leave_its_cell_empty(quality: ModuleType) -> None:
+    def result(model: str, **scores: float) -> dict:
+        return {"model": model, "dataset": "d", "seed": 0, "scores": {"auc_genes": 0.6, **scores}, "seconds": {}}
+
+    lines = quality.table([result("old"), result("new", auc_hvg_seurat=0.7)])
+    assert lines[0] == "| model | AUC, genes | HVG seurat |"
+    assert lines[2:] == ["| new | 0.600 | 0.700 |", "| old | 0.600 |  |"]
+    assert quality.over_datasets([result("old"), result("new", auc_hvg_seurat=0.7)])
+
+
 def test_a_model_with_some_of_the_genes_is_compared_in_these(quality: ModuleType, tiny: AnnData) -> None:
     train, test, reference = quality.split(tiny, ["cell_type"])
     some = reference[:, 10:40].copy()

@@ -78,6 +78,11 @@ def test_evaluate_with_another_papers_protocol_and_compare(folder, tmp_path):
     assert found["resamples"] == 1
     assert [s["metric"] for s in found["protocol"]["scores"]] == list(found["protocol"]["metrics"])
     assert "centre" in found["protocol"]["flaws"]
+    few = json.loads(scdiff(*asked, "--metrics", "minimal,cv_mae", "--force", cwd=tmp_path / "w").stdout)
+    assert "cv_mae" in {s["metric"] for s in few["scores"]}
+    assert len(few["scores"]) < len(found["scores"]) / 2
+    wrong = scdiff(*asked, "--metrics", "rf_acu", "--force", cwd=tmp_path / "w", code=2)
+    assert "did you mean 'rf_auc'" in wrong.stderr
     wrong = scdiff(*asked, "--protocol", "cf", "--force", cwd=tmp_path / "w", code=2)
     assert "scrdit, cfgen, scdiffusion" in wrong.stderr
     ranked = scdiff(

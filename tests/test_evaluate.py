@@ -275,8 +275,8 @@ def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) ->
     train, held_out = cells[known].copy(), cells[~known].copy()
     asked = [name for name, m in METRICS.items() if m.family == "privacy"]
     options: dict[str, Any] = {"train": train, "donor": "donor", "metrics": asked}
-    made = train[::2].copy()
-    made.X = sparse.csr_matrix(np.random.default_rng(1).poisson(made.X.toarray()))
+    made = train.copy()
+    made.X.data *= rng.random(len(made.X.data)) < 0.95  # nearly copies
     del made.obs["donor"]  # which synthetic cells need not name
     found = evaluate(held_out, made, **options)
     assert found["donor_membership_auc"].value > 0.9

@@ -11,17 +11,17 @@
 #'   was trained on a file; without `synthetic`, cells are drawn from it.
 #' @param label,condition,donor Columns of the cells: types, what differs between
 #'   cells of one type, donors.
-#' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"` or
-#'   `"scdiffusion"`.
+#' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"`,
+#'   `"scdiffusion"`, `"scldm"` or `"cell-eval"`.
 #' @param output Folder of the report; default a temporary one.
-#' @param metrics Names of the scores to compute, or `"full"` (default),
-#'   `"fast"` or `"minimal"`.
 #' @param resamples,max_cells How often, and with how many cells a side at most.
 #' @param fast Half a minute: once, with at most 400 cells a side.
 #' @param seed Same seed, same scores.
 #' @param force Replace the report in `output`.
 #' @param assay The assay with the raw counts, of Seurat objects and
 #'   SingleCellExperiments.
+#' @param metrics What is computed: names of metrics, `"full"` (all), `"fast"` (as
+#'   `fast`) or `"minimal"` (a few seconds).
 #' @param x,object An evaluation.
 #' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
 #' @return A data frame of class `scdiff_evaluation`, a row for each metric:
@@ -40,7 +40,7 @@
 #' @export
 scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label = NULL, condition = NULL, donor = NULL,
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
-                            force = FALSE, assay = NULL, run = NULL, metrics = NULL) {
+                            force = FALSE, assay = NULL, run = NULL, metrics = "full") {
   if (is.null(run) && (is.null(real) || is.null(synthetic))) fail("Give `real` and `synthetic` cells, or a `run`.")
   labels <- c(label, condition, donor)
   check_columns(real, labels, name = "real", optional = TRUE)
@@ -48,9 +48,10 @@ scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label =
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
+    metrics = text(metrics, "metrics", several = TRUE),
     out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
     fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force"),
-    run = if (!is.null(run)) existing(run), metrics = text(metrics, "metrics", several = TRUE)
+    run = if (!is.null(run)) existing(run)
   )
   found <- call_python("evaluate",
     real = pack_cells(real, "real", assay, optional = TRUE, labels = labels),
@@ -81,7 +82,7 @@ own_assay <- function(x, assay) {
 BAD_MODELS <- c("shuffled", "pooled", "copies")
 
 HEADLINES <- c(
-  "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
+  "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
   "marker_overlap", "correlation_structure", "nn_ratio", "exact_duplicates", "membership_auc"
 )
 

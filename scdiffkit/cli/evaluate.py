@@ -78,7 +78,7 @@ def evaluate(
         str | None, typer.Option(help="obs column with the donors: are cells of single ones among SYNTHETIC?")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen or scdiffusion.")
+        str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen, scdiffusion, scldm, cell-eval.")
     ] = None,
     metrics: Metrics = "full",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("report"),

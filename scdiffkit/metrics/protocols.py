@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
+from scdiffkit.metrics.biology import FDR, Contrast, contrasts
 from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
 from scdiffkit.metrics.marginals import mean_per_gene
 from scdiffkit.metrics.papers import biased_mmd
@@ -25,6 +26,12 @@ CFGEN_W2 = f"2-Wasserstein distance by exact optimal transport {CFGEN_SPACE}"
 SCDIFFUSION = "scDiffusion (Luo et al. 2024, Bioinformatics 40:btae518)"
 SCDIFFUSION_COMPONENTS = 50
 SCDIFFUSION_TREES, SCDIFFUSION_DEPTH = 1000, 5
+
+SCLDM = "scLDM (Palla et al. 2025, arXiv 2511.02986)"
+SCLDM_COMPONENTS = 30
+SCLDM_SPACE = f"in {SCLDM_COMPONENTS} principal components of both sets; at most 2000 cells a side."
+CELL_EVAL = "cell-eval (Arc Institute, github.com/ArcInstitute/cell-eval)"
+CELL_EVAL_DELTA = "of the differences of mean log1p-normalised values, a condition against all other cells"
 
 Genes = Literal["all", "cv", "seurat_v3"]
 
@@ -71,6 +78,24 @@ PROTOCOLS: dict[str, Protocol] = {
         flaws="Correlations of mean expression hardly tell a good model from shuffled cells. MMD^2 is biased: above 0 "
         "for equal distributions. A forest of shallow trees on one random quarter of the cells. LISI is taken over "
         "nearest neighbours in 20 components where theirs goes over a neighbour graph.",
+    ),
+    "scldm": Protocol(
+        metrics=("scldm_w2", "scldm_mmd", "scldm_fd"),
+        genes="all",
+        source=SCLDM,
+        flaws="The names of the three figures are the paper's. On which genes, in how many components, with what "
+        "kernel width and on how many cells they were computed was not verified here: do not expect to meet a "
+        "published value. W2 and MMD^2 are above 0 for equal distributions, by more the fewer the cells. The Frechet "
+        "distance sees means and covariances only: cells of two types pass for a cloud around their mean.",
+    ),
+    "cell-eval": Protocol(
+        metrics=("cell_eval_pearson_delta", "cell_eval_direction_match", "cell_eval_discrimination"),
+        genes="all",
+        source=CELL_EVAL,
+        flaws="Written for predicted perturbations against a control; here every condition stands against all other "
+        "cells, whatever their type, so a type that is more frequent in a condition looks like a response. Genes are "
+        "tested by Welch's t-test, not by Wilcoxon's. That the direction is looked up for all genes that are "
+        "significant in real cells was not verified. With two conditions the discrimination score of each is 1 or 0.5.",
     ),
 }
 
@@ -278,3 +303,139 @@ def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> fl
     )
     forest.fit(learnt, learnt_is_real)
     return float(roc_auc_score(test_is_real, forest.predict_proba(test)[:, 1]))
+
+
+@metric(
+    "scldm_w2",
+    family="papers",
+    default=False,
+    direction="lower is better",
+    best=0.0,
+    max_cells=2000,
+    definition=f"2-Wasserstein distance by exact optimal transport {SCLDM_SPACE}",
+    source=SCLDM,
+)
+def scldm_w2(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    return _w2(*_components_of_both(real, synthetic, SCLDM_COMPONENTS))
+
+
+@metric(
+    "scldm_mmd",
+    family="papers",
+    default=False,
+    direction="lower is better",
+    best=0.0,
+    max_cells=2000,
+    definition=f"Biased MMD^2, one Gaussian kernel exp(-d^2 / b), b = median d^2 between any two cells, {SCLDM_SPACE}",
+    source=SCLDM,
+)
+def scldm_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    x, y = _components_of_both(real, synthetic, SCLDM_COMPONENTS)
+    d2 = squared_distances(np.vstack([x, y]), np.vstack([x, y]))
+    width = float(np.median(d2[np.triu_indices(len(d2), 1)])) or float(d2.mean()) or 1.0
+    k, n = np.exp(-d2 / width), len(x)
+    return float(k[:n, :n].mean() + k[n:, n:].mean() - 2 * k[:n, n:].mean())
+
+
+@metric(
+    "scldm_fd",
+    family="papers",
+    default=False,
+    direction="lower is better",
+    best=0.0,
+    max_cells=2000,
+    definition="Frechet distance, squared 2-Wasserstein distance between normal distributions of the cells' means and "
+    f"covariances, {SCLDM_SPACE}",
+    source=f"{SCLDM}; Heusel et al. 2017 (arXiv 1706.08500)",
+)
+def scldm_fd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
+    x, y = _components_of_both(real, synthetic, SCLDM_COMPONENTS)
+    a, b = (np.cov(side, rowvar=False).reshape(side.shape[1], -1) for side in (x, y))
+    # tr sqrt(ab) = tr sqrt(sqrt(a) b sqrt(a)), which is symmetric
+    values, vectors = np.linalg.eigh(a)
+    root = vectors @ np.diag(np.sqrt(np.maximum(values, 0))) @ vectors.T
+    mixed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ root), 0)).sum()
+    return max(0.0, float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * mixed))
+
+
+def _of_conditions(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
+) -> list[tuple[Contrast, Contrast]]:
+    """Real and synthetic contrasts of the conditions that both sides have, beside others."""
+    sides = ((real, real_conditions), (synthetic, synthetic_conditions))
+    names = [
+        name
+        for name in sorted(set(real_conditions) & set(synthetic_conditions))
+        if all(1 < (conditions == name).sum() < len(conditions) for _, conditions in sides)
+    ]
+    return list(zip(*(contrasts(cells, conditions, names) for cells, conditions in sides)))
+
+
+@metric(
+    "cell_eval_pearson_delta",
+    family="papers",
+    default=False,
+    needs=("conditions",),
+    direction="higher is better",
+    best=1.0,
+    definition=f"Pearson correlation over genes {CELL_EVAL_DELTA}, real and synthetic; mean over conditions that both "
+    "have.",
+    source=f"{CELL_EVAL}: pearson_delta",
+)
+def cell_eval_pearson_delta(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
+) -> float:
+    """0 where a side does not differ, or shares no condition."""
+    values = []
+    for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
+        flat = min(np.ptp(a.difference), np.ptp(b.difference)) == 0
+        values.append(0.0 if flat else float(np.corrcoef(a.difference, b.difference)[0, 1]))
+    return float(np.mean(values)) if values else 0.0
+
+
+@metric(
+    "cell_eval_direction_match",
+    family="papers",
+    default=False,
+    needs=("conditions",),
+    direction="higher is better",
+    best=1.0,
+    definition=f"Share of the genes that are differentially expressed in real cells ({FDR:.0%} false discovery rate, a "
+    "condition against all other cells) whose synthetic difference has the same sign; mean over conditions that both "
+    "have.",
+    source=f"{CELL_EVAL}: de_direction_match",
+)
+def cell_eval_direction_match(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
+) -> float:
+    """1 for a condition in which no gene differs; 0 where no condition is shared."""
+    used, values = np.ones(real.shape[1], dtype=bool), []
+    for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
+        signs = a.significant(used)
+        values.append(float((signs == np.sign(b.difference))[signs != 0].mean()) if signs.any() else 1.0)
+    return float(np.mean(values)) if values else 0.0
+
+
+@metric(
+    "cell_eval_discrimination",
+    family="papers",
+    default=False,
+    needs=("conditions",),
+    direction="higher is better",
+    best=1.0,
+    definition="Perturbation discrimination score: 1 - rank / n of a condition's own real difference among those of "
+    f"all n conditions, by L1 distance from the synthetic one, {CELL_EVAL_DELTA}; mean over conditions that both have. "
+    "About 0.5 by chance.",
+    source=f"{CELL_EVAL}: discrimination_score_l1",
+)
+def cell_eval_discrimination(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
+) -> float:
+    """0 where no condition is shared; of equally near ones the own counts as last."""
+    pairs = _of_conditions(real, synthetic, real_conditions, synthetic_conditions)
+    values = []
+    for own, (_, made) in enumerate(pairs):
+        distances = np.array([np.abs(a.difference - made.difference).sum() for a, _ in pairs])
+        nearer = int((distances <= distances[own]).sum()) - 1
+        values.append(1 - nearer / len(pairs))
+    return float(np.mean(values)) if values else 0.0

@@ -342,6 +342,50 @@ def test_an_attacker_tells_members_where_the_model_copied_with_noise() -> None:
     assert attack(real, fresh, member=(np.zeros(300), np.zeros(150))) == 0.5
 
 
+def test_scldm_by_its_formulae() -> None:
+    """Components of as many dimensions as genes, all but one, only turn the cells; of normal ones all is known."""
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(60)
+    real, synthetic = rng.normal(5, 1, (400, 4)), rng.normal(6, 2, (300, 4))
+    for side in (real, synthetic):
+        side[:, 3] = 1.0  # which does not vary
+    a, b = np.cov(real.T), np.cov(synthetic.T)
+    fd = ((real.mean(0) - synthetic.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    pair = as_csr(real), as_csr(synthetic)
+    assert METRICS["scldm_fd"](*pair) == pytest.approx(fd, rel=1e-6)
+    assert fd == pytest.approx(3 * (1 + (2 - 1) ** 2), rel=0.15)  # of the distributions themselves
+    assert METRICS["scldm_w2"](*pair) == pytest.approx(np.sqrt(fd), rel=0.15)
+    same = as_csr(rng.normal(5, 1, (400, 4)))
+    assert METRICS["scldm_mmd"](as_csr(rng.normal(5, 1, (400, 4))), same) < 0.02 < METRICS["scldm_mmd"](*pair)
+
+
+def test_cell_eval_by_its_formulae() -> None:
+    rng = np.random.default_rng(61)
+    conditions = np.resize(["a", "b", "c", "d"], 200)
+    change = {c: rng.normal(0, 3, 50) * (rng.random(50) < 0.3) for c in "abcd"}
+    real = 20 + rng.normal(size=(200, 50)) + np.array([change[c] for c in conditions])
+    synthetic = 20 + rng.normal(size=(200, 50)) + np.array([0.5 * change[c] for c in conditions])
+    pair = {"conditions": (conditions, conditions)}
+    deltas = [
+        np.array([x[conditions == c].mean(0) - x[conditions != c].mean(0) for c in "abcd"]) for x in (real, synthetic)
+    ]
+    expected = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(*deltas)])
+    sides = as_csr(real), as_csr(synthetic)
+    assert METRICS["cell_eval_pearson_delta"](*sides, **pair) == pytest.approx(expected)
+    assert METRICS["cell_eval_direction_match"](*sides, **pair) > 0.95
+    assert METRICS["cell_eval_discrimination"](*sides, **pair) == 1
+    turned = {"conditions": (conditions, np.array([dict(zip("abcd", "bcda"))[c] for c in conditions]))}
+    deltas[1] = np.roll(deltas[1], 1, axis=0)
+    ranks = [
+        (np.abs(deltas[0] - y).sum(axis=1) < np.abs(deltas[0][i] - y).sum()).sum() for i, y in enumerate(deltas[1])
+    ]
+    assert METRICS["cell_eval_discrimination"](*sides, **turned) == pytest.approx(1 - np.mean(ranks) / 4)
+    assert METRICS["cell_eval_discrimination"](*sides, **turned) < 0.8
+    other = {"conditions": (conditions, np.full(200, "e"))}
+    assert METRICS["cell_eval_pearson_delta"](*sides, **other) == 0
+
+
 # classifier
 
 
