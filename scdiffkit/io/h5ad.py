@@ -23,6 +23,8 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "sh
 # For uns too, whose scalars h5py refuses to filter: anndata takes compression off for them, but not shuffle.
 COMPRESSION_OF_ALL: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
 CHUNK = 1 << 16
+WIDENED_AT_ONCE = 1 << 22
+LARGEST_INT32 = 2**31 - 1
 
 
 def read(path: Path) -> AnnData:
@@ -52,7 +54,23 @@ def _checked(adata: AnnData) -> AnnData:
                 matrix.check_format(full_check=True)
             except ValueError as e:
                 raise OSError(f"{place}: {e}") from e
+            unify_index_types(matrix)
     return adata
+
+
+def unify_index_types(matrix: Any) -> None:
+    """Give `indices` and `indptr` of a CSR or CSC matrix one type, in place: int32 where it holds all values.
+
+    Files may hold one of each, which scipy's routines refuse.
+    """
+    dtype = index_type(matrix.nnz, matrix.shape)
+    matrix.indices = matrix.indices.astype(dtype, copy=False)
+    matrix.indptr = matrix.indptr.astype(dtype, copy=False)
+
+
+def index_type(nnz: int, shape: tuple[int, ...]) -> type[np.signedinteger[Any]]:
+    """The type of both index arrays of a sparse matrix with nnz values, as scipy chooses it."""
+    return np.int32 if max(nnz, *shape) <= LARGEST_INT32 else np.int64
 
 
 @contextmanager
@@ -75,8 +93,41 @@ def write(adata: AnnData, path: Path) -> None:
     if obs is not adata.obs or var is not adata.var:
         adata = adata.copy()  # the caller's columns stay
         adata.obs, adata.var = obs, var
+    adata = _with_sound_matrices(adata)
     with _saying_which_key():
         write_h5ad(path, adata, convert_strings_to_categoricals=False, dataset_kwargs=COMPRESSION_OF_ALL)
+
+
+def _with_sound_matrices(adata: AnnData) -> AnnData:
+    """The same cells, a copy where a sparse matrix has unsorted indices or index arrays of two types."""
+
+    def is_sound(matrix: Any) -> bool:
+        if not (sparse.issparse(matrix) and matrix.format in ("csr", "csc")):
+            return True
+        types = {matrix.indices.dtype, matrix.indptr.dtype}
+        return types == {np.dtype(index_type(matrix.nnz, matrix.shape))} and bool(matrix.has_sorted_indices)
+
+    def mended(matrix: Any) -> Any:
+        if is_sound(matrix):
+            return matrix
+        matrix = matrix.sorted_indices()
+        unify_index_types(matrix)
+        return matrix
+
+    keyed = ("layers", "obsm", "varm", "obsp", "varp")
+    raw = None if adata.raw is None else adata.raw.X
+    if all(map(is_sound, [adata.X, raw, *(m for name in keyed for m in getattr(adata, name).values())])):
+        return adata
+    adata = adata.copy()
+    adata.X = mended(adata.X)
+    for name in keyed:
+        for key, matrix in getattr(adata, name).items():
+            getattr(adata, name)[key] = mended(matrix)
+    if not is_sound(raw):
+        with_raw = adata.raw.to_adata()
+        with_raw.X = mended(with_raw.X)
+        adata.raw = with_raw
+    return adata
 
 
 def _without_gaps(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,6 +158,7 @@ class H5adFile:
         from anndata.io import write_elem
 
         for matrix in self._matrices.values():
+            matrix.finish()
             matrix.group.attrs.update(
                 {
                     "encoding-type": "csr_matrix",
@@ -127,21 +179,47 @@ class H5adFile:
 
 
 class GrowingCSR:
-    """A CSR matrix on disk (datasets data, indices, indptr) to which rows are appended."""
+    """A CSR matrix on disk (datasets data, indices, indptr) to which rows are appended.
+
+    `indptr` is written by `finish`: its type, which is that of `indices`, depends on the number of values.
+    """
 
     def __init__(self, group: h5py.Group, n_columns: int, dtype: type[np.generic]) -> None:
         self.group, self.n_columns, self.n_rows = group, n_columns, 0
         self._nnz = 0
-        for name, kind in (("data", dtype), ("indices", np.int32), ("indptr", np.int64)):
-            group.create_dataset(name, shape=(0,), maxshape=(None,), dtype=kind, chunks=(CHUNK,), **COMPRESSION)
-        _extend(group["indptr"], np.zeros(1, dtype=np.int64))
+        self._row_ends = [np.zeros(1, dtype=np.int64)]
+        self._create("data", dtype)
+        self._create("indices", np.int32)
 
     def append(self, rows: sparse.csr_matrix) -> None:
-        _extend(self.group["data"], rows.data)
-        _extend(self.group["indices"], rows.indices)
-        _extend(self.group["indptr"], rows.indptr[1:].astype(np.int64) + self._nnz)
+        self._row_ends.append(rows.indptr[1:].astype(np.int64) + self._nnz)
         self._nnz += rows.nnz
         self.n_rows += rows.shape[0]
+        if self.group["indices"].dtype != self._index_type:
+            self._widen_indices()
+        _extend(self.group["data"], rows.data)
+        _extend(self.group["indices"], rows.indices)
+
+    def finish(self) -> None:
+        """Write `indptr`; no rows can be appended afterwards."""
+        _extend(self._create("indptr", self._index_type), np.concatenate(self._row_ends))
+
+    @property
+    def _index_type(self) -> type[np.signedinteger[Any]]:
+        return index_type(self._nnz, (self.n_rows, self.n_columns))
+
+    def _create(self, name: str, dtype: type[np.generic]) -> h5py.Dataset:
+        return self.group.create_dataset(
+            name, shape=(0,), maxshape=(None,), dtype=dtype, chunks=(CHUNK,), **COMPRESSION
+        )
+
+    def _widen_indices(self) -> None:
+        """Rewrite `indices` as int64, once more than 2^31 values are there."""
+        self.group.move("indices", "narrow")
+        narrow, wide = self.group["narrow"], self._create("indices", np.int64)
+        for start in range(0, narrow.shape[0], WIDENED_AT_ONCE):
+            _extend(wide, narrow[start : start + WIDENED_AT_ONCE])
+        del self.group["narrow"]
 
 
 def _extend(dataset: h5py.Dataset, values: np.ndarray) -> None:

@@ -169,6 +169,7 @@ class TenxH5:
         self._counts.append(counts)
 
     def finish(self, obs: pd.DataFrame) -> list[str]:
+        self._counts.finish()
         ids, types, missing = _features(self._var)
         genome = self._var["genome"].astype(str) if "genome" in self._var else [""] * len(self._var)
         features = self._group.create_group("features")

@@ -7,9 +7,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -220,3 +222,56 @@ def test_memory_does_not_grow_with_the_cells(name: str, tmp_path: Path) -> None:
     out = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True)
     few, many = (int(n) for n in out.stdout.split())
     assert many - few < 20  # MB; the 16,000 further cells hold 51 MB of values
+
+
+def index_arrays(path, place):
+    with h5py.File(path) as f:
+        return f[place]["indices"][:], f[place]["indptr"][:]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".h5"])
+def test_a_sparse_matrix_has_index_arrays_of_one_type_and_can_be_sliced_by_anndata(tmp_path, tiny, suffix):
+    path = tmp_path / f"cells{suffix}"
+    with io.CellWriter(path, tiny.var_names, layers=("counts",)) as out:
+        for rows in (slice(0, 100), slice(100, 240)):
+            counts = tiny.X[rows]
+            out.append(counts.log1p(), {"counts": counts}, tiny.obs.iloc[rows][[]])
+    for place in ("X", "layers/counts") if suffix == ".h5ad" else ("matrix",):
+        indices, indptr = index_arrays(path, place)
+        assert indices.dtype == indptr.dtype == np.int32
+    if suffix == ".h5ad":
+        cells = anndata.read_h5ad(path)
+        np.testing.assert_array_equal(cells[::-7].copy().layers["counts"].toarray(), tiny.X[::-7].toarray())
+        np.testing.assert_array_equal(cells.layers["counts"][::2].toarray(), tiny.X[::2].toarray())
+
+
+def test_beyond_int32_both_index_arrays_are_int64(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("scdiffkit.io.h5ad.LARGEST_INT32", tiny.X.nnz // 2)
+    monkeypatch.setattr("scdiffkit.io.h5ad.WIDENED_AT_ONCE", 1000)
+    with io.CellWriter(tmp_path / "cells.h5ad", tiny.var_names, layers=()) as out:
+        for start in range(0, 240, 60):
+            out.append(tiny.X[start : start + 60], {}, tiny.obs.iloc[start : start + 60][[]])
+    indices, indptr = index_arrays(tmp_path / "cells.h5ad", "X")
+    assert indices.dtype == indptr.dtype == np.int64
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "cells.h5ad").X[::3].toarray(), tiny.X[::3].toarray())
+
+
+def test_a_matrix_with_two_index_types_or_unsorted_indices_is_written_sound(tmp_path, tiny):
+    cells = tiny.copy()
+    cells.X.indptr = cells.X.indptr.astype(np.int64)  # as a file of an older version is read by anndata
+    unsorted = tiny.X.copy()
+    for start, stop in pairwise(unsorted.indptr):
+        unsorted.indices[start:stop] = unsorted.indices[start:stop][::-1].copy()
+        unsorted.data[start:stop] = unsorted.data[start:stop][::-1].copy()
+    unsorted.has_sorted_indices = False
+    cells.layers["counts"] = unsorted
+    cells.raw = cells
+    io.write(cells, tmp_path / "cells.h5ad")
+    for place in ("X", "layers/counts", "raw/X"):
+        indices, indptr = index_arrays(tmp_path / "cells.h5ad", place)
+        assert indices.dtype == indptr.dtype == np.int32
+        assert all((np.diff(indices[a:b]) > 0).all() for a, b in pairwise(indptr))
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    for matrix in (back.X, back.layers["counts"], back.raw.X):
+        np.testing.assert_array_equal(matrix[::5].toarray(), tiny.X[::5].toarray())
+    assert cells.X.indptr.dtype == np.int64, "the caller's matrix stays as it is"
