@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
 from scdiffkit.io import Rows, Selected, ahead, blocks, give_back, on_disk
-from scdiffkit.preprocess import TOTAL, Prepared
+from scdiffkit.preprocess import TOTAL, Prepared, color_lists, colors_of
 
 LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
+FEW_OF_A_CATEGORY = 10  # training cells: fewer teach a model next to nothing of it
 BLOCK, BUFFER = 64, 8192  # cells read together, and mixed, when training reads from files
 log = logging.getLogger("scdiffkit")
 
@@ -30,22 +31,35 @@ log = logging.getLogger("scdiffkit")
 class Conditions:
     """The condition columns, their categories in order, and how many training cells had each combination.
 
-    Code 0 means "unknown"; category i of a column has code i + 1.
+    Code 0 means "unknown"; category i of a column has code i + 1. colors: column -> category -> colour, of columns
+    for which scanpy's uns["COLUMN_colors"] was there. ordered: columns whose categories have an order.
     """
 
     categories: dict[str, list[str]]  # column -> categories
     combinations: list[tuple[tuple[int, ...], int]]  # codes of the columns, cells
+    colors: dict[str, dict[str, str]] = field(default_factory=dict)
+    ordered: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, obs: pd.DataFrame, columns: Sequence[str]) -> Conditions:
+    def of(cls, obs: pd.DataFrame, columns: Sequence[str], uns: Mapping[str, Any] | None = None) -> Conditions:
         """Categories that occur in `obs` (n rows), in their own order, and the counts of combinations."""
-        categories = {}
+        categories, ordered = {}, []
         for column in columns:
             values = obs[column].astype("category").cat.remove_unused_categories()
             categories[column] = [str(c) for c in values.cat.categories]
+            ordered += [column] if values.cat.ordered else []
         found = cls(categories, [])
         codes, counts = np.unique(found.encode(obs), axis=0, return_counts=True)
-        return cls(categories, [(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)])
+        combinations = [(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)]
+        colors = {column: of for column, of in colors_of(obs, uns or {}).items() if column in categories}
+        return cls(categories, combinations, colors, ordered)
+
+    def counted(self, codes: np.ndarray) -> Conditions:
+        """The same categories, with the combinations of the cells that have these codes (n, K)."""
+        codes, counts = np.unique(codes, axis=0, return_counts=True)
+        return replace(
+            self, combinations=[(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)]
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -87,7 +101,9 @@ class Conditions:
         """Codes (n, K) -> categorical columns with the training data's categories; "unknown" is missing."""
         return pd.DataFrame(
             {
-                column: pd.Categorical.from_codes(codes[:, k] - 1, categories=pd.Index(categories, dtype=object))
+                column: pd.Categorical.from_codes(
+                    codes[:, k] - 1, categories=pd.Index(categories, dtype=object), ordered=column in self.ordered
+                )
                 for k, (column, categories) in enumerate(self.categories.items())
             },
             index=range(len(codes)),
@@ -97,12 +113,49 @@ class Conditions:
         return {
             "categories": self.categories,
             "combinations": [{"codes": list(codes), "cells": n} for codes, n in self.combinations],
+            "colors": self.colors,
+            "ordered": self.ordered,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conditions:
         combinations = [(tuple(c["codes"]), c["cells"]) for c in values["combinations"]]
-        return cls(dict(values["categories"]), combinations)
+        return cls(
+            dict(values["categories"]), combinations, dict(values.get("colors", {})), list(values.get("ordered", []))
+        )
+
+    def present(self, codes: np.ndarray) -> Present:
+        """The categories that cells with these codes (n, K) have."""
+        return Present(
+            {
+                column: [categories[code - 1] for code in np.unique(codes[:, k]) if code]
+                for k, (column, categories) in enumerate(self.categories.items())
+            },
+            self.colors,
+        )
+
+    def remarks(self, codes: np.ndarray) -> list[str]:
+        """What a user of cells drawn with these codes (n, K) must know about what the model has seen of their kind."""
+        found = []
+        drawn = list(map(tuple, np.unique(codes, axis=0).tolist()))
+        seen = {c for c, _ in self.combinations}
+        unseen = [c for c in drawn if c not in seen]
+        if unseen:
+            found.append(
+                f"Extrapolated: no training cell had {self._named(range(len(self.columns)), unseen)}; nothing in the "
+                "training data can tell how well the model draws them."
+            )
+        few = [
+            f"{n} of {column}={self.categories[column][code - 1]}"
+            for k, column in enumerate(self.columns)
+            for code in sorted({c[k] for c in drawn} - {0})
+            if (n := sum(cells for c, cells in self.combinations if c[k] == code)) < FEW_OF_A_CATEGORY
+        ]
+        if few:
+            found.append(
+                f"Few training cells: {listed_briefly(few)}. What the model draws from so few is not to be relied on."
+            )
+        return found
 
     def compose(self, n: int, where: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
         """Codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
@@ -207,6 +260,27 @@ class Conditions:
             rows[i] += 1
         codes = np.array([codes for codes, _ in combinations], dtype=np.int64).reshape(len(combinations), -1)
         return np.repeat(codes, rows, axis=0)
+
+
+@dataclass(frozen=True)
+class Present:
+    """The categories that some synthetic cells have, in their order, and the colours of all there are."""
+
+    categories: dict[str, list[str]]  # column -> categories
+    colors: dict[str, dict[str, str]]
+
+    def drop_absent(self, obs: pd.DataFrame) -> None:
+        """Leave no categories in obs that no cell has: scanpy and Seurat take each for a group."""
+        for column, categories in self.categories.items():
+            obs[column] = obs[column].cat.set_categories(pd.Index(categories, dtype=object))
+
+    def uns(self) -> dict[str, list[str]]:
+        """uns["COLUMN_colors"] as scanpy has them, a colour a category."""
+        return color_lists(self.categories, self.colors)
+
+
+def listed_briefly(texts: Sequence[str], at_most: int = 10) -> str:
+    return ", ".join(texts[:at_most]) + (f", and {len(texts) - at_most} more" if len(texts) > at_most else "")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import scdiffkit
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
-from scdiffkit.data import LIBRARY_SIZE, Conditions
+from scdiffkit.data import LIBRARY_SIZE, Conditions, fingerprint
 from scdiffkit.denoiser import Denoiser
 from scdiffkit.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
@@ -38,6 +38,8 @@ from scdiffkit.workers import Member, Process, Threads, in_order
 DEFAULT_CELLS = 1000
 SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+BLOCK_OF_CELLS = {"cpu": 8, "gpu": 256}  # cells that share a stream of random numbers, and are decoded together
+BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
 MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
 SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion
 FAR_DEEPER = 10  # times the deepest training cell: a library size beyond that is asked of the model with a warning
@@ -98,14 +100,19 @@ def sample(
     sizes = None
     if codec.takes_library_size:
         sizes = _library_sizes(codec, run.genes(), conditions, codes, like, config)
-    order = np.random.default_rng([config.seed, 0]).permutation(len(codes))
+    request = Request.of(run, codes, sizes, config)
+    order = request.rng().permutation(len(codes))
     codes, sizes = codes[order], None if sizes is None else sizes[order]  # any first cells are a fair sample
-    var = pd.DataFrame(index=pd.Index(run.genes(), name=None))
-    uns = {"scdiffkit": _provenance(run, config, len(codes))}
+    remarks = [*run.remarks(), *conditions.remarks(codes)]
+    for remark in run.remarks():
+        log.warning(remark)
+    present = conditions.present(codes)
+    var = run.var()
+    uns = {"scdiffkit": _provenance(run, config, len(codes), remarks), **present.uns()}
     done = 0
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(interruption())
-        batches = stack.enter_context(contextlib.closing(_batches(run, codes, sizes, config, interrupted)))
+        batches = stack.enter_context(contextlib.closing(_batches(run, request, codes, sizes, config, interrupted)))
         writer = None
         if out is not None:
             writer = stack.enter_context(
@@ -113,6 +120,7 @@ def sample(
             )
         kept = []
         for batch in batches:
+            present.drop_absent(batch.obs)
             if writer:
                 writer.append(batch.X, {"counts": batch.counts}, batch.obs)
             else:
@@ -129,6 +137,45 @@ def sample(
         var=var,
         uns=uns,
     )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of `sample` asks for, as far as it decides about the cells.
+
+    The key enters the cells' names and all random numbers, so that calls that differ give cells that are independent
+    of one another and can be put together, and the same call gives the same cells.
+    """
+
+    run_id: str
+    key: str  # hexadecimal
+
+    @classmethod
+    def of(cls, run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Request:
+        """codes (n, K), sizes (n,): of the cells to draw, in the order of the composition."""
+        run_id = run.provenance()["run_id"]
+        steps = steps_of(config, run.config().diffusion.num_train_timesteps)
+        guidance = _guidance(run, Conditions.from_dict(run.conditions()), config)
+        if isinstance(guidance, list) and set(guidance) <= {1.0}:
+            guidance = 1.0
+        settings = (config.seed, config.sampler, steps, config.eta, guidance, config.library_size)
+        parts = (run_id, str(run.best_step()), repr(settings), codes, np.empty(0) if sizes is None else sizes)
+        return cls(run_id, fingerprint(*parts, str(codes.shape)))
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([*self._words(), 0])
+
+    def seed_of_block(self, number: int) -> int:
+        """Of the random numbers of one block of cells."""
+        words = np.random.SeedSequence([*self._words(), 1, number]).generate_state(1, np.uint64)
+        return int(words[0] >> 1)
+
+    def names(self, start: int, n: int) -> pd.Index:
+        """Of n cells, of which the first is number `start`."""
+        return pd.Index([f"{self.run_id[:6]}-{self.key[:8]}-{i}" for i in range(start, start + n)])
+
+    def _words(self) -> tuple[int, int]:
+        return int(self.key[:8], 16), int(self.key[8:], 16)
 
 
 def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
@@ -268,12 +315,18 @@ def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: in
 
 
 def _batches(
-    run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig, interrupted: threading.Event
+    run: Run,
+    request: Request,
+    codes: np.ndarray,
+    sizes: np.ndarray | None,
+    config: SampleConfig,
+    interrupted: threading.Event,
 ) -> Generator[Batch]:
     """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
 
     sizes: their library sizes (n,), or None where the model draws them. Several batches are drawn at once, on threads
-    and, where config says so, on several devices. What a batch holds depends on none of that.
+    and, where config says so, on several devices. A batch is made of whole blocks, each with random numbers of its
+    own: what a cell holds depends on none of that.
     """
     devices, kind = devices_of(config.device, config.devices), accelerator_of(config.device)
     run_config, dim = run.config(), run.codec().dim
@@ -284,31 +337,42 @@ def _batches(
         SAMPLERS[config.sampler], steps, T, T / steps, f"eta {config.eta:g}, " if config.sampler == "ddim" else "",
         _in_words(config.cfg_scale), config.seed,
     )  # fmt: skip
+    block = BLOCK_OF_CELLS["cpu" if kind == "cpu" else "gpu"]
+    if sizes is not None and np.ptp(sizes) > 0:
+        block = BLOCK_OF_DEPTHS
     batch_size = config.batch_size
     if batch_size is None:  # equal ones, so that threads and devices end together
         batch_size = math.ceil(len(codes) / math.ceil(len(codes) / _batch_size(run_config.model, dim, kind)))
-    starts = range(0, len(codes), batch_size)
+        batch_size = block * math.ceil(batch_size / block)
+    starts = range(0, len(codes), block * max(1, batch_size // block))
     jobs = (
-        Job(i, start, codes[start : start + batch_size], None if sizes is None else sizes[start : start + batch_size])
-        for i, start in enumerate(starts)
+        Job(
+            start,
+            block,
+            codes[start : start + starts.step],
+            None if sizes is None else sizes[start : start + starts.step],
+        )
+        for start in starts
     )
     slots, threads = SLOTS_OF_GPU, None
     if kind == "cpu":
         at_once, threads = _at_once(len(starts))
         slots = math.ceil(at_once / len(devices))
     # Measured once, here: processes that differ would draw other cells.
-    config = config.model_copy(update={"precision": precision_of(config.device, config.precision)})
+    config = config.model_copy(
+        update={"precision": precision_of(config.device, config.precision), "batch_size": batch_size}
+    )
     with contextlib.ExitStack() as stack:
         members: list[Member] = []
         if len(devices) == 1:
-            drawer = _Drawer(run, config, devices[0])
+            drawer = _Drawer(run, request, config, devices[0])
             members = [Threads(drawer, slots, threads, drawer.network.stopped.set)]
             stack.callback(members[0].close)
         else:
             log.info("%d worker processes, each on %s", len(devices), "its own GPU" if kind == "cuda" else "the CPU")
             for k, device in enumerate(devices[: len(starts)], start=1):
                 name = f"Worker process {k} of {len(devices)}"
-                members.append(Process(name, _Drawer, (run, config, device), slots, threads))
+                members.append(Process(name, _Drawer, (run, request, config, device), slots, threads))
                 stack.callback(members[-1].close)
         yield from in_order(members, jobs, interrupted)
 
@@ -317,27 +381,34 @@ def _batches(
 class Job:
     """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
 
-    number: of the batch; start: of its first cell, among all.
+    start: number of the first cell, among all; block: cells in a block.
     """
 
-    number: int
     start: int
+    block: int
     codes: np.ndarray
     sizes: np.ndarray | None
 
+    @property
+    def blocks(self) -> list[tuple[int, slice]]:
+        """Number and cells of each block."""
+        return [
+            ((self.start + at) // self.block, slice(at, at + self.block))
+            for at in range(0, len(self.codes), self.block)
+        ]
+
 
 class _Drawer:
-    """Draws batches of a run's cells on one device, from several threads, each with random numbers of its own."""
+    """Draws batches of a run's cells on one device, from several threads."""
 
-    def __init__(self, run: Run, config: SampleConfig, device: str) -> None:
-        self.config = config
+    def __init__(self, run: Run, request: Request, config: SampleConfig, device: str) -> None:
+        self.request, self.config = request, config
         self.fabric = make_fabric(device, config.precision)
         self.denoiser, self.codec = run.denoiser().to(self.fabric.device), run.codec()
-        self.network = self.denoiser.network = _Network(self.denoiser.network)
+        self.network = self.denoiser.network = _Network(self.denoiser.network, config.batch_size)
         self.conditions = Conditions.from_dict(run.conditions())
         self.guidance = _guidance(run, self.conditions, config)
         self.steps = steps_of(config, self.denoiser.schedule.num_train_timesteps)
-        self.prefix = f"{run.provenance()['run_id'][:6]}-{config.seed}"
 
     def __call__(self, job: Job) -> Batch:
         try:
@@ -353,31 +424,42 @@ class _Drawer:
             ) from e
         obs = self.conditions.decode(job.codes)
         obs[LIBRARY_SIZE] = size
-        obs.index = pd.Index([f"{self.prefix}-{job.start + j}" for j in range(len(job.codes))])
+        obs.index = self.request.names(job.start, len(job.codes))
         return Batch(X, raw.astype(np.int32), obs)
 
     def _drawn(self, job: Job) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Raw counts (B, G) and library sizes (B,)."""
-        device, config = self.fabric.device, self.config
-        generator = torch.Generator(device)
-        seed = np.random.SeedSequence([config.seed, job.number]).generate_state(1, np.uint64)[0]
-        generator.manual_seed(int(seed >> 1))
+        device = self.fabric.device
+        generators = [torch.Generator(device).manual_seed(self.request.seed_of_block(i)) for i, _ in job.blocks]
         codes = torch.from_numpy(job.codes).to(device)
-        x0 = _diffuse(self.denoiser, codes, self.codec.dim, config, self.guidance, self.steps, generator)
-        sizes = None if job.sizes is None else torch.from_numpy(job.sizes).to(device)
-        if sizes is not None and isinstance(self.codec, CountCodec):
-            sizes = _in_order_of(sizes, self.codec.library_size(x0), codes)
-        counts, library_size = self.codec.decode(x0, codes, sizes, generator)
-        return _csr(counts.cpu()), library_size.cpu().numpy()
+
+        def noise(x: Tensor) -> Tensor:
+            parts = [
+                torch.randn(part.shape, generator=generator, device=device, dtype=x.dtype)
+                for part, generator in zip(x.split(job.block), generators, strict=True)
+            ]
+            return torch.cat(parts)
+
+        x0 = _diffuse(self.denoiser, codes, self.codec.dim, self.config, self.guidance, self.steps, noise)
+        parts, sizes = [], []
+        for generator, (_, cells) in zip(generators, job.blocks, strict=True):
+            size = None if job.sizes is None else torch.from_numpy(job.sizes[cells]).to(device)
+            if size is not None and isinstance(self.codec, CountCodec):
+                size = _in_order_of(size, self.codec.library_size(x0[cells]), codes[cells])
+            counts, library_size = self.codec.decode(x0[cells], codes[cells], size, generator)
+            parts.append(_csr(counts.cpu()))
+            sizes.append(library_size.cpu().numpy())
+        return sparse.vstack(parts, format="csr"), np.concatenate(sizes)
 
 
 class _Network(nn.Module):
-    """A network as sampling calls it: in parts where memory does not hold a batch, and no longer once stopped."""
+    """A network as sampling calls it: at most so many cells at once, fewer where memory does not hold them, and no
+    longer once stopped."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, most: int | None = None) -> None:
         super().__init__()
         self.network = network
-        self.most: int | None = None  # cells at once
+        self.most = most
         self.stopped = threading.Event()
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
@@ -441,20 +523,20 @@ def _diffuse(
     config: SampleConfig,
     guidance: float | list[float],
     steps: int,
-    generator: torch.Generator,
+    noise: Callable[[Tensor], Tensor],
 ) -> torch.Tensor:
     """x0 (B, D) for codes (B, K), from fresh noise."""
-    x = torch.randn(len(codes), dim, generator=generator, device=codes.device)
+    x = noise(torch.empty(len(codes), dim, device=codes.device))
     conditions = codes if codes.shape[1] else None
     if config.sampler == "ddpm":
-        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, generator=generator)
+        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, noise=noise)
     elif config.sampler == "dpm":
         timesteps = denoiser.schedule.timesteps(steps, "trailing")
         path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=guidance)
     else:
         path = ddim(
             denoiser, x, denoiser.schedule.timesteps(steps),
-            conditions=conditions, eta=config.eta, cfg_scale=guidance, generator=generator,
+            conditions=conditions, eta=config.eta, cfg_scale=guidance, noise=noise,
         )  # fmt: skip
     for _, x in path:  # noqa: B007
         pass
@@ -475,8 +557,11 @@ def _in_words(cfg_scale: float | dict[str, float]) -> str:
     return " ".join(f"{column}={scale:g}" for column, scale in cfg_scale.items()) or "1"
 
 
-def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
-    """`uns["scdiffkit"]` of the output: how the cells were drawn; their labels are in obs."""
+def _provenance(run: Run, config: SampleConfig, n: int, remarks: list[str]) -> dict[str, Any]:
+    """`uns["scdiffkit"]` of the output: how the cells were drawn; their labels are in obs.
+
+    remarks: what makes these cells less trustworthy, in sentences; evaluate and info repeat them.
+    """
     run_config, provenance = run.config(), run.provenance()
     T = run_config.diffusion.num_train_timesteps
     return {
@@ -485,6 +570,8 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "arch": run_config.model.arch,
         "codec": run_config.codec.name,
         "checkpoint_step": run.best_step() or 0,
+        "training": run.training(),
+        "remarks": remarks,
         "cells": n,
         "seed": config.seed,
         "sampler": config.sampler,
@@ -492,7 +579,6 @@ def _provenance(run: Run, config: SampleConfig, n: int) -> dict[str, Any]:
         "eta": config.eta,
         "cfg_scale": config.cfg_scale,
         "library_size": config.library_size,
-        "batch_size": config.batch_size or "auto",
         "precision": config.precision,
         "device": config.device,
         "conditions": list(run_config.conditions),

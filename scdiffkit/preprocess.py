@@ -161,7 +161,8 @@ def prepare(
         var["highly_variable"] = _choose_genes(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
     record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
-    return Prepared(counts, totals, obs, var, {"scdiffkit": record}, config)
+    kept = {c: [str(x) for x in obs[c].cat.categories] for c in raw.colors if hasattr(obs[c], "cat")}
+    return Prepared(counts, totals, obs, var, {"scdiffkit": record, **color_lists(kept, raw.colors)}, config)
 
 
 def _selected(counts: Rows, rows: np.ndarray | None, columns: np.ndarray | None) -> Rows:
@@ -304,6 +305,27 @@ def are_counts(matrix: Any) -> bool:
     return values.dtype.kind in "iufb" and _why_not_counts(values) is None
 
 
+def colors_of(obs: pd.DataFrame, uns: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """scanpy's uns["COLUMN_colors"] as column -> category -> colour; of columns whose colours fit their categories."""
+    found = {}
+    for column in obs.select_dtypes("category"):
+        categories, colors = obs[column].cat.categories, uns.get(f"{column}_colors")
+        if isinstance(colors, (list, tuple, np.ndarray)) and len(colors) == len(categories):
+            found[column] = {str(name): str(color) for name, color in zip(categories, colors, strict=True)}
+    return found
+
+
+def color_lists(
+    categories: Mapping[str, Sequence[str]], colors: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[str]]:
+    """The reverse: uns["COLUMN_colors"] of the columns, each with its categories, for which there is a colour each."""
+    return {
+        f"{column}_colors": [colors[column][name] for name in names]
+        for column, names in categories.items()
+        if names and all(name in colors.get(column, {}) for name in names)
+    }
+
+
 def check_label(adata: AnnData | Backed | _Raw, key: str) -> None:
     """Check that an obs column can label cells.
 
@@ -381,6 +403,7 @@ class _Raw(NamedTuple):
     var: pd.DataFrame
     source: str
     record: dict[str, Any]
+    colors: dict[str, dict[str, str]]  # obs column -> category -> colour
 
 
 def _raw(cells: AnnData | Backed) -> _Raw:
@@ -412,7 +435,7 @@ def _raw(cells: AnnData | Backed) -> _Raw:
             ScdiffWarning,
             4,
         )
-    return _Raw(counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})))
+    return _Raw(counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns))
 
 
 def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
@@ -463,7 +486,12 @@ def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
     var = parts[0].var
     for part in parts[1:] if join == "outer" else ():
         var = pd.concat([var, part.var.loc[~part.var.index.isin(var.index), part.var.columns.isin(var.columns)]])
-    return _Raw(counts, obs, var.loc[chosen].copy(), " and ".join(sorted({part.source for part in parts})), {})
+    colors: dict[str, dict[str, str]] = {}
+    for part in reversed(parts):
+        for column, of in part.colors.items():
+            colors[column] = colors.get(column, {}) | of
+    source = " and ".join(sorted({part.source for part in parts}))
+    return _Raw(counts, obs, var.loc[chosen].copy(), source, {}, colors)
 
 
 def _named_categories(values: pd.Series) -> pd.Categorical:

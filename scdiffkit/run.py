@@ -2,6 +2,7 @@
 
 config.yaml           every setting, and where the run came from; `scdiff train --config` takes it back
 genes.txt             the genes of the output, in order
+var.json              what the training data's var says of them
 conditions.json       condition columns, categories, composition of the training cells
 codec.safetensors     what the codec learnt
 checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
@@ -18,8 +19,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pandas as pd
 import yaml
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -29,12 +31,13 @@ from scdiffkit import codecs, config, models
 from scdiffkit.codecs import Codec, GeneCodec
 from scdiffkit.config import RunConfig
 from scdiffkit.denoiser import Denoiser, SpikeSlab
-from scdiffkit.errors import FileError, RunError, nearest
-from scdiffkit.io import atomic_write_bytes, atomic_write_text
+from scdiffkit.errors import ConfigError, FileError, RunError, nearest
+from scdiffkit.io import atomic_write_bytes, atomic_write_text, columns
 from scdiffkit.schedule import Schedule
 
 RUNS = Path("scdiff-runs")
 LATEST = "latest"
+SHORT = 1 / 3  # of the steps that a preset has: a training planned shorter is called undertrained
 log = logging.getLogger("scdiffkit")
 
 
@@ -57,9 +60,10 @@ class Run:
         conditions: dict[str, Any],
         codec: Codec,
         *,
+        var: pd.DataFrame | None = None,
         force: bool = False,
     ) -> Run:
-        """Make the directory and write all that is known before training.
+        """Make the directory and write all that is known before training. var: of the genes, in their order.
 
         Raises FileError when something is there already (force replaces an earlier run, and only a run).
         """
@@ -72,6 +76,10 @@ class Run:
             atomic_write_text(building.path / "genes.txt", "".join(f"{g}\n" for g in genes))
             text = json.dumps(conditions, indent=1, ensure_ascii=False)
             atomic_write_text(building.path / "conditions.json", text)
+            if var is not None and len(var.columns):
+                values, spec, _ = columns.encode(var)
+                text = json.dumps({"spec": spec, "values": columns.plain(values)}, ensure_ascii=False)
+                atomic_write_text(building.path / "var.json", text)
             atomic_write_bytes(building.path / "codec.safetensors", save_tensors(codec.state()))
             building._write_config(run_config, {**provenance, "codec": codec.settings()})
             if run.path.exists():
@@ -140,6 +148,16 @@ class Run:
     def genes(self) -> list[str]:
         return self._text("genes.txt").splitlines()
 
+    def var(self) -> pd.DataFrame:
+        """What the training data's var says of the genes (ids, feature types ...), indexed by their names."""
+        genes = pd.Index(self.genes(), dtype=object)
+        if not (self.path / "var.json").exists():  # a run of an older version, or nothing to tell
+            return pd.DataFrame(index=genes)
+        stored = json.loads(self._text("var.json"))
+        return pd.DataFrame(
+            {name: columns.decode(stored["values"][name], spec) for name, spec in stored["spec"].items()}, index=genes
+        )
+
     def conditions(self) -> dict[str, Any]:
         """categories: column -> categories; combinations: the training composition (see data.Conditions)."""
         return json.loads(self._text("conditions.json"))
@@ -185,6 +203,54 @@ class Run:
         denoiser = self.new_denoiser()
         denoiser.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
         return denoiser.eval().requires_grad_(False)
+
+    # How far training came
+
+    def training(self) -> dict[str, Any]:
+        """How long diffusion and codec were trained: plain values.
+
+        steps, planned: of diffusion. ended: "complete", "converged" (the held-out loss fell no longer) or "stopped
+        early". usual: steps of this preset, where it counts in steps. codec_steps, codec_planned: of a codec that
+        was cut short.
+        """
+        run_config, steps, metrics = self.config(), self.steps(), self.metrics()
+        c, done = run_config.train, steps[-1] if steps else 0
+        planned = c.max_steps or (metrics[-1]["max_steps"] if metrics else 0)
+        waited = done - (self.best_step() or done)
+        converged = bool(c.patience) and waited >= cast(int, c.patience) * c.val_every_steps
+        ended = "complete" if 0 < planned <= done else "converged" if converged else "stopped early"
+        found: dict[str, Any] = {"steps": done, "planned": planned, "ended": ended}
+        usual = self._usual_steps(run_config)
+        if usual:
+            found["usual"] = usual
+        cut = self.provenance().get("codec_cut_short")
+        return found | ({"codec_steps": cut["steps"], "codec_planned": cut["planned"]} if cut else {})
+
+    def _usual_steps(self, run_config: RunConfig) -> int | None:
+        """Steps that the run's preset plans; None where it counts epochs, or is not known any more."""
+        overrides = {"codec.name": run_config.codec.name}
+        try:
+            return config.build_run_config(run_config.preset, run_config.model.arch, {}, overrides).train.max_steps
+        except ConfigError:
+            return None
+
+    def remarks(self) -> list[str]:
+        """What makes cells of this run less trustworthy, in sentences: training that was cut short."""
+        found, of = [], self.training()
+        steps, planned = of["steps"], of["planned"]
+        if of["ended"] == "stopped early":
+            of_planned = f" of {planned:,} planned" if planned else ""
+            found.append(f"The run is undertrained: its training was stopped early, after {steps:,}{of_planned} steps.")
+        elif of["ended"] == "complete" and planned < SHORT * of.get("usual", 0):
+            found.append(
+                f"The run is undertrained: it was planned with {planned:,} steps, where its preset has {of['usual']:,}."
+            )
+        if "codec_steps" in of:
+            found.append(
+                f"The run's codec is undertrained: its fit was cut short, after {of['codec_steps']:,} of "
+                f"{of['codec_planned']:,} steps."
+            )
+        return found
 
     # The vectors that diffusion trains on, where memory does not hold them
 
@@ -311,6 +377,8 @@ class Run:
             "checkpoints": steps,
             "sampled_from": self.best_step(),
             "max_steps": last.get("max_steps"),
+            "training": self.training()["ended"],
+            "remarks": self.remarks(),
             "loss": last.get("loss"),
             "val_loss": next((m["val_loss"] for m in reversed(metrics) if m.get("val_loss") is not None), None),
             "versions": provenance["versions"],

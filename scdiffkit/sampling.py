@@ -2,11 +2,12 @@
 
 Each sampler is a generator that yields `(t, x)` after every step: the caller owns progress and interruption, and
 the last x is the sample. cfg_scale is one guidance scale, or one for each column of conditions (see Denoiser.predict).
+noise(x) draws standard normal noise of the shape of x (B, D).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def ddim(
     conditions: Tensor | None = None,
     eta: float = 0.0,
     cfg_scale: float | Sequence[float] = 1.0,
-    generator: torch.Generator | None = None,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
     """DDIM from x (B, D) at timesteps[0] (T-1 first) down; eta 0 is deterministic, 1 as noisy as DDPM.
 
@@ -36,7 +37,7 @@ def ddim(
         sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
         x = a_prev**0.5 * x0 + (1 - a_prev - sigma**2) ** 0.5 * eps
         if sigma > 0:
-            x = x + sigma * _noise(x, generator)
+            x = x + sigma * noise(x)
         yield step, x
 
 
@@ -46,7 +47,7 @@ def ddpm(
     *,
     conditions: Tensor | None = None,
     cfg_scale: float | Sequence[float] = 1.0,
-    generator: torch.Generator | None = None,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling through all T steps, with the posterior variance.
 
@@ -59,7 +60,7 @@ def ddpm(
         x0, _ = denoiser.predict(x, _at(step, x), conditions, cfg_scale)
         mean = a_prev**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - a_prev) / (1 - a) * x
         sigma = (beta * (1 - a_prev) / (1 - a)) ** 0.5
-        x = mean + sigma * _noise(x, generator) if sigma > 0 else mean
+        x = mean + sigma * noise(x) if sigma > 0 else mean
         yield step, x
 
 
@@ -101,7 +102,3 @@ def dpm(
 
 def _at(step: int, x: Tensor) -> Tensor:
     return torch.full((len(x),), step, dtype=torch.long, device=x.device)
-
-
-def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -22,7 +22,7 @@ from scdiffkit import codecs, vectors
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import RunConfig, build_run_config
-from scdiffkit.data import LIBRARY_SIZE, Cells, Conditions, fingerprint, split
+from scdiffkit.data import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
 from scdiffkit.device import device_of, devices_of, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, RunError, ScdiffWarning
 from scdiffkit.fit import TrainStatus, Validation, fit, follow, steps_planned
@@ -42,10 +42,11 @@ from scdiffkit.preprocess import (
 from scdiffkit.run import RUNS, Run, check_new_run
 from scdiffkit.team import gather, helpers, launcher, leave, started_outside
 
-FEW_CELLS, FEW_OF_A_CATEGORY = 50, 5
+FEW_CELLS = 50
 MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 50, 1000
 AUC_DRAWS = 3
-CODEC_SHARE_OF_TIME = 0.5  # of --max-time at most
+CODEC_SHARE_OF_TIME, CHECK_SHARE_OF_TIME = 0.5, 0.25  # at most, of what is left of --max-time at their beginning
+SECONDS_OF_A_DRAW = 5.0  # that checking the codec takes on two cores
 log = logging.getLogger("scdiffkit")
 
 
@@ -118,14 +119,14 @@ def train(
     prepared, run_config = _prepare(loaded, run_config, explicit)
     del loaded  # and with it the names of all cells
     of_genes = run_config.codec.name == "gene"
-    known_conditions = Conditions.of(prepared.obs, run_config.conditions)
+    known_conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
     cells = Cells.of(prepared, known_conditions, highly_variable=of_genes)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if of_genes else slice(None)
     genes = [str(g) for g in prepared.var.index[chosen]]
     settings = f"{run_config.preprocess} {known_conditions.categories}"
     data_id = fingerprint("\n".join(genes), settings, cells.digest())
     train_rows, val_rows = split(cells.codes, c.val_fraction, run_config.seed)
-    cut_at = 0
+    cut_short: dict[str, int] | None = None
     if existing:
         run = existing
         stored = run.provenance()["data"]["fingerprint"]
@@ -143,10 +144,13 @@ def train(
             target_sum=run_config.preprocess.target_sum,
             num_categories=known_conditions.num_categories,
         )
-        cut_at = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, max_time, on_status)
+        deadline = math.inf if max_time is None else started + max_time
+        cut_short = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
         ceiling = None
-        if isinstance(codec, CountCodec) and not cut_at:
-            ceiling = _codec_auc(codec, cells, train_rows, val_rows, run_config.seed)
+        if isinstance(codec, CountCodec) and not cut_short:
+            now = time.monotonic()
+            until = now + CHECK_SHARE_OF_TIME * (deadline - now)
+            ceiling = _codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
         provenance = {
             "run_id": fingerprint(run_config.to_yaml(), data_id),
             "data": {
@@ -157,17 +161,21 @@ def train(
             },
             "versions": versions(),
             **({"codec_auc": ceiling} if ceiling else {}),
+            **({"codec_cut_short": cut_short} if cut_short else {}),
         }
         path = Path(out) if out is not None else _new_path(source, run_config.model.arch)
-        run = Run.create(path, run_config, provenance, genes, known_conditions.to_dict(), codec, force=force)
+        run = Run.create(
+            path, run_config, provenance, genes, known_conditions.to_dict(), codec,
+            var=prepared.var[chosen], force=force,
+        )  # fmt: skip
     with run.logging(), contextlib.ExitStack() as stack:
         stack.callback(leave)
-        if cut_at:
+        if cut_short:
             log.warning(
-                "half of --max-time was up: the codec stopped early, at step %d. --resume trains the diffusion on, not "
-                "the codec; for a better one start again with a longer --max-time.",
-                cut_at,
-            )
+                "half of --max-time was up: the codec stopped early, at step %d of %d. --resume trains the diffusion "
+                "on, not the codec; for a better one start again with a longer --max-time.",
+                cut_short["steps"], cut_short["planned"],
+            )  # fmt: skip
         log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
         _log_codec(run.provenance().get("codec_auc"))
         if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
@@ -214,10 +222,9 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
         counts = np.bincount(codes[:, k], minlength=len(categories) + 1)[1:]
         few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < FEW_OF_A_CATEGORY]
     if few:
-        more = f", and {len(few) - 10} more" if len(few) > 10 else ""
         also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
         warnings.warn(
-            f"There are few training cells: {', '.join(few[:10])}{more}. What the model draws from so few is not to be "
+            f"There are few training cells: {listed_briefly(few)}. What the model draws from so few is not to be "
             f"relied on. Give more cells, or merge rare categories{also}.",
             ScdiffWarning,
             stacklevel=3,
@@ -231,41 +238,43 @@ def _fit_codec(
     val_rows: np.ndarray,
     run_config: RunConfig,
     started: float,
-    max_time: float | None,
+    deadline: float,
     on_status: Callable[[TrainStatus], None] | None,
-) -> int:
-    """Fit the codec, in at most its share of max_time; the step at which that ended it early, or 0."""
+) -> dict[str, int] | None:
+    """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
     if not isinstance(codec, CountCodec):
         codec.fit(cells, rows)
-        return 0
+        return None
     batch_size, begun = codec.config.batch_size, time.monotonic()
-    cut_at = 0
+    until = begun + CODEC_SHARE_OF_TIME * (deadline - begun)
+    cut_short: dict[str, int] | None = None
 
     def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
-        nonlocal cut_at
+        nonlocal cut_short
         now = time.monotonic()
         if on_status:
             rate = step * batch_size / max(now - begun, 1e-9)
             on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
-        out_of_time = max_time is not None and now - started >= CODEC_SHARE_OF_TIME * max_time
-        cut_at = step if out_of_time and step < steps else 0
+        out_of_time = now >= until
+        cut_short = {"steps": step, "planned": steps} if out_of_time and step < steps else None
         return out_of_time
 
     device = make_fabric(run_config.train.device, "32").device
     codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
-    return cut_at
+    return cut_short
 
 
 def _codec_auc(
-    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int
+    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
 ) -> dict[str, float] | None:
     """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
 
     held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
     against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures, by
-    chance alone. None with too few cells held out for the figures to mean anything.
+    chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
+    held out for the figures to mean anything.
     """
-    if len(val_rows) < MIN_CELLS_FOR_AUC:
+    if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
         return None
     n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
     generator = torch.Generator().manual_seed(seed)
@@ -291,6 +300,8 @@ def _codec_auc(
 
     aucs: dict[str, list[float]] = {}
     for held_out, seen, fold, other in draws:
+        if time.monotonic() + SECONDS_OF_A_DRAW > until:
+            break
         sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "floor": real(held_out)}
         for name, side in sides.items():
             aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))

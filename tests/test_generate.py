@@ -1,5 +1,6 @@
 """Sampling through the public surface: the contract of the output, exact labels, determinism, bounded batches."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import torch
 from anndata import AnnData
 from hypothesis import given
@@ -25,6 +27,7 @@ from scdiffkit.errors import ConfigError, DataError, FileError, RunError, Scdiff
 from scdiffkit.generate import _in_order_of, steps_of
 from scdiffkit.io import OnDisk
 from scdiffkit.models import ARCHITECTURES
+from scdiffkit.run import Run
 
 SMALL = {
     "codec.name": "gene",
@@ -221,7 +224,7 @@ def test_a_folder_without_a_run(tmp_path):
 def test_progress_counts_every_cell(run):
     seen = []
     draw(run, 25, config={"batch_size": 10}, on_progress=lambda done, n: seen.append((done, n)))
-    assert seen == [(10, 25), (20, 25), (25, 25)]
+    assert seen == [(8, 25), (16, 25), (24, 25), (25, 25)]  # whole blocks of 8
 
 
 def test_guidance_per_column_is_recorded_and_changes_the_cells(run, tmp_path, caplog):
@@ -480,7 +483,7 @@ def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, cap
                 config=config,
                 on_progress=lambda n, _, d=done: d.append(n),
             )
-        assert done == [*range(7, 60, 7), 60]
+        assert done == [*range(8, 60, 8), 60]  # whole blocks of 8
         assert caplog.text.count("computing on cpu") == 1  # whoever says it
         assert caplog.text.count("network calls a cell") == 1
         files.append(path.read_bytes())
@@ -589,3 +592,123 @@ def test_an_interrupt_that_a_library_swallows_still_stops(run, tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())
+
+
+def of_cells(cells):
+    """Counts by cell name, whatever the order."""
+    return dict(zip(cells.obs_names, map(tuple, cells.layers["counts"].toarray()), strict=True))
+
+
+@pytest.mark.parametrize("config", [{}, {"eta": 0.5}, {"sampler": "dpm"}])
+def test_the_batch_size_does_not_change_the_cells(counted, config, tmp_path):
+    files = [
+        draw(counted, 90, out=tmp_path / f"{i}.h5ad", config={**config, "batch_size": batch_size})
+        for i, batch_size in enumerate((3, 8, 33, 1000, None))
+    ]
+    first = ad.read_h5ad(files[0])
+    for other in map(ad.read_h5ad, files[1:]):
+        assert other.obs.equals(first.obs)
+        assert (other.layers["counts"] != first.layers["counts"]).nnz == 0
+
+
+def test_depths_are_dealt_alike_whatever_the_batch_size(deep, tiny):
+    whole, parts = (draw(deep, None, like=tiny, config={"batch_size": b}) for b in (None, 20))
+    assert parts.obs.equals(whole.obs)
+    assert (parts.layers["counts"] != whole.layers["counts"]).nnz == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"where": {"cell_type": "B"}},
+        {"n": 90},
+        {"config": {"eta": 0.1}},
+        {"config": {"cfg_scale": 1.5}},
+        {"config": {"seed": 1}},
+    ],
+)
+def test_calls_that_differ_share_neither_names_nor_random_numbers(counted, other):
+    first, second = draw(counted, 100), draw(counted, **{"n": 100, **other})
+    assert not set(first.obs_names) & set(second.obs_names)
+    assert not set(of_cells(first).values()) & set(of_cells(second).values())
+    n = min(len(first), len(second))
+    depths = [cells.obs["total_counts"].to_numpy()[:n] for cells in (first, second)]
+    assert abs(np.corrcoef(*depths)[0, 1]) < 0.4  # 100 independent cells: below 0.4 but for one time in 10,000
+    again = draw(counted, **{"n": 100, **other})
+    assert again.obs.equals(second.obs)
+    assert (again.layers["counts"] != second.layers["counts"]).nnz == 0
+
+
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.loom", "folder", None])
+@pytest.mark.filterwarnings("ignore:.*cannot carry:scdiffkit.errors.ScdiffWarning")
+def test_only_the_categories_that_cells_have_are_in_the_output_and_colours_stay_theirs(tiny, tmp_path, name):
+    cells = tiny.copy()
+    cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"], ["T", "unused", "B", "Mono"], ordered=True)
+    cells.uns["cell_type_colors"] = ["#aa0000", "#000000", "#00bb00", "#0000cc"]
+    trained = scdiffkit.train(cells, label="cell_type", conditions=["donor"], out=tmp_path / "run", overrides=SMALL)
+    where = {"cell_type": ["Mono", "T"]}
+    drawn = draw(trained, 40, where=where, **({"out": tmp_path / name} if name else {}))
+    drawn = drawn if name is None else scdiffkit.read(drawn)
+    assert list(drawn.obs["cell_type"].cat.categories) == ["T", "Mono"]
+    assert drawn.obs["cell_type"].cat.ordered
+    assert list(drawn.obs["donor"].cat.categories) == ["d1", "d2"]
+    if name in (None, "cells.h5ad"):
+        assert list(drawn.uns["cell_type_colors"]) == ["#aa0000", "#0000cc"]
+        assert "donor_colors" not in drawn.uns
+    sc.tl.rank_genes_groups(drawn, "cell_type", method="t-test")
+    assert set(drawn.uns["rank_genes_groups"]["names"].dtype.names) == {"T", "Mono"}
+
+
+@pytest.mark.parametrize("codec", ["gene", "count"])
+def test_what_was_known_of_genes_is_known_of_them_in_the_output(tiny, tmp_path, codec):
+    cells = tiny.copy()
+    cells.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    cells.var["feature_types"] = pd.Categorical(["Gene Expression"] * cells.n_vars)
+    cells.var["length"] = np.arange(cells.n_vars, dtype=np.int32)
+    cells.var["known"] = np.arange(cells.n_vars) % 2 == 0
+    of_count = {key: value for key, value in SMALL.items() if not key.startswith("preprocess")}
+    overrides = SMALL if codec == "gene" else {**of_count, "codec.name": "count", "codec.max_steps": 5}
+    trained = scdiffkit.train(cells, label="cell_type", out=tmp_path / "run", overrides=overrides)
+    drawn = ad.read_h5ad(draw(trained, 10, out=tmp_path / "cells.h5ad"))
+    expected = cells.var.loc[drawn.var_names]
+    pd.testing.assert_frame_equal(drawn.var[expected.columns], expected, check_names=False)
+    with pytest.warns(ScdiffWarning, match="cannot carry"):
+        folder = draw(trained, 10, out=tmp_path / "folder")
+    assert sc.read_10x_mtx(folder).var["gene_ids"].to_dict() == expected["gene_ids"].to_dict()
+    assert (folder / "features.tsv.gz").exists()
+
+
+def test_what_happened_travels_with_the_cells(tiny, tmp_path, caplog):
+    rare = tiny[(tiny.obs["cell_type"] != "T") | (np.cumsum(tiny.obs["cell_type"] == "T") <= 4)].copy()
+    rare = rare[~((rare.obs["cell_type"] == "Mono") & (rare.obs["donor"] == "d2"))].copy()
+    with pytest.warns(ScdiffWarning, match="4 of cell_type=T"):
+        trained = scdiffkit.train(
+            rare, label="cell_type", conditions=["donor"], out=tmp_path / "run", max_time=0.01,
+            overrides={**SMALL, "train.max_steps": 1500},
+        )  # fmt: skip
+    with caplog.at_level("WARNING", logger="scdiffkit"), pytest.warns(ScdiffWarning, match="extrapolates"):
+        cells = draw(trained, 20, where={"cell_type": ["Mono"], "donor": ["d2"]})
+    assert "undertrained" in caplog.text
+    said = " ".join(cells.uns["scdiffkit"]["remarks"])
+    assert "Extrapolated: no training cell had cell_type=Mono and donor=d2" in said
+    assert "stopped early, after 1 of 1,500 planned steps" in said
+    assert cells.uns["scdiffkit"]["training"] == {"steps": 1, "planned": 1500, "ended": "stopped early", "usual": 1500}
+    assert any("4 of cell_type=T" in remark for remark in draw(trained, 100).uns["scdiffkit"]["remarks"])
+    assert trained.describe()["remarks"] == trained.remarks() != []
+
+
+@pytest.mark.parametrize(("steps", "ended", "undertrained"), [(80, 80, True), (500, 500, False), (1500, 267, True)])
+def test_an_undertrained_run_is_called_so_however_it_became_one(tiny, tmp_path, steps, ended, undertrained):
+    def stop(status):
+        if status.stage == "diffusion" and status.step > ended:
+            raise KeyboardInterrupt
+
+    quick = {**SMALL, "model.hidden_size": 8, "model.num_heads": 2, "train.max_steps": steps, "train.batch_size": 2}
+    settings = {**quick, "train.patience": None, "train.val_every_steps": ended, "train.checkpoint_every_steps": ended}
+    with contextlib.suppress(KeyboardInterrupt):
+        scdiffkit.train(tiny, label="cell_type", out=tmp_path / "run", overrides=settings, on_status=stop)
+    trained = Run.open(tmp_path / "run")
+    assert trained.training() == {
+        "steps": ended, "planned": steps, "ended": "stopped early" if ended < steps else "complete", "usual": 1500,
+    }  # fmt: skip
+    assert any("undertrained" in remark for remark in trained.remarks()) == undertrained

@@ -36,6 +36,11 @@ def last(path):
     return list(path)[-1][1]
 
 
+def normal(generator):
+    """What draws a sampler's noise from one generator."""
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
 @pytest.mark.parametrize("schedule", [Schedule.linear(1000), Schedule.cosine(1000)], ids=["linear", "cosine"])
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim-eta-1", "dpm"])
@@ -44,12 +49,12 @@ def test_a_perfect_network_gives_back_mean_and_spread(sampler, prediction_type, 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
     if sampler == "ddpm":
-        x = last(ddpm(denoiser, x, generator=generator))
+        x = last(ddpm(denoiser, x, noise=normal(generator)))
     elif sampler == "dpm":
         x = last(dpm(denoiser, x, schedule.timesteps(50, "trailing")))
     else:
         eta = 1.0 if sampler.endswith("1") else 0.0
-        x = last(ddim(denoiser, x, schedule.timesteps(1000), eta=eta, generator=generator))
+        x = last(ddim(denoiser, x, schedule.timesteps(1000), eta=eta, noise=normal(generator)))
     assert x.mean().item() == pytest.approx(MU, abs=0.02)
     assert x.std().item() == pytest.approx(SD, rel=0.03)
 
@@ -108,7 +113,7 @@ def test_a_ddim_trajectory_equals_diffusers(ours, theirs, eta):
     for t in steps:
         output = network(expected, torch.full((5,), t))
         expected = scheduler.step(output, t, expected, eta=eta, generator=noise).prev_sample
-    path = ddim(Denoiser(network, schedule, ours), x, steps, eta=eta, generator=torch.Generator().manual_seed(2))
+    path = ddim(Denoiser(network, schedule, ours), x, steps, eta=eta, noise=normal(torch.Generator().manual_seed(2)))
     np.testing.assert_allclose(last(path), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -154,7 +159,7 @@ def test_a_ddpm_step_equals_diffusers():
     scheduler.set_timesteps(1000)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     network, expected, noise = Wiggly(), x, torch.Generator().manual_seed(2)
-    path = ddpm(Denoiser(network, Schedule.linear(1000), "eps"), x, generator=torch.Generator().manual_seed(2))
+    path = ddpm(Denoiser(network, Schedule.linear(1000), "eps"), x, noise=normal(torch.Generator().manual_seed(2)))
     for t, sample in path:  # noqa: B007 the last one is looked at
         output = network(expected, torch.full((5,), t))
         expected = scheduler.step(output, t, expected, generator=noise).prev_sample
@@ -256,7 +261,7 @@ def test_guidance_per_column_samples_the_composed_distribution(sampler, predicti
     x = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
     conditions = torch.tensor([[1, 1], [2, 1]]).repeat_interleave(2000, dim=0)
     if sampler == "ddpm":
-        x = last(ddpm(denoiser, x, conditions=conditions, cfg_scale=scales, generator=generator))
+        x = last(ddpm(denoiser, x, conditions=conditions, cfg_scale=scales, noise=normal(generator)))
     elif sampler == "dpm":
         timesteps = schedule.timesteps(50, "trailing")
         x = last(dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=scales))

@@ -53,11 +53,13 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same cells.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same call gives the same cells; another seed gives others.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path(
         "cells.h5ad"
     ),
-    batch_size: Annotated[int | None, typer.Option(help="Cells at once (by the model's size).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Cells at once (by the model's size); the cells drawn do not depend on it.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     devices: Annotated[
         int | None, typer.Option(help="GPUs, or processes on the CPU, that share the work; the same cells (1).")
