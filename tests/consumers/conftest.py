@@ -17,14 +17,14 @@ CODECS = ("count", "gene")
 N = 90  # cells in every file
 STEPS = 10
 
-MODEL = {"model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2, "train.batch_size": 32, "train.lr": 3e-3}
-SETTINGS = {
-    "count": {"codec.name": "count", "model.patch_size": 4, "codec.max_steps": 80, "train.max_steps": 120, **MODEL},
-    "gene": {
-        "codec.name": "gene", "model.patch_size": 15, "train.max_steps": 120,
-        "preprocess.n_top_genes": 45, "preprocess.hvg_flavor": "seurat", **MODEL,
-    },
+MODEL = {
+    "model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2,
+    "train.max_steps": 120, "train.batch_size": 32, "train.lr": 3e-3,
 }  # fmt: skip
+CODEC_SETTINGS = {
+    "count": {"model.patch_size": 4, "codec.max_steps": 80},
+    "gene": {"model.patch_size": 15, "preprocess.n_top_genes": 45, "preprocess.hvg_flavor": "seurat"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def runs(real, work):
     return {
         codec: scdiffkit.train(
             real.copy(), arch="dit", label="cell_type", conditions=["donor"], out=work / f"run-{codec}",
-            overrides=SETTINGS[codec],
+            overrides={"codec.name": codec, **MODEL, **CODEC_SETTINGS[codec]},
         )
         for codec in CODECS
     }  # fmt: skip

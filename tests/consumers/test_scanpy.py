@@ -74,7 +74,7 @@ def test_highly_variable_genes_are_the_planted_ones(counted, markers, flavor, op
     assert share > 0.75, chosen
 
 
-def test_components_and_neighbours_are_those_of_a_dense_copy(cells):
+def test_components_are_those_of_a_dense_copy(cells):
     full = cells.copy()
     full.X = dense(full.X)
     for each in (cells, full):
@@ -82,16 +82,14 @@ def test_components_and_neighbours_are_those_of_a_dense_copy(cells):
     np.testing.assert_allclose(
         cells.uns["pca"]["variance_ratio"], full.uns["pca"]["variance_ratio"], rtol=1e-3, atol=1e-5
     )
-    sc.pp.neighbors(cells, n_neighbors=10)
-    assert cells.obsp["distances"].shape == (240, 240)
     sc.pp.pca(cells, n_comps=5, layer="counts", key_added="of_counts")
     assert np.isfinite(cells.obsm["of_counts"]).all()
 
 
 def test_scaling(cells):
-    sc.pp.scale(cells, max_value=10)
+    sc.pp.scale(cells)
     spread = dense(cells.X).std(axis=0, ddof=1)
-    assert np.allclose(spread[spread > 0], 1, atol=0.2)  # but where values were cut off
+    np.testing.assert_allclose(spread[spread > 0], 1, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -185,8 +183,8 @@ def test_concatenated_with_the_real_cells(cells, real):
     np.testing.assert_array_equal(dense(both.layers["counts"]), expected)
     table = pd.crosstab(both.obs["cell_type"], both.obs["origin"])
     assert table["synthetic"].to_dict() == table["real"].to_dict()  # the training composition
-    outer = ad.concat([real, cells], join="outer", merge="same")
-    assert list(outer.var["gene_ids"][: real.n_vars]) == list(real.var["gene_ids"])
+    outer = ad.concat([real, cells], join="outer", merge="first")
+    assert outer.var["gene_ids"].to_dict() == real.var["gene_ids"].to_dict()
     sc.pp.pca(both[::3].copy(), n_comps=5)
 
 
