@@ -38,7 +38,7 @@ from scdiffkit.workers import Member, Process, Threads, in_order
 DEFAULT_CELLS = 1000
 SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
-BLOCK_OF_CELLS = {"cpu": 8, "gpu": 256}  # cells that share a stream of random numbers, and are decoded together
+BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
 BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
 MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
 SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion

@@ -223,8 +223,8 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_progress_counts_every_cell(run):
     seen = []
-    draw(run, 25, config={"batch_size": 10}, on_progress=lambda done, n: seen.append((done, n)))
-    assert seen == [(8, 25), (16, 25), (24, 25), (25, 25)]  # whole blocks of 8
+    draw(run, 100, config={"batch_size": 40}, on_progress=lambda done, n: seen.append((done, n)))
+    assert seen == [(32, 100), (64, 100), (96, 100), (100, 100)]  # whole blocks of 32
 
 
 def test_guidance_per_column_is_recorded_and_changes_the_cells(run, tmp_path, caplog):
@@ -478,12 +478,12 @@ def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, cap
         with caplog.at_level("INFO", logger="scdiffkit"):
             path = draw(
                 counted,
-                60,
+                150,
                 out=tmp_path / f"{devices}.h5ad",
                 config=config,
                 on_progress=lambda n, _, d=done: d.append(n),
             )
-        assert done == [*range(8, 60, 8), 60]  # whole blocks of 8
+        assert done == [32, 64, 96, 128, 150]  # whole blocks of 32
         assert caplog.text.count("computing on cpu") == 1  # whoever says it
         assert caplog.text.count("network calls a cell") == 1
         files.append(path.read_bytes())
