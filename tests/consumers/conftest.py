@@ -1,4 +1,4 @@
-"""One short training per codec, and what the tool writes from it in every format, for tests that use others' readers."""
+"""One short training per codec, and what the tool writes from it in every format, for others' readers to read."""
 
 from __future__ import annotations
 
@@ -73,10 +73,16 @@ def draw(runs):
     """Cells as `scdiffkit.sample` returns them."""
     from scdiffkit.config import SampleConfig
 
-    def drawn(codec="count", n=N, seed=0, **kwargs):
+    def sample(codec="count", n=N, seed=0, **kwargs):
         return scdiffkit.sample(runs[codec], n, config=SampleConfig(steps=STEPS, seed=seed), **kwargs)
 
-    return drawn
+    return sample
+
+
+@pytest.fixture(scope="session")
+def drawn(draw):
+    """The cells that every file of `written` holds, in memory, by codec; not to be changed."""
+    return {codec: draw(codec) for codec in CODECS}
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +107,12 @@ def scdiff(work):
 
 
 @pytest.fixture(scope="session")
-def written(runs, draw, scdiff, work):
+def written(runs, draw, drawn, scdiff, work):
     """Paths of the same cells by (codec, format, how they were written)."""
     paths = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scdiffkit.errors.ScdiffWarning)  # what 10x formats cannot carry
         for codec in CODECS:
-            memory = draw(codec)
             for format, name in FORMATS.items():
                 for how in ("command", "out", "write"):
                     path = work / codec / how / name
@@ -117,7 +122,7 @@ def written(runs, draw, scdiff, work):
                     elif how == "out":
                         draw(codec, out=path)
                     else:
-                        scdiffkit.write(memory, path)
+                        scdiffkit.write(drawn[codec], path)
                     paths[codec, format, how] = path
     return paths
 

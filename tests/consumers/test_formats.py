@@ -75,8 +75,8 @@ def test_index_arrays_in_h5ad_have_one_type(written, codec, how):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("codec", CODECS)
-def test_anndata_reads_the_same_cells(written, draw, genes, codec, how):
-    cells, memory = ad.read_h5ad(written[codec, "h5ad", how]), draw(codec)
+def test_anndata_reads_the_same_cells(written, drawn, genes, codec, how):
+    cells, memory = ad.read_h5ad(written[codec, "h5ad", how]), drawn[codec]
     for each in (cells, memory):
         check_sparse(each.X, (90, len(genes[codec])))
         check_sparse(each.layers["counts"], (90, len(genes[codec])))
@@ -94,8 +94,8 @@ def test_anndata_reads_the_same_cells(written, draw, genes, codec, how):
 
 @pytest.mark.parametrize("mode", ["memory", "file"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_columns_of_the_genes_come_from_the_training_data(written, draw, real, genes, codec, mode):
-    cells = draw(codec) if mode == "memory" else ad.read_h5ad(written[codec, "h5ad", "command"])
+def test_columns_of_the_genes_come_from_the_training_data(written, drawn, real, genes, codec, mode):
+    cells = drawn[codec] if mode == "memory" else ad.read_h5ad(written[codec, "h5ad", "command"])
     expected = real.var.loc[genes[codec]]
     for column in ("gene_ids", "feature_types", "mt", "chromosome", "length"):
         assert list(cells.var[column]) == list(expected[column]), column
@@ -105,8 +105,8 @@ def test_columns_of_the_genes_come_from_the_training_data(written, draw, real, g
 
 @pytest.mark.parametrize("mode", ["memory", "file"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_labels_keep_the_order_and_colours_of_the_training_data(written, draw, real, codec, mode):
-    cells = draw(codec) if mode == "memory" else ad.read_h5ad(written[codec, "h5ad", "command"])
+def test_labels_keep_the_order_and_colours_of_the_training_data(written, drawn, real, codec, mode):
+    cells = drawn[codec] if mode == "memory" else ad.read_h5ad(written[codec, "h5ad", "command"])
     assert list(cells.obs["cell_type"].cat.categories) == ["T", "B", "Mono"]
     assert list(cells.obs["donor"].cat.categories) == ["d1", "d2"]
     assert list(cells.uns["cell_type_colors"]) == list(real.uns["cell_type_colors"])
@@ -153,10 +153,10 @@ def test_preprocessed_cells(prepared, real):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("codec", CODECS)
-def test_loom_by_loompy_and_anndata(written, draw, genes, real, codec, how):
+def test_loom_by_loompy_and_anndata(written, drawn, genes, real, codec, how):
     import loompy
 
-    path, memory = written[codec, "loom", how], draw(codec)
+    path, memory = written[codec, "loom", how], drawn[codec]
     with loompy.connect(path, "r", validate=True) as loom:
         assert loom.shape == (len(genes[codec]), 90)
         assert list(loom.ra["Gene"]) == genes[codec]
@@ -187,8 +187,8 @@ def test_prepared_loom(prepared, real):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("codec", CODECS)
-def test_10x_folder_by_scanpy_and_pandas(written, draw, genes, real, codec, how):
-    folder, memory = written[codec, "10x", how], draw(codec)
+def test_10x_folder_by_scanpy_and_pandas(written, drawn, genes, real, codec, how):
+    folder, memory = written[codec, "10x", how], drawn[codec]
     ids = list(real.var.loc[genes[codec], "gene_ids"])
     by_symbol, by_id = (sc.read_10x_mtx(folder, var_names=names) for names in ("gene_symbols", "gene_ids"))
     for cells in (by_symbol, by_id):
@@ -208,8 +208,8 @@ def test_10x_folder_by_scanpy_and_pandas(written, draw, genes, real, codec, how)
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("codec", CODECS)
-def test_10x_h5_by_scanpy_and_h5py(written, draw, genes, real, codec, how):
-    path, memory = written[codec, "10x-h5", how], draw(codec)
+def test_10x_h5_by_scanpy_and_h5py(written, drawn, genes, real, codec, how):
+    path, memory = written[codec, "10x-h5", how], drawn[codec]
     cells = sc.read_10x_h5(path)
     check_sparse(cells.X, (90, len(genes[codec])))
     check_counts(cells.X)
@@ -249,3 +249,26 @@ def test_gene_ids_are_ids_where_names_are_all_there_is(tiny, tmp_path):
         scdiffkit.write(tiny, tmp_path / "cells.h5")
     cells = sc.read_10x_h5(tmp_path / "cells.h5")
     assert list(cells.var["gene_ids"]) == list(cells.var_names) == list(tiny.var_names)
+
+
+def test_ordered_and_numbered_labels(real, tmp_path):
+    """Days stay in order, clusters are not sorted as text, labels that are text become categories as in scanpy."""
+    cells = real.copy()
+    cells.obs["day"] = pd.Categorical.from_codes(np.arange(240) % 3, ["d0", "d2", "d10"], ordered=True)
+    cells.obs["leiden"] = pd.Categorical.from_codes(np.arange(240) % 12, [str(i) for i in range(12)])
+    cells.uns["leiden_colors"] = [f"#0000{i:02d}" for i in range(12)]
+    cells.obs["batch"] = np.array(["b", "a"], dtype=object)[np.arange(240) // 12 % 2]
+    run = scdiffkit.train(
+        cells, arch="dit", label="leiden", conditions=["day", "batch"], out=tmp_path / "run",
+        overrides={"codec.name": "gene", "preprocess.hvg_flavor": "all", "train.max_steps": 2, "model.hidden_size": 16,
+                   "model.depth": 1, "model.num_heads": 2, "model.patch_size": 20},
+    )  # fmt: skip
+    path = scdiffkit.sample(run, 40, where={"leiden": ["10", "2"], "day": ["d10", "d2"]}, out=tmp_path / "cells.h5ad")
+    some = ad.read_h5ad(path)
+    assert list(some.obs["leiden"].cat.categories) == ["2", "10"]
+    assert list(some.uns["leiden_colors"]) == ["#000002", "#000010"]
+    assert some.obs["day"].cat.ordered
+    assert some.obs["day"].min() == "d2"
+    assert list(some.obs["batch"].cat.categories) == ["a", "b"]
+    loom = ad.io.read_loom(scdiffkit.sample(run, 40, out=tmp_path / "cells.loom"))
+    assert set(loom.obs["day"]) == {"d0", "d2", "d10"}
