@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scdiffkit.compare import compare
     from scdiffkit.evaluate import evaluate
     from scdiffkit.generate import sample
+    from scdiffkit.holdout import split
     from scdiffkit.io import read, write
     from scdiffkit.preprocess import preprocess
     from scdiffkit.run import Run
@@ -30,12 +31,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "train", "write"]
+__all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "split", "train", "write"]
 
 _PUBLIC = {
     "read": "scdiffkit.io",
     "write": "scdiffkit.io",
     "preprocess": "scdiffkit.preprocess",
+    "split": "scdiffkit.holdout",
     "train": "scdiffkit.train",
     "Run": "scdiffkit.run",
     "sample": "scdiffkit.generate",

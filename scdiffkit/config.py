@@ -24,6 +24,7 @@ SECTIONS = ("preprocess", "codec", "diffusion", "model", "train")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 Sampler = Literal["ddim", "dpm", "ddpm"]
+HOLDOUT = 0.2  # share of the groups that are left out, unless told
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
 
 
@@ -207,7 +208,9 @@ class TrainConfig(_Config):
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; None: no clipping")
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="None: no moving average of the weights")
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a condition is hidden")
-    val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells held out; 0: none")
+    val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells that training is watched with; 0: none")
+    holdout: float = Field(0.0, ge=0, lt=1, description="share of cells left out of everything, to evaluate with")
+    holdout_by: str | None = Field(None, description="obs column of which whole groups are left out (donors)")
     val_every_steps: int = Field(250, ge=1)
     patience: int | None = Field(
         None,
@@ -226,6 +229,13 @@ class TrainConfig(_Config):
     )
     devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
     num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_share_of_groups(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("holdout_by") is not None and not values.get("holdout"):
+            return {**values, "holdout": HOLDOUT}
+        return values
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -450,6 +460,8 @@ TRAINING_OPTIONS = {
     "batch_size": "train.batch_size",
     "lr": "train.lr",
     "val_fraction": "train.val_fraction",
+    "holdout": "train.holdout",
+    "holdout_by": "train.holdout_by",
     "device": "train.device",
     "devices": "train.devices",
     "num_nodes": "train.num_nodes",

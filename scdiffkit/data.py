@@ -375,12 +375,18 @@ class Cells:
 
     def digest(self) -> str:
         """A hash of everything, the same in memory and in files."""
-        parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]
-        for _, block in blocks(self.counts):
-            block.sort_indices()
-            for part, values in zip(parts, (block.data, block.indices, np.diff(block.indptr)), strict=True):
-                part.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())
-        return fingerprint(*(part.hexdigest() for part in parts), self.library_size, self.codes)
+        return fingerprint(*digests_of(self.counts), self.library_size, self.codes)
+
+
+def digests_of(counts: Rows) -> list[str]:
+    """Hashes of the values, of the places of genes and of the lengths of the rows of counts (n, G), in memory or in a
+    file."""
+    parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+    for _, block in blocks(counts):
+        block.sort_indices()
+        for part, values in zip(parts, (block.data, block.indices, np.diff(block.indptr)), strict=True):
+            part.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())
+    return [part.hexdigest() for part in parts]
 
 
 def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:

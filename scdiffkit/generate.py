@@ -571,6 +571,7 @@ def _provenance(run: Run, config: SampleConfig, n: int, remarks: list[str]) -> d
         "codec": run_config.codec.name,
         "checkpoint_step": run.best_step() or 0,
         "training": run.training(),
+        **({"trained_on": provenance["data"]["split"]} if "split" in provenance["data"] else {}),
         "remarks": remarks,
         "cells": n,
         "seed": config.seed,

@@ -64,7 +64,8 @@ class Prepared:
     """Cells ready for training, whose matrices are not made yet.
 
     counts: raw counts (cells, kept genes), in memory or in files; totals: their sums (cells,). obs, var, uns: as
-    `preprocess` returns them; without var["highly_variable"] where the genes were not to be chosen.
+    `preprocess` returns them; without var["highly_variable"] where the genes were not to be chosen. rows: places
+    (cells,) of these cells among those given.
     """
 
     counts: Rows
@@ -73,6 +74,7 @@ class Prepared:
     var: pd.DataFrame
     uns: dict[str, Any]
     config: PreprocessConfig
+    rows: np.ndarray
 
     @classmethod
     def of(cls, cells: AnnData | Backed) -> Prepared:
@@ -86,7 +88,14 @@ class Prepared:
                 f"obs[{TOTAL!r}] does not hold each cell's total counts, as preparing the data left it. Run "
                 "`scdiff preprocess` again, and do not change that column."
             )
-        return cls(counts, totals, cells.obs, cells.var, dict(cells.uns), config)
+        return cls(counts, totals, cells.obs, cells.var, dict(cells.uns), config, np.arange(len(totals)))
+
+    def take(self, rows: np.ndarray) -> Prepared:
+        """These cells (places, ascending) only."""
+        if len(rows) == len(self.obs):
+            return self
+        counts, obs = _selected(self.counts, rows, None), _taken(self.obs, rows)
+        return replace(self, counts=counts, totals=self.totals[rows], obs=obs, rows=self.rows[rows])
 
     def in_memory(self) -> AnnData:
         from anndata import AnnData
@@ -113,27 +122,35 @@ class Prepared:
         return Path(path)
 
 
+def raw_cells(
+    cells: AnnData | Backed | Mapping[str, AnnData | Backed], config: PreprocessConfig, labels: Sequence[str] = ()
+) -> RawCells:
+    """The raw counts of cells, or of several sets of them as one; labels: obs columns that all must have.
+
+    cells: several sets by name; config.join says which genes these are given, and a gene that a set lacks is a zero
+    there. obs columns that all have are kept, obs["file"] holds the names.
+    """
+    if not isinstance(cells, Mapping):
+        return _raw(cells)
+    for name, part in cells.items():
+        _check_columns(part.obs, [*labels, *([config.batch_key] if config.batch_key else [])], name)
+    return _join({name: _raw(part) for name, part in cells.items()}, config.join)
+
+
 def prepare(
-    cells: AnnData | Backed | Mapping[str, AnnData | Backed],
+    cells: AnnData | Backed | Mapping[str, AnnData | Backed] | RawCells,
     config: PreprocessConfig,
     *,
     label: str | Sequence[str] | None = None,
     choose_genes: bool = True,
 ) -> Prepared:
-    """What `preprocess` does, up to the point where matrices are made; cells may be in files, and several sets of them.
+    """What `preprocess` does, up to the point where matrices are made; cells as `raw_cells` takes them, or gives them.
 
-    cells: several sets by name; config.join says which genes these are given, and a gene that a set lacks is a zero
-    there. obs columns that all have are kept, obs["file"] holds the names. choose_genes: whether highly variable genes
-    are wanted.
+    choose_genes: whether highly variable genes are wanted.
     Raises what `preprocess` raises, and DataError when sets do not go together.
     """
     labels = [label] if isinstance(label, str) else list(label or ())
-    if isinstance(cells, Mapping):
-        for name, part in cells.items():
-            _check_columns(part.obs, [*labels, *([config.batch_key] if config.batch_key else [])], name)
-        raw = _join({name: _raw(part) for name, part in cells.items()}, config.join)
-    else:
-        raw = _raw(cells)
+    raw = cells if isinstance(cells, RawCells) else raw_cells(cells, config, labels)
     _check_batch_key(raw.obs, config)
     for key in labels:
         check_label(raw, key)
@@ -155,14 +172,13 @@ def prepare(
     if TOTAL in obs:
         log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
     obs[TOTAL] = totals.astype(np.float32)
-    del rows
     give_back()  # names and columns of millions of cells were read, copied and looked through
     if choose_genes:
         var["highly_variable"] = _choose_genes(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
     record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
     kept = {c: [str(x) for x in obs[c].cat.categories] for c in raw.colors if hasattr(obs[c], "cat")}
-    return Prepared(counts, totals, obs, var, {"scdiffkit": record, **color_lists(kept, raw.colors)}, config)
+    return Prepared(counts, totals, obs, var, {"scdiffkit": record, **color_lists(kept, raw.colors)}, config, rows)
 
 
 def _selected(counts: Rows, rows: np.ndarray | None, columns: np.ndarray | None) -> Rows:
@@ -311,7 +327,7 @@ def colors_of(obs: pd.DataFrame, uns: Mapping[str, Any]) -> dict[str, dict[str, 
     for column in obs.select_dtypes("category"):
         categories, colors = obs[column].cat.categories, uns.get(f"{column}_colors")
         if isinstance(colors, (list, tuple, np.ndarray)) and len(colors) == len(categories):
-            found[column] = {str(name): str(color) for name, color in zip(categories, colors, strict=True)}
+            found[str(column)] = {str(name): str(color) for name, color in zip(categories, colors, strict=True)}
     return found
 
 
@@ -326,7 +342,7 @@ def color_lists(
     }
 
 
-def check_label(adata: AnnData | Backed | _Raw, key: str) -> None:
+def check_label(adata: AnnData | Backed | RawCells, key: str) -> None:
     """Check that an obs column can label cells.
 
     Raises DataError when it is missing, has missing values, has one value, or another value for every cell.
@@ -395,7 +411,7 @@ def demo_cells() -> AnnData:
     )
 
 
-class _Raw(NamedTuple):
+class RawCells(NamedTuple):
     """Raw counts (cells, genes) with obs and var; source: where they were; record: earlier uns["scdiffkit"]."""
 
     counts: Rows
@@ -405,8 +421,14 @@ class _Raw(NamedTuple):
     record: dict[str, Any]
     colors: dict[str, dict[str, str]]  # obs column -> category -> colour
 
+    def take(self, rows: np.ndarray) -> RawCells:
+        """These cells (places, ascending) only."""
+        if len(rows) == len(self.obs):
+            return self
+        return self._replace(counts=_selected(self.counts, rows, None), obs=_taken(self.obs, rows))
 
-def _raw(cells: AnnData | Backed) -> _Raw:
+
+def _raw(cells: AnnData | Backed) -> RawCells:
     """The raw counts of one set of cells; nothing else than obs and var columns is carried on."""
     from anndata.utils import make_index_unique
 
@@ -435,10 +457,12 @@ def _raw(cells: AnnData | Backed) -> _Raw:
             ScdiffWarning,
             4,
         )
-    return _Raw(counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns))
+    return RawCells(
+        counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns)
+    )
 
 
-def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
+def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> RawCells:
     """Several sets of cells as one."""
     parts = list(named.values())
     shared = parts[0].var.index
@@ -491,7 +515,7 @@ def _join(named: Mapping[str, _Raw], join: Literal["inner", "outer"]) -> _Raw:
         for column, of in part.colors.items():
             colors[column] = colors.get(column, {}) | of
     source = " and ".join(sorted({part.source for part in parts}))
-    return _Raw(counts, obs, var.loc[chosen].copy(), source, {}, colors)
+    return RawCells(counts, obs, var.loc[chosen].copy(), source, {}, colors)
 
 
 def _named_categories(values: pd.Series) -> pd.Categorical:
@@ -500,7 +524,7 @@ def _named_categories(values: pd.Series) -> pd.Categorical:
     return pd.Categorical.from_codes(column.codes, pd.Index([str(c) for c in column.categories], dtype=object))
 
 
-def _unique_names(parts: Sequence[_Raw]) -> pd.Index:
+def _unique_names(parts: Sequence[RawCells]) -> pd.Index:
     """Cell names of all parts; where parts share some, each gets its file's number."""
     names = parts[0].obs.index.append([part.obs.index for part in parts[1:]])
     if names.is_unique:

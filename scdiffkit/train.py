@@ -21,22 +21,25 @@ import scdiffkit
 from scdiffkit import codecs, vectors
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.count import fold_of
-from scdiffkit.config import RunConfig, build_run_config
+from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config
 from scdiffkit.data import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
 from scdiffkit.device import device_of, devices_of, make_fabric, precision_of
-from scdiffkit.errors import ConfigError, RunError, ScdiffWarning
+from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
 from scdiffkit.fit import TrainStatus, Validation, fit, follow, steps_planned
+from scdiffkit.holdout import FILTERS, TrainingData, data_fingerprint
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.preprocess import (
     FILE,
     Prepared,
+    RawCells,
     check_label,
     is_prepared,
     lognormalise,
     prepare,
     prepared_config,
+    raw_cells,
     with_columns,
 )
 from scdiffkit.run import RUNS, Run, check_new_run
@@ -114,9 +117,10 @@ def train(
     if not existing and out is not None:
         check_new_run(Path(out), force=force)
     source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
+    files = source.split(", ") if source else []
     explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
-    prepared, run_config = _prepare(loaded, run_config, explicit)
+    prepared, run_config, training_data = _prepare(loaded, run_config, explicit)
     del loaded  # and with it the names of all cells
     of_genes = run_config.codec.name == "gene"
     known_conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
@@ -124,13 +128,16 @@ def train(
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if of_genes else slice(None)
     genes = [str(g) for g in prepared.var.index[chosen]]
     settings = f"{run_config.preprocess} {known_conditions.categories}"
-    data_id = fingerprint("\n".join(genes), settings, cells.digest())
+    data_id = fingerprint("\n".join(genes), settings, repr(training_data))
     train_rows, val_rows = split(cells.codes, c.val_fraction, run_config.seed)
     cut_short: dict[str, int] | None = None
     if existing:
         run = existing
-        stored = run.provenance()["data"]["fingerprint"]
-        if stored != data_id and (cells.on_disk or stored != _older_id(genes, settings, cells)):
+        of_run = run.provenance()["data"]
+        same = data_id == of_run["fingerprint"]
+        if "split" not in of_run:
+            same = of_run["fingerprint"] in _older_ids(genes, settings, cells)
+        if not same:
             raise RunError(
                 f"{run.path} was trained on other cells ({run.provenance()['data']['source']}), with other "
                 "preprocessing, or by an older version. Resume with the same data, or start anew with another --out."
@@ -158,6 +165,8 @@ def train(
                 "fingerprint": data_id,
                 "cells": len(cells),
                 "genes": len(genes),
+                "files": [str(Path(file).resolve()) for file in files],
+                "split": training_data.to_dict(),
             },
             "versions": versions(),
             **({"codec_auc": ceiling} if ceiling else {}),
@@ -176,7 +185,11 @@ def train(
                 "on, not the codec; for a better one start again with a longer --max-time.",
                 cut_short["steps"], cut_short["planned"],
             )  # fmt: skip
-        log.info("run %s: %d cells to train, %d held out", run.path, len(train_rows), len(val_rows))
+        left_out = training_data.cells - len(prepared.obs) if c.holdout else 0
+        log.info(
+            "run %s: %d cells to train, %d for validation%s", run.path, len(train_rows), len(val_rows),
+            f", {left_out} left out" if c.holdout else "",
+        )  # fmt: skip
         _log_codec(run.provenance().get("codec_auc"))
         if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
             log.info("the run is complete; give a larger --max-steps to train on")
@@ -370,12 +383,14 @@ def _resumed_config(
 
 def _prepare(
     cells: AnnData | Backed | Mapping[str, AnnData | Backed], run_config: RunConfig, explicit: set[str]
-) -> tuple[Prepared, RunConfig]:
-    """Prepared cells as they are; raw ones prepared with the configuration.
+) -> tuple[Prepared, RunConfig, TrainingData]:
+    """The cells to train and to validate with: prepared ones as they are, raw ones prepared with the configuration;
+    those to be held out are left out before. And what identifies all of them.
 
     explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
     """
-    wanted = [*run_config.conditions, run_config.preprocess.batch_key]
+    c = run_config.train
+    wanted = [*run_config.conditions, run_config.preprocess.batch_key, c.holdout_by]
     if isinstance(cells, Mapping):
         named, first = dict(cells), 0
         for name, part in cells.items():
@@ -384,11 +399,37 @@ def _prepare(
         cells = named
     else:
         cells = with_columns(cells, wanted)
+
+    def training_data(of: RawCells | Prepared, config: PreprocessConfig) -> TrainingData:
+        """To be asked of all cells."""
+        if c.holdout_by is not None and c.holdout_by not in of.obs:
+            raise DataError(
+                f"--holdout-by: there is no obs column {c.holdout_by!r}; {nearest(c.holdout_by, of.obs.columns)}"
+            )
+        columns = [*run_config.conditions, *([c.holdout_by] if c.holdout_by else [])]
+        return TrainingData(
+            fingerprint=data_fingerprint(of, columns),
+            cells=len(of.obs),
+            columns=run_config.conditions,
+            label=run_config.conditions[0] if run_config.conditions else None,
+            holdout=c.holdout,
+            holdout_by=c.holdout_by,
+            val_fraction=c.val_fraction,
+            seed=run_config.seed,
+            prepared=isinstance(of, Prepared),
+            filters={name: getattr(config, name) for name in FILTERS},
+        )
+
     if isinstance(cells, Mapping) or not is_prepared(cells):
         log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
         choose = run_config.codec.name == "gene"
-        prepared = prepare(cells, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
-        return prepared, run_config
+        raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
+        for column in run_config.conditions:
+            check_label(raw, column)
+        of_all = training_data(raw, run_config.preprocess)
+        raw = raw.take(np.flatnonzero(~of_all.held_out(raw.obs)))
+        prepared = prepare(raw, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
+        return prepared, run_config, of_all
     stored = prepared_config(cells)
     for key in sorted(explicit):
         name = key.removeprefix("preprocess.")
@@ -400,16 +441,23 @@ def _prepare(
             )
     for column in run_config.conditions:
         check_label(cells, column)
-    return Prepared.of(cells), run_config.model_copy(update={"preprocess": stored})
+    prepared = Prepared.of(cells)
+    of_all = training_data(prepared, stored)
+    prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))
+    return prepared, run_config.model_copy(update={"preprocess": stored}), of_all
 
 
-def _older_id(genes: list[str], settings: str, cells: Cells) -> str:
-    """The fingerprint that runs were given before cells could stay in files."""
+def _older_ids(genes: list[str], settings: str, cells: Cells) -> list[str]:
+    """The fingerprints that older versions gave runs: before cells could be held out, and before they could stay in
+    files."""
+    found = [fingerprint("\n".join(genes), settings, cells.digest())]
+    if cells.on_disk:
+        return found
     counts = sparse.csr_matrix(cells.counts[0 : len(cells)])
     counts.sort_indices()
     arrays = (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64))
     settings = settings.replace(" join='inner'", "")
-    return fingerprint("\n".join(genes), settings, *arrays, cells.library_size, cells.codes)
+    return [*found, fingerprint("\n".join(genes), settings, *arrays, cells.library_size, cells.codes)]
 
 
 def _new_path(source: str | None, arch: str) -> Path:

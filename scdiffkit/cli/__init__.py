@@ -16,6 +16,7 @@ from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.info import info
 from scdiffkit.cli.preprocess import preprocess
 from scdiffkit.cli.sample import sample
+from scdiffkit.cli.split import split
 from scdiffkit.cli.train import train
 from scdiffkit.errors import ScdiffError
 
@@ -73,7 +74,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (demo, preprocess, train, sample, evaluate, compare, info):
+for command in (demo, preprocess, split, train, sample, evaluate, compare, info):
     app.command()(_guarded(command))
 
 

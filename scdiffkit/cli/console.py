@@ -141,6 +141,13 @@ def seconds(value: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def seconds_since_start() -> float:
+    """How long this process has been there: loading libraries counts, too."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
 def parse_duration(text: str | None) -> float | None:
     """ "90", "90s", "10m", "2h" -> seconds."""
     if text is None:

@@ -19,6 +19,7 @@ from scdiffkit.cli.console import (
     progress,
     result,
     seconds,
+    seconds_since_start,
 )
 
 MODEL, LENGTH, MACHINE = "Model", "Length and optimisation", "Machine and output"
@@ -76,7 +77,20 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cells in one step.", rich_help_panel=LENGTH)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=LENGTH)] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Share of cells held out.", rich_help_panel=LENGTH)] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of cells that training is watched with, to choose its best step.", rich_help_panel=LENGTH
+        ),
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(help="Share of cells left out of everything, to evaluate with (0).", rich_help_panel=LENGTH),
+    ] = None,
+    holdout_by: Annotated[
+        str | None,
+        typer.Option(help="obs column of which whole groups are left out, e.g. donors.", rich_help_panel=LENGTH),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LENGTH)
     ] = None,
@@ -104,6 +118,8 @@ def train(
 ) -> None:
     """Train a diffusion model on your cells; raw counts are prepared with the defaults first."""
     limit = parse_duration(max_time)
+    if limit is not None:
+        limit = max(1.0, limit - seconds_since_start())
     from scdiffkit.config import build_run_config, load_file, training_overrides
     from scdiffkit.fit import TrainStatus
     from scdiffkit.team import is_first
@@ -112,8 +128,9 @@ def train(
     overrides = training_overrides(
         codec=codec, n_top_genes=n_top_genes, patch_size=patch_size, hidden_size=hidden_size, depth=depth,
         num_heads=num_heads, prediction_type=prediction_type, schedule=schedule, max_steps=max_steps,
-        max_epochs=max_epochs, batch_size=batch_size, lr=lr, val_fraction=val_fraction, device=device,
-        devices=devices, num_nodes=num_nodes, precision=precision, seed=seed, join=join,
+        max_epochs=max_epochs, batch_size=batch_size, lr=lr, val_fraction=val_fraction, holdout=holdout,
+        holdout_by=holdout_by, device=device, devices=devices, num_nodes=num_nodes, precision=precision, seed=seed,
+        join=join,
     ) | parse_settings(set_, "--set")  # fmt: skip
     file_values = load_file(config) if config else {}
     if not resume:  # before torch works for a minute: is the configuration one that can be built?

@@ -1,0 +1,40 @@
+"""scdiff split: cells in, some to train on and some to test with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scdiffkit.cli.console import Backed, MaxMemory, parse_bytes, result
+
+
+def split(
+    data: Annotated[Path, typer.Argument(help="Cells: h5ad, zarr, loom, 10x folder or 10x h5.", show_default=False)],
+    output: Annotated[
+        tuple[Path, Path],
+        typer.Option(
+            "-o",
+            "--output",
+            help="Files for the training and the test cells.",
+            metavar="TRAIN TEST",
+            show_default=False,
+        ),
+    ],
+    fraction: Annotated[float, typer.Option(help="Share of the cells, or of the groups of --by, to test with.")] = 0.2,
+    label: Annotated[str | None, typer.Option(help="obs column whose types keep their shares in both.")] = None,
+    by: Annotated[str | None, typer.Option(help="obs column whose groups stay whole, e.g. donors.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same split.")] = 0,
+    backed: Backed = None,
+    max_memory: MaxMemory = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
+) -> None:
+    """Split cells into a training and a test set, for any tool. (scdiff train --holdout leaves cells out by itself.)"""
+    from scdiffkit.holdout import split as split_cells
+
+    train, test = split_cells(
+        data, fraction=fraction, label=label, by=by, seed=seed, out=output, backed=backed,
+        max_memory=parse_bytes(max_memory), force=force,
+    )  # fmt: skip
+    result(f"{train} {test}")

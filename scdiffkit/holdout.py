@@ -1,0 +1,247 @@
+"""Which cells a model learns from, and which it must not see.
+
+The split follows from the data and the settings, so nothing is stored of single cells: neither a run nor synthetic
+cells tell whether a cell was in the training data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scdiffkit.config import HOLDOUT, PreprocessConfig, make
+from scdiffkit.data import Conditions, digests_of, fingerprint
+from scdiffkit.data import split as split_for_validation
+from scdiffkit.errors import ConfigError, DataError, FileError, nearest
+from scdiffkit.io import Backed, CellWriter, check_output, columns, open_cells, write
+from scdiffkit.preprocess import Prepared, RawCells, is_prepared, prepare, raw_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FEWEST = 2  # groups, or cells, to be split
+FILTERS = ("min_counts", "max_counts", "min_genes", "max_genes", "max_mito", "mito_prefix", "min_cells")
+Kind = Literal["holdout", "validation", "none"]
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What identifies the cells that a run was trained on and those it was not, without naming any.
+
+    fingerprint: of all cells that were given, see `data_fingerprint`; cells: how many these are. columns: obs columns
+    that the model is conditioned on; label: the one with the types. holdout, holdout_by, val_fraction, seed: how the
+    cells were split.
+    prepared: whether `preprocess` had prepared them. filters: those of PreprocessConfig that drop cells.
+    """
+
+    fingerprint: str
+    cells: int
+    columns: tuple[str, ...]
+    label: str | None
+    holdout: float
+    holdout_by: str | None
+    val_fraction: float
+    seed: int
+    prepared: bool
+    filters: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in files, which know no None."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        values["filters"] = {key: value for key, value in self.filters.items() if value is not None}
+        return values | {"columns": list(self.columns)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingData | None:
+        """None for what an older version left."""
+        if "fingerprint" not in values:
+            return None
+        known: Any = {field.name: columns.plain(values.get(field.name)) for field in fields(cls)}
+        known["columns"] = tuple(known["columns"] or ())
+        return cls(**known)
+
+    def held_out(self, obs: pd.DataFrame) -> np.ndarray:
+        """Which cells, (n,) bool, of the data given are left out of everything."""
+        return held_out(obs, self.holdout, by=self.holdout_by, within=self.columns, seed=self.seed, of=self.fingerprint)
+
+    def find_in(self, cells: AnnData | Backed) -> Unseen | None:
+        """Which of these cells the run has seen; None when they are not those that it was trained on."""
+        needed = [*self.columns, *([self.holdout_by] if self.holdout_by else [])]
+        if any(column not in cells.obs for column in needed) or self.prepared != is_prepared(cells):
+            return None
+        try:
+            raw = Prepared.of(cells) if self.prepared else raw_cells(cells, PreprocessConfig())
+        except DataError:  # no raw counts
+            return None
+        if len(raw.obs) != self.cells or data_fingerprint(raw, needed) != self.fingerprint:
+            return None
+        held = self.held_out(raw.obs)
+        learnt = np.flatnonzero(~held)
+        rest = raw.take(learnt)
+        places = learnt
+        if isinstance(rest, RawCells):
+            config = make(PreprocessConfig, **self.filters, hvg_flavor="all")
+            rest = prepare(rest, config, label=self.columns, choose_genes=False)
+            places = learnt[rest.rows]
+        codes = Conditions.of(rest.obs, self.columns).encode(rest.obs)
+        fitted, validated = (places[rows] for rows in split_for_validation(codes, self.val_fraction, self.seed))
+        if held.any():
+            return Unseen("holdout", np.flatnonzero(held), fitted)
+        return Unseen("validation" if len(validated) else "none", validated, fitted)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Places of cells in a data set that a run was trained on: not seen, by being held out from everything or from the
+    fit alone (validation), and trained on."""
+
+    kind: Kind
+    unseen: np.ndarray
+    trained: np.ndarray
+
+
+def data_fingerprint(raw: RawCells | Prepared, columns: Sequence[str]) -> str:
+    """Of raw counts, names of genes, and values of obs columns: the same in memory and in files, on every machine.
+
+    Whoever has all the cells can tell whether they are the same; of single cells it says nothing.
+    """
+    texts = ["\n".join([column, *map(str, raw.obs[column])]) for column in columns]
+    return fingerprint("\n".join(map(str, raw.var.index)), *digests_of(raw.counts), *texts)
+
+
+def held_out(
+    obs: pd.DataFrame,
+    fraction: float,
+    *,
+    by: str | None = None,
+    within: Sequence[str] = (),
+    seed: int = 0,
+    of: str = "",
+) -> np.ndarray:
+    """Which cells of obs (n rows) are held out, (n,) bool.
+
+    A fraction of each combination of the obs columns `within`, at random; or, with the obs column `by`, of its groups
+    (donors), whole. of: text that the choice depends on, with the seed. At least one cell of each combination, or one
+    group, stays. Raises DataError when nothing can be held out.
+    """
+    if not fraction:
+        return np.zeros(len(obs), dtype=bool)
+    if not 0 < fraction < 1:
+        raise ConfigError(f"The share of cells to hold out must lie between 0 and 1, not {fraction:g}.")
+    rng = np.random.default_rng([seed, 6, *of.encode()])
+    if by is not None:
+        if by not in obs:
+            raise DataError(f"There is no obs column {by!r} to hold out groups of; {nearest(by, obs.columns)}")
+        groups = obs[by].astype(str).to_numpy()
+        names = np.unique(groups)
+        if len(names) < FEWEST:
+            raise DataError(f"obs column {by!r} has one value: there is no group of cells to hold out.")
+        n = min(max(1, round(fraction * len(names))), len(names) - 1)
+        return np.isin(groups, rng.permutation(names)[:n])
+    held = np.zeros(len(obs), dtype=bool)
+    combination = np.zeros(len(obs), dtype=int)
+    if within:
+        combination = obs[list(within)].astype(str).groupby(list(within)).ngroup().to_numpy()
+    for i in np.unique(combination):
+        rows = np.flatnonzero(combination == i)
+        order = rng.permutation(len(rows))
+        # Evenly spaced from a random start, so that rounding favours no combination.
+        held[rows] = ((order + rng.random()) / len(rows) < fraction) & (order < len(rows) - 1)
+    if not held.any():
+        raise DataError(f"A share of {fraction:g} of {len(obs)} cells is none to hold out: give a larger one.")
+    return held
+
+
+def split(
+    data: AnnData | str | Path,
+    *,
+    fraction: float = HOLDOUT,
+    label: str | None = None,
+    by: str | None = None,
+    seed: int = 0,
+    out: tuple[str | Path, str | Path] | None = None,
+    backed: bool | None = None,
+    max_memory: float | None = None,
+    force: bool = False,
+) -> tuple[AnnData, AnnData] | tuple[Path, Path]:
+    """Split cells into some to train on and some to test with, for any tool.
+
+    Parameters
+    ----------
+    data
+        AnnData, or a file of cells in any format that `read` takes.
+    fraction
+        Share of the cells, or of the groups of `by`, that becomes the test set.
+    label
+        obs column of which every value keeps its share in both sets.
+    by
+        obs column of which whole groups (donors, say) go to one of the two sets.
+    seed
+        The same data, settings and seed give the same split.
+    out
+        Files for the training and the test cells; formats by their suffixes. Cells that do not fit into memory are
+        copied block by block: X, layers, obs and var.
+
+    Returns
+    -------
+    Training and test cells as AnnData, or the paths of the two files.
+
+    Raises
+    ------
+    DataError
+        When a column is missing or nothing can be held out.
+    FileError
+        When a file is missing, in the way (without `force`) or cannot be written.
+
+    Examples
+    --------
+    >>> train, test = scdiffkit.split(adata, label="cell_type")
+    """
+    if label and by:
+        raise ConfigError("Give --label, whose types keep their shares, or --by, whose groups stay whole, not both.")
+    for path in out or ():
+        check_output(Path(path), force=force)
+    if out is not None and Path(out[0]).resolve() == Path(out[1]).resolve():
+        raise ConfigError(f"Both sets of cells would go to {out[0]}: give two files.")
+    _, cells = open_cells(data, backed=backed, max_memory=max_memory)
+    if isinstance(cells, dict):
+        raise ConfigError("split takes one file of cells; several can be split one by one.")
+    if label is not None and label not in cells.obs:
+        raise DataError(f"There is no obs column {label!r} (--label); {nearest(label, cells.obs.columns)}")
+    held = held_out(cells.obs, fraction, by=by, within=[label] if label else [], seed=seed)
+    log.info("%d cells to train on, %d to test with", (~held).sum(), held.sum())
+    rows = (np.flatnonzero(~held), np.flatnonzero(held))
+    if isinstance(cells, Backed):
+        if out is None:
+            raise FileError("Cells that stay in their file can only be split into files: name two with out.")
+        for path, some in zip(out, rows, strict=True):
+            _copy(cells, some, Path(path), force=force)
+    else:
+        parts = tuple(cells[some].copy() for some in rows)
+        if out is None:
+            return parts
+        for path, part in zip(out, parts, strict=True):
+            write(part, path, force=force)
+    return Path(out[0]), Path(out[1])
+
+
+def _copy(cells: Backed, rows: np.ndarray, path: Path, *, force: bool) -> None:
+    """Some cells of a file to another one, a block at a time."""
+    layers = {place[len('layers["') : -2]: place for place in cells.matrices if place.startswith("layers")}
+    first = "X" if "X" in cells.matrices else next(iter(layers.values()), None)
+    if first is None:
+        raise DataError(f"{cells.path} has neither X nor layers: there is nothing to split.")
+    uns = dict(cells.uns)
+    with CellWriter(path, cells.var.index, var=cells.var, uns=uns, layers=tuple(layers), force=force) as out:
+        out.lost += ["raw"] if "raw" in cells.matrices else []
+        for start in range(0, len(rows), 2048):
+            some = rows[start : start + 2048]
+            of_layers = {name: cells.matrices[place][some] for name, place in layers.items()}
+            out.append(cells.matrices[first][some], of_layers, cells.obs.iloc[some])
