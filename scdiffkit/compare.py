@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdiffkit.compared import sha256
+from scdiffkit.compared import MIN_CELLS, sha256
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
-from scdiffkit.evaluate import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES, SHARE_OF_RESAMPLE, Evaluation, evaluate
-from scdiffkit.io import atomic_write_text, open_cells
+from scdiffkit.evaluate import (
+    CELLS_OF_RESAMPLE,
+    FAST_CELLS,
+    RESAMPLES,
+    SHARE_OF_RESAMPLE,
+    Evaluation,
+    evaluate,
+    unseen_among,
+)
+from scdiffkit.holdout import Unseen
+from scdiffkit.io import Backed, atomic_write_text, open_cells
 from scdiffkit.io.atomic import writing
+from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import Score
 from scdiffkit.preprocess import with_columns
 from scdiffkit.report import comparison_html
@@ -95,6 +106,7 @@ def compare(
     train: AnnData | str | Path | None = None,
     label: str | None = None,
     conditions: Sequence[str] = (),
+    metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
@@ -114,6 +126,8 @@ def compare(
 
     Raises what `evaluate` raises, and ConfigError for fewer than two sets or two of one name.
     """
+    fast = fast or any(name in ONE_RESAMPLE for name in asked_for(metrics))
+    chosen_metrics(asked_for(metrics))  # which are wrong before any file is read
     if fast:
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     given = synthetic if isinstance(synthetic, dict) else _by_name(synthetic)
@@ -124,12 +138,14 @@ def compare(
     named = {f"synthetic {name}": c for name, c in given.items()} | {"real": real}
     _, opened = open_cells(named if train is None else named | {"train": train}, backed=backed, max_memory=max_memory)
     assert isinstance(opened, dict)
+    unseen = None if train is not None else _unseen_by_all(opened)
     opened = {name: with_columns(c, [label, *conditions]) for name, c in opened.items()}
     real_cells, train_cells = opened["real"], opened.get("train")
     cells = {name: opened[f"synthetic {name}"] for name in given}
     hashes = {str(c): sha256(Path(c)) for c in (real, train, *given.values()) if isinstance(c, (str, Path))}
+    n_real = real_cells.n_obs if train_cells is not None else real_cells.n_obs // 2
     available = [
-        real_cells.n_obs if train_cells is not None else real_cells.n_obs // 2,
+        n_real if unseen is None or unseen.kind == "none" else min(len(unseen.unseen), len(unseen.trained)),
         *(c.n_obs for c in cells.values()),
     ]
     share = SHARE_OF_RESAMPLE if resamples > 1 else 1.0
@@ -142,8 +158,8 @@ def compare(
                 progress(f"{name}: {said}", len(found) * n + i, len(cells) * n)
 
         found[name] = evaluate(
-            real_cells, c, train=train_cells, label=label, conditions=conditions, seed=seed, max_cells=max_cells,
-            resamples=resamples, progress=of_set,
+            real_cells, c, train=train_cells, label=label, conditions=conditions, metrics=metrics, seed=seed,
+            max_cells=max_cells, resamples=resamples, unseen=unseen, progress=of_set,
         )  # fmt: skip
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):
@@ -170,6 +186,27 @@ def compare(
     if out is not None:
         _write(comparison, Path(out))
     return comparison
+
+
+def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> Unseen | None:
+    """Cells of the real ones that none of the models has seen that were trained on these, for a set to be judged by
+    the same cells as the others; None where none was, or too few are left."""
+    found = [
+        of
+        for name, cells in opened.items()
+        if name != "real" and (of := unseen_among(opened["real"], cells)) is not None
+    ]
+    if not found:
+        return None
+    unseen = reduce(np.intersect1d, [of.unseen for of in found])
+    trained = reduce(np.intersect1d, [of.trained for of in found])
+    kinds = {of.kind for of in found}
+    kind = next(kind for kind in ("none", "validation", "holdout") if kind in kinds)
+    return (
+        Unseen(kind, unseen, trained)
+        if min(len(unseen), len(trained)) >= MIN_CELLS
+        else Unseen("none", unseen, trained)
+    )
 
 
 def _ranked(found: dict[str, Evaluation]) -> Comparison:

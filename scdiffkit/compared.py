@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, Rows, ahead, blocks, give_back, open_cells
+from scdiffkit.io import Backed, Rows, ahead, blocks, give_back
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
 from scdiffkit.preprocess import TOTAL, counts_of, lognormalise
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 TARGET_SUM = 1e4
 MAX_LOG_VALUE = 20.0  # log1p of half a billion: larger values are not logarithms of counts
-FEW_GENES, FEW_CELLS, MIN_CELLS = 100, 100, 5
+FEWEST_GENES, MIN_CELLS = 100, 5
 SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly normalised in the same way
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
+UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
 NO_TYPE = "(none)"
 AS_IT_IS = "log1p-normalised X, taken as it is"
 log = logging.getLogger("scdiffkit")
@@ -129,7 +130,7 @@ class Side:
     X: InFile where cells stay in their file, until `gather` has brought some of them into memory. counts: raw counts
     (cells, genes), library_size: their sums (cells,), None where there are none or they were not gathered. types,
     conditions, donors: (cells,) text, the latter two None unless asked for. codec_auc: of the run that made the cells,
-    where they say.
+    remarks: on how it made them, where they say.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Side:
     n_cells: int
     n_genes: int
     codec_auc: dict[str, float]
+    remarks: list[str]
     sha256: str | None
     library_size: np.ndarray | None = None
     everyone: Everyone | None = None
@@ -313,13 +315,13 @@ class Part:
         return Part(X, self.types[rows], of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
 
-def candidates(others: Part, members: Part) -> Part:
-    """Both, of dense X, as one set, of_cells["member"] telling 0.0 and 1.0."""
-    of_cells = {"member": np.repeat([0.0, 1.0], [len(others.types), len(members.types)])}
-    if "donors" in others.of_cells:
-        of_cells["donors"] = np.concatenate([others.of_cells["donors"], members.of_cells["donors"]])
-    X = np.vstack([others.X, members.X])
-    return Part(X, np.concatenate([others.types, members.types]), of_cells)
+def candidates(others: Part, members: Part, reference: Part | None = None) -> Part:
+    """All, of dense X, as one set, of_cells["member"] telling 0.0, 1.0 and, of reference cells, 2.0."""
+    parts = [others, members] if reference is None else [others, members, reference]
+    of_cells = {"member": np.repeat(np.arange(float(len(parts))), [len(part.types) for part in parts])}
+    if all("donors" in part.of_cells for part in parts):
+        of_cells["donors"] = np.concatenate([part.of_cells["donors"] for part in parts])
+    return Part(np.vstack([part.X for part in parts]), np.concatenate([part.types for part in parts]), of_cells)
 
 
 class Remarks:
@@ -335,24 +337,18 @@ class Remarks:
 
 
 def load(
-    cells: Mapping[str, AnnData | Backed | str | Path],
+    cells: Mapping[str, AnnData | Backed],
+    sources: Mapping[str, str],
     label: str | None,
     conditions: Sequence[str] = (),
     donor: str | None = None,
-    *,
-    backed: bool | None = None,
-    max_memory: float | None = None,
 ) -> dict[str, Side]:
-    """The sides by name; synthetic cells may lack the columns, others may not (DataError).
-
-    backed, max_memory: as `open_cells` takes them.
-    """
-    _, opened = open_cells(cells, backed=backed, max_memory=max_memory)
-    assert isinstance(opened, dict)
-    target_sum = _target_sum(opened["synthetic"]) or _target_sum(opened["real"]) or TARGET_SUM
+    """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
+    (DataError)."""
+    target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
     sides: dict[str, Side] = {}
-    for name, side in opened.items():
-        source = "memory" if cells[name] is side else str(cells[name])
+    for name, side in cells.items():
+        source = sources[name]
         path = str(side.path) if isinstance(side, Backed) else source
         who = f"The {name} cells" if path == "memory" else f"The {name} cells ({path})"
         types, has_types = _types_of(side.obs, label, name, who)
@@ -374,6 +370,7 @@ def load(
             n_cells=X.shape[0],
             n_genes=X.shape[1],
             codec_auc=dict(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
             sha256=sha256(Path(source)),
         )
     return sides
@@ -546,8 +543,11 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
         )
         shared = both
     shared = shared.sort_values()
-    if len(shared) < FEW_GENES:
-        remarks.warn(f"Only {len(shared)} genes are in all sets of cells: the scores say nothing about the others.")
+    if len(shared) < FEWEST_GENES:
+        raise DataError(
+            f"Only {len(shared)} genes are in all sets of cells ({', '.join(map(str, shared[:3]))} ...); at least "
+            f"{FEWEST_GENES} are needed for scores that mean anything. Are genes named alike, symbols or Ensembl ids?"
+        )
     for side in sides.values():
         side.keep_genes(shared)
 
@@ -594,6 +594,31 @@ def _everyone(side: Side) -> Everyone:
     return side.everyone
 
 
+def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray) -> None:
+    """Make two sides of the real cells, those that a model has not seen and those it was trained on (places)."""
+    sides["train"] = replace(sides["real"], name="train")
+    for name, rows in (("real", unseen), ("train", trained)):
+        sides[name].take(rows)
+        sides[name].n_cells = len(rows)
+
+
+def are_alike(real: Part, train: Part) -> bool:
+    """Whether held-out cells are of the types, conditions and donors that were trained on, so far as these are known:
+    else what tells the two apart need not be that the one was trained on."""
+    if other_donors(real, train):
+        return False
+    kinds = [name for name in ("types", "conditions") if name in real.of_cells and name in train.of_cells]
+    of_real, of_train = (Counter(zip(*(part.of_cells[name] for name in kinds), strict=True)) for part in (real, train))
+    unknown = sum(n for kind, n in of_real.items() if kind not in of_train)
+    return unknown <= UNLIKE * len(real.types)
+
+
+def other_donors(real: Part, train: Part) -> bool:
+    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
+    both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
+    return len(both) == 2 and both[0].isdisjoint(both[1])
+
+
 def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     """Take out of the real cells those that are also training cells: to a model they are not new.
 
@@ -625,6 +650,12 @@ def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[st
         remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
     of_types = {side.name: _everyone(side).types if side.has_types else {} for side in (real, synthetic)}
     names = sorted({*of_types["real"], *of_types["synthetic"]})
+    if synthetic.has_types and not {*of_types["real"]} & {*of_types["synthetic"]}:
+        shown = "; ".join(f"{side}: {', '.join(sorted(of)[:5])}" for side, of in of_types.items())
+        raise DataError(
+            f"No {label} is in both real and synthetic cells ({shown}), so they cannot be compared within types: give "
+            "the column that holds the same names in both (--label), or leave it out."
+        )
     counts = {name: {side: of_types[side].get(name, 0) for side in of_types} for name in names}
     if synthetic.has_types:
         for side, other in ((synthetic, real), (real, synthetic)):

@@ -6,7 +6,8 @@ floor     the same half against the other half: what perfect synthetic cells wou
 ceilings  the same half against bad models made from the other half: "shuffled", every gene shuffled between cells of
           one type (right genes, no relations between them), and "pooled", all cells their mean; where the question is
           whether cells were copied, "copies" of the other half
-Given the training cells, the real cells are all in the first set, and training cells in the second.
+Given the training cells, the real cells are all in the first set, and training cells in the second. Cells that this
+tool made know which cells their run was trained on: of such real cells, those it has not seen are the real ones then.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
 from scdiffkit import report
 from scdiffkit.compared import (
-    FEW_CELLS,
     MIN_CELLS,
     Part,
     Remarks,
     Side,
+    are_alike,
     cells_a_side,
     count_types,
     draw_order,
@@ -46,16 +48,22 @@ from scdiffkit.compared import (
     match_genes,
     note_scales,
     parts,
+    separate,
 )
-from scdiffkit.errors import ConfigError, FileError, nearest
-from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back
+from scdiffkit.config import SampleConfig
+from scdiffkit.errors import ConfigError, FileError, RunError, nearest
+from scdiffkit.gene_sets import choose_gene_sets
+from scdiffkit.generate import sample
+from scdiffkit.holdout import TrainingData, Unseen
+from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back, open_cells
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import METRICS, PROTOCOLS
+from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS
 from scdiffkit.metrics.layouts import LAYOUTS
-from scdiffkit.metrics.marginals import cv_per_gene
+from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
-from scdiffkit.preprocess import preprocess
+from scdiffkit.preprocess import raw_cells
 from scdiffkit.report.figures import Picture
 from scdiffkit.resample import (
     MIN_CELLS_OF_TYPE,
@@ -68,15 +76,16 @@ from scdiffkit.resample import (
     exact_shares,
     known_cells,
 )
-from scdiffkit.verdict import FAIR, Verdict, judge
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from scdiffkit.run import Run
+from scdiffkit.verdict import CONFIDENCE, FAIR, FEW_CELLS, MARGIN, Basis, Verdict, auc_error, judge
 
 log = logging.getLogger("scdiffkit")
 
-SCHEMA = 2
-SCORES, TABLE, REPORT, PICTURE = "metrics.json", "metrics.csv", "report.html", "cells.png"
+SCHEMA = 3
+SCORES, TABLE, GENES = "metrics.json", "metrics.csv", "genes.csv"
+REPORT, PICTURE = "report.html", "cells.png"
+IN_WORDS = ["definition", "source"]  # columns that metrics.csv leaves to metrics.json
+CELLS = "cells.h5ad"
 RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 400
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
@@ -109,7 +118,14 @@ class Evaluation:
     and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
     cells: those of its first picture, a row each: side ("real" or "synthetic"), type (text, None without a label), x
     and y in the layout; None without `out`. sampled: of the sides that stayed in their files and were too many to be
-    all compared, how many of how many cells were.
+    all compared, how many of how many cells were. basis: whether the model has seen the real cells: "given" (those it
+    was trained on were given), "holdout", "validation" or "none" (found out, see `evaluate`), or "unknown". alike:
+    whether the real cells are of the kinds that were trained on. remarks: what the synthetic cells say of how they
+    were made.
+    metrics: the names of metrics and profiles that were asked for.
+    genes: a row each, of the first resample: gene; mean, variance and share of zeros of its log1p-normalised values in
+    real, other real (reference; training cells, where those are given) and synthetic cells; and the Kolmogorov-Smirnov
+    statistics between real and synthetic (ks) and real and other real cells (ks_reference).
     """
 
     scores: list[Score]
@@ -134,13 +150,22 @@ class Evaluation:
     html: Path | None = None
     cells: pd.DataFrame | None = None
     sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    basis: Basis = "unknown"
+    alike: bool = True
+    remarks: list[str] = field(default_factory=list)
+    metrics: tuple[str, ...] = (FULL,)
+    genes: pd.DataFrame | None = None
 
     @property
     def verdict(self) -> Verdict:
         """What the scores mean, in words."""
         return judge(
             self.scores,
-            few_cells=self.n_cells < FEW_CELLS,
+            n_cells=self.n_cells,
+            basis=self.basis,
+            alike=self.alike,
+            unscored_types=self.unscored_types(),
+            remarks=self.remarks,
             floor_is="real cells against training cells" if "train" in self.inputs else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",
             worst_type=self.worst_type(),
@@ -176,12 +201,23 @@ class Evaluation:
             return []
         return [name for name, count in counts.items() if count["real"] and not count["synthetic"]]
 
+    def unscored_types(self) -> list[str]:
+        """The types that both sides have, but too few cells of to be scored."""
+        both = [name for name, n in (self.types or {}).items() if n["real"] and n["synthetic"]]
+        return [name for name in both if name not in self.of_types] if self.of_types else []
+
     def worst_type(self) -> str | None:
         """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when
         none was scored, or all are as real cells are."""
         off = self._positions_of_types()
         worst = max(off, key=off.__getitem__, default=None)
         return worst if worst is not None and off[worst] > 0 else None
+
+    def worst_type_auc(self) -> tuple[str, Score] | None:
+        """The type whose synthetic cells a random forest tells best from its real ones, beyond what it tells among
+        real cells, and its score (rf_auc within the type); None where no type has enough cells."""
+        aucs = [(name, s) for name, scores in self.of_types.items() for s in scores if s.metric == "rf_auc"]
+        return max(aucs, key=lambda found: found[1].value - max(found[1].floor, found[1].best), default=None)
 
     def poor_types(self) -> list[str]:
         """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
@@ -200,13 +236,17 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 2, verdict {word, sentence, reasons, uses, findings, copies, text}, scores (list), of_types {type:
-        list}, of_donors {donor: list}, worst_type, poor_types, missing_types, definitions {floor, shuffled, pooled,
-        copies}, cells_compared, genes_compared, resamples, max_cells, inputs {real, synthetic, train?: {source, cells,
-        genes, scale, sha256}}, sampled {side: [cells compared, of how many]}, label, conditions, donor, protocol {name,
-        genes, source, flaws, metrics, scores} or null, seed, command, types {name: {real, synthetic}} or null, skipped
-        {metric: reason}, notes, warnings, versions {package: version}. Scores are as Score.to_dict gives them.
+        schema: 3 (2 lacked basis, alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but
+        word, sentence, reasons, uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores
+        (list), of_types {type: list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, floor} or null
+        (the type whose cells a forest tells best), poor_types, missing_types, unscored_types, definitions {floor,
+        shuffled, pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked
+        for), inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared,
+        of how many]}, label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed,
+        command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package:
+        version}. Scores are as Score.to_dict gives them.
         """
+        worst_auc = self.worst_type_auc()
         return {
             "schema": SCHEMA,
             "verdict": self.verdict.to_dict(),
@@ -214,13 +254,20 @@ class Evaluation:
             "of_types": {name: [score.to_dict() for score in scores] for name, scores in self.of_types.items()},
             "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
             "worst_type": self.worst_type(),
+            "worst_type_auc": worst_auc
+            and {"type": worst_auc[0], "value": worst_auc[1].value, "floor": worst_auc[1].floor},
             "poor_types": self.poor_types(),
             "missing_types": self.missing_types(),
+            "unscored_types": self.unscored_types(),
+            "basis": self.basis,
+            "alike": self.alike,
+            "remarks": self.remarks,
             "definitions": {"floor": self.floor_definition, **ceilings_of(self.label)},
             "cells_compared": self.n_cells,
             "genes_compared": self.n_genes,
             "resamples": self.resamples,
             "max_cells": self.max_cells,
+            "metrics": list(self.metrics),
             "inputs": self.inputs,
             "sampled": {name: list(numbers) for name, numbers in self.sampled.items()},
             "label": self.label,
@@ -243,11 +290,12 @@ class Evaluation:
         """What repeats these scores in a shell."""
         words = ["scdiff", "evaluate", *(self.inputs[side]["source"] for side in ("real", "synthetic"))]
         options: dict[str, Any] = {"--label": self.label, "--donor": self.donor, "--protocol": self.protocol}
-        if "train" in self.inputs:
+        if self.basis == "given":
             options["--train"] = self.inputs["train"]["source"]
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]
+        words += [] if self.metrics == (FULL,) else ["--metrics", ",".join(self.metrics)]
         words += ["--backed"] if self.sampled else []
         return shlex.join(words)
 
@@ -274,14 +322,16 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def evaluate(
-    real: AnnData | Backed | str | Path,
-    synthetic: AnnData | Backed | str | Path,
+    real: AnnData | Backed | str | Path | None = None,
+    synthetic: AnnData | Backed | str | Path | None = None,
     *,
+    run: Run | str | Path | None = None,
     train: AnnData | Backed | str | Path | None = None,
     label: str | None = None,
     conditions: Sequence[str] = (),
     donor: str | None = None,
     protocol: str | None = None,
+    metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
     max_cells: int = CELLS_OF_RESAMPLE,
@@ -290,6 +340,7 @@ def evaluate(
     backed: bool | None = None,
     max_memory: float | None = None,
     force: bool = False,
+    unseen: Unseen | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Score synthetic cells against real ones, beside a real-vs-real floor and bad models.
@@ -299,18 +350,31 @@ def evaluate(
     both are taken out of `real`): the floor is then `real` against `train`. label, conditions, donor: obs columns
     with the types, with what differs between cells of one type (treatment), and with the donors, each of whose cells
     are then looked for among the synthetic ones. protocol: "scrdit", "cfgen" or "scdiffusion", whose own scores are
-    added (see PROTOCOLS). out: folder for report.html, metrics.json (see Evaluation.to_dict),
-    metrics.csv and cells.png, replaced only with `force`. resamples: how often everything is scored, with
-    other cells; max_cells: at most so many cells a side each time; fast: once, with at most 400 cells a side, and
-    without UMAP, which compiles for ten seconds. progress(name, i, n) is called before each of n steps.
+    added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (what `fast` computes) or "minimal"
+    (some of each family, a few seconds); those that the verdict rests on are always computed. out: folder for
+    report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced only with
+    `force`.
+    resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
+    fast, and "minimal": once, with at most 400 cells a side, and without UMAP, which compiles for ten seconds.
+    progress(name, i, n) is called before each of n steps.
     backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
     does not hold them. They are then read in blocks, and at most 20,000 a side (more for a larger max_cells), drawn at
     random within types, are compared; exact copies, and cells in both `real` and `train`, are looked for among all.
 
+    Where `real` is what the run was trained on that made the synthetic cells, those of them that it has not seen
+    (held out, else its validation cells) take the place of `real`, and those it was trained on that of `train`;
+    unseen: which these are, where the caller knows. run: takes `real`, `label` and `conditions` from a run instead;
+    without `synthetic` as many cells as were held out, and at least 1000, are drawn from it, into cells.h5ad in `out`.
+
     The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
-    max_cells below 5 or resamples below 1. ScdiffWarning where the scores need care.
+    max_cells below 5, resamples below 1 or a metric that is not known. ScdiffWarning where the scores need care.
     """
+    asked = asked_for(metrics)
+    if fast and asked == (FULL,):
+        asked = (FAST,)
+    fast = fast or any(name in ONE_RESAMPLE for name in asked)
+    chosen = chosen_metrics(asked)
     if fast:
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     if max_cells < MIN_CELLS:
@@ -321,22 +385,51 @@ def evaluate(
         raise ConfigError(f"There is no --protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
     if out is not None:
         _check_out(Path(out), force)
+    if run is not None:
+        if real is not None or train is not None:
+            raise ConfigError("--run takes the real cells from the run: give no REAL and no --train beside it.")
+        run = run if isinstance(run, Run) else Run.open(run)
+        real, data = training_cells(run)
+        label, conditions = label or data.label, conditions or data.columns[1:]
+        if synthetic is None:
+            synthetic = _drawn_from(run, None if out is None else Path(out) / CELLS, seed, force)
+    if real is None or synthetic is None:
+        raise ConfigError("evaluate takes real and synthetic cells, or a run.")
     given = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    sides = load(given, label, conditions, donor, backed=backed, max_memory=max_memory)
+    _, opened = open_cells(given, backed=backed, max_memory=max_memory)
+    assert isinstance(opened, dict)
+    basis: Basis = "unknown" if train is None else "given"
+    if train is None:
+        unseen = unseen or unseen_among(opened["real"], opened["synthetic"])
+        if unseen is not None:
+            basis = unseen.kind if len(unseen.unseen) >= MIN_CELLS else "none"
+    sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
+    sides = load(opened, sources, label, conditions, donor)
+    del opened
     remarks = Remarks()
+    for remark in sides["synthetic"].remarks:
+        remarks.warn(remark)
     note_scales(sides, remarks)
-    if train is not None:
+    if unseen is not None and basis in ("holdout", "validation"):
+        separate(sides, unseen.unseen, unseen.trained)
+        remarks.notes.append(
+            f"real is what the model was trained on: {len(unseen.unseen):,} of its cells, which it has not seen, are "
+            f"compared as real cells, and the {len(unseen.trained):,} that it was trained on as training cells."
+        )
+    with_training_cells = "train" in sides
+    if with_training_cells:
         drop_trained_on(sides, remarks)
     match_genes(sides, remarks)
     most = max(MOST_KNOWN, round(2 * max_cells / SHARE_OF_RESAMPLE))  # as many as are ever drawn, or looked through
-    by_counts = protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv")
+    wanted = [space for space in GENE_SETS if any(METRICS[name].space == space for name in chosen)]
+    by_counts = bool(wanted) or (protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv"))
     sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
     types = None if label is None else count_types(sides, label, remarks)
     available = cells_a_side(sides)
     n = min(available, max_cells)
     if resamples > 1:
         n = min(max(MIN_CELLS, int(SHARE_OF_RESAMPLE * available)), max_cells)
-    halves = "held-out real cells, training cells" if train is not None else "each half of the real cells"
+    halves = "held-out real cells, training cells" if with_training_cells else "each half of the real cells"
     remarks.notes.append(
         f"Compared: {n} cells of {halves} and synthetic cells, {resamples} times over, drawn with seed {seed}."
     )
@@ -350,6 +443,7 @@ def evaluate(
             )
         )
 
+    gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, wanted)
     protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
     found: dict[str, list[dict[str, float]]] = {}
     of_protocol: dict[str, list[dict[str, float]]] = {}
@@ -357,6 +451,7 @@ def evaluate(
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
     pictured: tuple[Part, ...] = ()  # the cells of the first resample
     pictures: dict[str, Picture] = {}
+    alike = True
     with _pool() as pool:
         exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
         exact.result()  # first, and alone: of all cells, it takes memory that grows with them
@@ -372,19 +467,28 @@ def evaluate(
         for r in range(resamples):
             drawn = parts(sides, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)
-            round_ = Round(*drawn, pool=pool, known=known, made=made, trained=train is not None, seed=seed + r)
-            metrics, skipped = computable(round_, label)
-            steps = len(metrics) * resamples + (out is not None)
-            round_.prepare(metrics)
+            round_ = Round(
+                *drawn,
+                pool=pool,
+                known=known,
+                made=made,
+                trained=with_training_cells,
+                gene_sets=gene_sets,
+                chosen=chosen,
+                seed=seed + r,
+            )
+            to_score, skipped = computable(round_, label)
+            steps = len(to_score) * resamples + (out is not None)
+            round_.prepare(to_score)
             scores = {
                 metric: exact if metric.name == "exact_duplicates" else pool.submit(round_.score, metric)
-                for metric in metrics
+                for metric in to_score
             }
             groups = ((of_types, pool.submit(round_.score_types)), (of_donors, pool.submit(round_.score_donors)))
             pictured = pictured or drawn
             if out is not None and r == resamples - 1:  # drawn here while the pool computes
                 if progress:
-                    progress("pictures", r * len(metrics), steps)
+                    progress("pictures", r * len(to_score), steps)
                 pictures = report.draw(
                     sides["real"].genes,
                     *pictured,
@@ -395,14 +499,14 @@ def evaluate(
                 )
             for i, (metric, score) in enumerate(scores.items(), bool(pictures)):
                 if progress:
-                    progress(f"{metric.family}: {metric.name}", r * len(metrics) + i, steps)
+                    progress(f"{metric.family}: {metric.name}", r * len(to_score) + i, steps)
                 found.setdefault(metric.name, []).append(score.result())
                 give_back()
             for parts_of, group in groups:
                 for name, of_part in group.result().items():
                     for metric_name, of_metric in of_part.items():
                         parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
-            for name in donors_to_score(round_.second if train is not None else round_.first):
+            for name in donors_to_score(round_.second if with_training_cells else round_.first):
                 if name not in exact_of:
                     exact_of[name] = exact_shares(sides, name)
                 of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
@@ -415,12 +519,14 @@ def evaluate(
                 skipped |= {metric.name: WITHOUT["types"] for metric in lacking}
                 metrics_of = [metric for metric in metrics_of if metric not in lacking]
                 if progress:
-                    progress(protocol, (r + 1) * len(metrics), steps)
+                    progress(protocol, (r + 1) * len(to_score), steps)
                 in_genes.prepare(metrics_of)
                 for metric, figures in zip(metrics_of, pool.map(in_genes.score, metrics_of)):
                     of_protocol.setdefault(metric.name, []).append(figures)
             if r == 0:
-                few = donors_left_out(round_.second if train is not None else round_.first)
+                alike = not with_training_cells or are_alike(round_.first, round_.second)
+                genes = _genes_table(sides["real"].genes, *drawn)
+                few = donors_left_out(round_.second if with_training_cells else round_.first)
                 if few:
                     remarks.notes.append(
                         f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
@@ -429,8 +535,10 @@ def evaluate(
                 zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
                 remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
+    scores_found = [score_of(METRICS[name], figures) for name, figures in found.items()]
+    alike = alike and not (with_training_cells and told_apart(scores_found, n))
     evaluation = Evaluation(
-        scores=[score_of(METRICS[name], figures) for name, figures in found.items()],
+        scores=scores_found,
         of_types=_scores_of(of_types),
         of_donors=_scores_of(of_donors),
         inputs={name: side.describe() for name, side in sides.items()},
@@ -444,7 +552,7 @@ def evaluate(
         donor=donor,
         protocol=protocol,
         of_protocol=[score_of(METRICS[name], figures) for name, figures in of_protocol.items()],
-        floor_definition=HALVES if train is None else HELD_OUT,
+        floor_definition=HELD_OUT if with_training_cells else HALVES,
         types=types,
         skipped=skipped,
         notes=remarks.notes,
@@ -452,10 +560,62 @@ def evaluate(
         html=None if out is None else Path(out) / REPORT,
         cells=None if out is None else _placed(shown, next(iter(layouts.values())).result(), label),
         sampled=sampled,
+        basis=basis,
+        alike=alike,
+        remarks=sides["synthetic"].remarks,
+        metrics=asked,
+        genes=genes,
     )
     if out is not None:
         _write(evaluation, pictures, Path(out))
     return evaluation
+
+
+def told_apart(scores: Sequence[Score], n_cells: int) -> bool:
+    """Whether a classifier tells the real cells from those trained on, though both are real: they differ then."""
+    return any(s.floor - s.best > MARGIN + CONFIDENCE * auc_error(n_cells) for s in scores if s.metric == "rf_auc")
+
+
+def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
+    """All cells that a run was given, where they are still there, and what it recorded of them.
+
+    Raises RunError when they are not, or when the run is of an older version.
+    """
+    of_run = run.provenance()["data"]
+    data = TrainingData.from_dict(of_run.get("split", {}))
+    files = [Path(file) for file in of_run.get("files", ())]
+    missing = [file for file in files if not file.exists()]
+    if data is None or not files or missing:
+        why = (
+            "it was made by an older version" if data is None
+            else f"{missing[0]} is not there any more" if missing
+            else "it was trained on cells in memory"
+        )  # fmt: skip
+        raise RunError(
+            f"The cells that {run.path} was trained on cannot be read: {why}. Give them: evaluate DATA CELLS."
+        )
+    if len(files) == 1:
+        return files[0], data
+    _, several = open_cells(files)
+    raw = raw_cells(several, run.config().preprocess, data.columns)
+    return AnnData(raw.counts[0 : raw.counts.shape[0]], obs=raw.obs, var=raw.var), data
+
+
+def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen | None:
+    """Which of the real cells the model has not seen that made the synthetic ones; None where that is not known."""
+    data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
+    return None if data is None else data.find_in(real)
+
+
+def _drawn_from(run: Run, path: Path | None, seed: int, force: bool) -> AnnData | Path:
+    """Cells of a run to be judged: as many as were held out, at least 1000."""
+    of_run = run.provenance()["data"]
+    n = max(CELLS_OF_RESAMPLE, of_run["split"]["cells"] - of_run["cells"])
+    log.info("drawing %d cells from %s", n, run.path)
+    if path is not None:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return sample(run, n, out=path, config=SampleConfig(seed=seed), force=force)
 
 
 @contextmanager
@@ -482,7 +642,9 @@ def _write(evaluation: Evaluation, pictures: dict[str, Picture], out: Path) -> N
         temporary.write_bytes(next(iter(pictures.values())).light)
     text = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
     atomic_write_text(out / SCORES, text + "\n")
-    atomic_write_text(out / TABLE, evaluation.to_frame().to_csv(index=False))
+    atomic_write_text(out / TABLE, evaluation.to_frame().drop(columns=IN_WORDS, errors="ignore").to_csv(index=False))
+    if evaluation.genes is not None:
+        atomic_write_text(out / GENES, evaluation.genes.to_csv(index=False, float_format="%.6g"))
     atomic_write_text(out / REPORT, html)
 
 
@@ -495,6 +657,15 @@ def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, 
     )
     a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
     return a, b
+
+
+def _genes_table(genes: pd.Index, first: Part, second: Part, third: Part) -> pd.DataFrame:
+    """Evaluation.genes, of real, other real and synthetic cells."""
+    found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
+    sides = {"real": first, "reference": second, "synthetic": third}
+    for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
+        found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in sides.items()}
+    return pd.DataFrame(found | {"ks": ks_per_gene(first.X, third.X), "ks_reference": ks_per_gene(first.X, second.X)})
 
 
 def _placed(shown: tuple[Part, Part], positions: tuple[np.ndarray, np.ndarray], label: str | None) -> pd.DataFrame:
@@ -520,13 +691,12 @@ def _genes_of(protocol: str, real: Side) -> np.ndarray:
         return np.arange(n_genes)
     if which == "cv":
         return np.sort(np.argsort(-cv_per_gene(real.X), kind="stable")[:N_VARIABLE])
-    if real.counts is None:
-        raise ConfigError(f"--protocol {protocol} chooses genes by raw counts of the real cells, which they lack.")
-    from anndata import AnnData
-
-    counts = AnnData(real.counts, var=pd.DataFrame(index=real.genes))
-    chosen = preprocess(counts, hvg_flavor="seurat_v3", n_top_genes=N_VARIABLE, min_cells=0, min_genes=0)
-    return np.sort(real.genes.get_indexer(chosen.var_names))
+    sets = choose_gene_sets(real.X, real.counts, ["hvg_seurat_v3"], N_VARIABLE)
+    if sets.missing:
+        raise ConfigError(
+            f"--protocol {protocol} chooses genes by raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
+        )
+    return sets.places["hvg_seurat_v3"]
 
 
 def _versions() -> dict[str, str]:
@@ -544,7 +714,7 @@ def _check_out(out: Path, force: bool) -> None:
     """Fail now rather than after the scores are computed."""
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; the report needs a folder. Choose another name.")
-    there = [name for name in (SCORES, TABLE, REPORT, PICTURE) if (out / name).exists()]
+    there = [name for name in (SCORES, TABLE, GENES, REPORT, PICTURE) if (out / name).exists()]
     if there and not force:
         raise FileError(f"{out} holds {' and '.join(there)} already: choose another folder, or use --force.")
     folder = out.absolute()

@@ -29,7 +29,6 @@ from scdiffkit.run import Run
 from scdiffkit.team import READY, Team, failing_together, gather, leave
 from scdiffkit.vectors import Vectors, are_written, open_written
 
-UNTRAINED = 0.05  # of the steps planned
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up
 log = logging.getLogger("scdiffkit")
@@ -179,8 +178,6 @@ def fit(
                     "time is up (--resume goes on)" if out_of_time else f"no lower held-out loss since step {best_step}"
                 )
                 log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
-                if step < UNTRAINED * max_steps:
-                    log.warning("so few steps hardly train: cells drawn from here are noise. Go on with --resume")
                 break
     if team.first and best is not None:
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.compared import Part, Side, candidates, draw_order
+from scdiffkit.compared import Part, Side, candidates, draw_order, other_donors
+from scdiffkit.gene_sets import GeneSets
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
 
 MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
-OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall")  # what is scored within each type
-OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types")
+MIN_CELLS_TO_CLASSIFY = 30  # of the type on all sides, for rf_auc within it: with fewer it is a matter of luck
+OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # what is scored within each type
+OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
+FEWEST_DONORS = 2  # that were trained on, and that were not, for donors to be told apart
 OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
 WITHOUT = {
     "types": "no --label that both sides have",
     "conditions": "no --condition that both sides have",
+    "donors": "no --donor that all sides have",
     "library_size": "one side has no raw counts",
     "genes_detected": "no genes",
     "mitochondrial_share": "none of the genes compared is mitochondrial (MT-...)",
@@ -35,7 +39,8 @@ class Round:
 
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
     with `second` among them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells;
-    without them, copies are not looked for.
+    without them, copies are not looked for. gene_sets: those that cells are compared in besides all genes.
+    chosen: names of the metrics that are wanted; None: all but those of protocols.
     """
 
     def __init__(
@@ -48,10 +53,14 @@ class Round:
         known: Part | None = None,
         made: Part | None = None,
         trained: bool = False,
+        gene_sets: GeneSets | None = None,
+        chosen: Collection[str] | None = None,
         seed: int,
     ) -> None:
         self.first, self.second, self.third = first, second, third
         self.pool, self.trained, self.seed = pool, trained, seed
+        self.gene_sets = gene_sets or GeneSets()
+        self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
         self._real = {
             "value": (first, third),
@@ -61,8 +70,10 @@ class Round:
         }
         if known is not None and made is not None:
             self.against.add("neighbours")
-            if trained and not _other_donors(first, second):
-                self.against.add("candidates")
+            if trained and not other_donors(first, second):
+                self.against |= {"candidates", "references"}
+            if trained and min(map(len, _held_out_and_known(first, second))) >= FEWEST_DONORS:
+                self.against.add("donors")
             self._copies = pool.submit(_pairs_with_copies, first, second, third, known, made, trained, seed)
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
 
@@ -71,7 +82,7 @@ class Round:
         begun."""
         for space in sorted({metric.space for metric in metrics if metric.against == "real"}):
             for which, (a, b) in self._real.items():
-                self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X)
+                self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X, self.gene_sets.places)
 
     def pairs(self, against: str) -> dict[str, tuple[Part, Part]]:
         """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
@@ -106,7 +117,9 @@ class Round:
             counts = [(part.types == name).sum() for part in (self.first, self.second, self.third)]
             if min(counts) < MIN_CELLS_OF_TYPE:
                 continue
-            for metric in (METRICS[m] for m in OF_TYPES):
+            for metric in (METRICS[m] for m in OF_TYPES if m in self.chosen):
+                if metric.name == "rf_auc" and min(counts) < MIN_CELLS_TO_CLASSIFY:
+                    continue
                 figures = {}
                 for which, (a, b) in self.pairs("real").items():
                     x, y = self._matrices("real", which, metric.space)
@@ -125,7 +138,7 @@ class Round:
                 neither = which == "floor" and len(part.types) == len(self.first.types)
                 return held_out | (part.of_cells["donors"] == name) | neither
 
-            for metric in (METRICS[m] for m in OF_DONORS):
+            for metric in (METRICS[m] for m in OF_DONORS if m in self.chosen):
                 if metric.against in self.against:
                     found.setdefault(name, {})[metric.name] = self.score(metric, keep)
         return found
@@ -135,7 +148,7 @@ def _pairs_with_copies(
     first: Part, second: Part, third: Part, known: Part, made: Part, trained: bool, seed: int
 ) -> dict[str, dict[str, tuple[Part, Part]]]:
     """The pairs for metrics against "neighbours" and, if trained, "candidates" (see Round), X being the components of
-    one fit to first, second and third."""
+    one fit to first, second and third; "references" and "donors" as well, if trained."""
     of_sides = [part.X for part in (first, second, third)]
     components = principal_components(
         as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([known.X, made.X], format="csr")
@@ -156,13 +169,33 @@ def _pairs_with_copies(
         }
     }
     if trained:
+        half = np.arange(len(some.types)) % 2 == 0
+        references = candidates(some, second, others)
+        pairs["references"] = {
+            "value": (references, made),
+            "floor": (candidates(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others), made),
+            "copies": (references, known),
+        }
         both = candidates(first, second)
         pairs["candidates"] = {
             "value": (both, made),
             "floor": (candidates(some, others), made),  # neither was trained on
             "copies": (both, known),
         }
+        if "donors" in both.of_cells:
+            held_out = sorted(_held_out_and_known(first, second)[0])
+            halves = [np.isin(first.of_cells["donors"], held_out[i::2]) for i in (1, 0)]
+            neither = candidates(*(first.take(np.flatnonzero(half)) for half in halves))
+            pairs["donors"] = {**pairs["candidates"], "floor": (neither, made)}
     return pairs
+
+
+def _held_out_and_known(first: Part, second: Part) -> tuple[set[str], set[str]]:
+    """Donors that were not trained on, and those that were; none where the cells do not tell."""
+    if not all("donors" in part.of_cells for part in (first, second)):
+        return set(), set()
+    known = set(second.of_cells["donors"])
+    return set(first.of_cells["donors"]) - known, known
 
 
 def donors_to_score(part: Part) -> list[str]:
@@ -180,10 +213,9 @@ def _donors(part: Part) -> dict[str, int]:
     return Counter(map(str, sorted(part.of_cells.get("donors", ()))))
 
 
-def _other_donors(first: Part, second: Part) -> bool:
-    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
-    both = [set(part.of_cells["donors"]) for part in (first, second) if "donors" in part.of_cells]
-    return len(both) == 2 and both[0].isdisjoint(both[1])
+def _of_one(part: Part, name: str) -> bool:
+    """Whether all cells are of one group."""
+    return name in part.of_cells and len(set(part.of_cells[name])) < 2
 
 
 def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
@@ -213,12 +245,18 @@ def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, 
 
 
 def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
-    """The metrics that these cells allow, and why others are left out."""
+    """Of the metrics wanted, those that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
-    for metric in (m for m in METRICS.values() if m.default):
+    for metric in (m for m in METRICS.values() if m.name in round_.chosen):
         drawn = (round_.first, round_.second, round_.third)
-        missing = [n for n in metric.needs if n != "member" and not all(n in part.of_cells for part in drawn)]
-        if metric.against not in {*round_.against, "train"}:
+        given = {"member", "donors"} if metric.against == "donors" else {"member"}
+        missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
+        if metric.against == "donors" and round_.trained and "donors" not in round_.against:
+            skipped[metric.name] = (
+                f"there are no {FEWEST_DONORS} donors that the model was trained on, and {FEWEST_DONORS} others "
+                "(--donor)"
+            )
+        elif metric.against not in {*round_.against, "train"}:
             skipped[metric.name] = (
                 "the real cells are of other donors than those that the model was trained on"
                 if round_.trained
@@ -226,8 +264,12 @@ def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str
             )
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
+        elif metric.space in round_.gene_sets.missing:
+            skipped[metric.name] = round_.gene_sets.missing[metric.space]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
+        elif alone := [n for n in ("conditions", "donors") if n in metric.needs and _of_one(round_.first, n)]:
+            skipped[metric.name] = f"all real cells are of one {alone[0].rstrip('s')}"
         elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
             skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
         else:

@@ -215,6 +215,8 @@ def train(
         )  # fmt: skip
         if complete:
             vectors.remove(run.vectors)
+        for remark in run.remarks():
+            log.warning("%s --resume goes on.", remark)
     return run
 
 

@@ -17,6 +17,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
@@ -28,6 +29,7 @@ from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.layouts import tsne_layout, umap_layout
 from scdiffkit.preprocess import lognormalise, preprocess
 from scdiffkit.report import figures
+from scdiffkit.verdict import COPIED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 
@@ -78,6 +80,10 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
     skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
+    skipped |= {"rf_auc_hvg_seurat", "rf_auc_hvg_seurat_v3", "lfc_slope_conditions"}  # few genes, no conditions
+    skipped |= {f"{figure}_{need}" for figure in ("silhouette", "variance") for need in ("conditions", "donors")}
+    skipped |= {"membership_tpr_1", "membership_tpr_10", "donor_membership_auc", "domias_auc"}
+    skipped |= {"donor_membership_tpr_1", "donor_membership_tpr_10"}
     assert set(evaluation.skipped) == skipped
     assert [score.metric for score in evaluation.scores] == [
         m for m in METRICS if m not in skipped and METRICS[m].default
@@ -250,6 +256,35 @@ def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
     assert any(note.endswith("not scored on their own: bert.") for note in evaluation.notes)
 
 
+def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) -> None:
+    """Held-out cells of some donors, and of others that were trained on, too."""
+    cells = demo.copy()
+    cells.obs["donor"] = np.resize([f"d{i}" for i in range(8)], cells.n_obs)
+    X = cells.X.toarray()
+    rng = np.random.default_rng(0)
+    for i in range(8):  # each donor has genes of its own
+        of_donor = cells.obs["donor"] == f"d{i}"
+        X[np.ix_(of_donor, rng.permutation(cells.n_vars)[:100])] += rng.poisson(2, (of_donor.sum(), 100))
+    cells.X = sparse.csr_matrix(X)
+    known = cells.obs["donor"].isin(["d0", "d1", "d2", "d3"]).to_numpy()
+    train, held_out = cells[known].copy(), cells[~known].copy()
+    asked = [name for name, m in METRICS.items() if m.family == "privacy"]
+    options: dict[str, Any] = {"train": train, "donor": "donor", "metrics": asked}
+    made = train[::2].copy()
+    made.X = sparse.csr_matrix(np.random.default_rng(1).poisson(made.X.toarray()))
+    del made.obs["donor"]  # which synthetic cells need not name
+    found = evaluate(held_out, made, **options)
+    assert found["donor_membership_auc"].value > 0.9
+    assert found["donor_membership_auc"].ceiling("copies") == 1
+    assert found["donor_membership_tpr_10"].value > 0.5
+    assert "other donors" in found.skipped["membership_auc"]
+    one = evaluate(held_out[held_out.obs["donor"] == "d5"].copy(), made, **options)
+    assert "2 donors that the model was trained on" in one.skipped["donor_membership_auc"]
+    without = evaluate(held_out, made, train=train, metrics=asked)
+    assert {"membership_tpr_1", "domias_auc"} <= {s.metric for s in without.scores}
+    assert without["domias_auc"].floor == pytest.approx(0.5, abs=0.15)
+
+
 def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
     real, synthetic = halves(demo)
     rare = real.obs["cell_type"].value_counts().index[3]
@@ -263,6 +298,67 @@ def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
     assert evaluation.poor_types()[0] == rare
     assert rare in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
+
+
+def test_the_type_that_a_forest_tells_best_is_named(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    types = synthetic.obs["cell_type"].to_numpy()
+    X = synthetic.X.toarray()
+    odd = types == "Dendritic"
+    X[odd] = np.random.default_rng(0).permuted(X[odd], axis=0)
+    synthetic.X = sparse.csr_matrix(X)
+    evaluation = evaluate(real, synthetic, label="cell_type", metrics=["rf_auc", "mean_mae"])
+    worst = evaluation.worst_type_auc()
+    assert worst is not None
+    assert worst[0] == "Dendritic"
+    assert worst[1].value > max(worst[1].floor, 0.5) + 0.1
+    assert evaluation.to_dict()["worst_type_auc"]["type"] == "Dendritic"
+    few = [name for name, n in real.obs["cell_type"].value_counts().items() if 25 <= n < 55]
+    assert few  # in half of the real cells fewer than a forest needs
+    assert [s.metric for s in evaluation.of_types[few[0]]] == ["mean_mae"]
+    assert evaluate(real, synthetic, metrics="rf_auc").worst_type_auc() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"), [("rf_auc_genes, cv_mae", {"rf_auc_genes", "cv_mae"}), (["ks_genes"], {"ks_genes"})]
+)
+def test_only_the_metrics_that_are_asked_for(tiny: AnnData, asked: Any, more: set[str]) -> None:
+    evaluation = evaluate(*halves(tiny), metrics=asked)
+    assert {s.metric for s in evaluation.scores} == more | {"rf_auc", *COPIED} - {"membership_auc"}
+    assert "membership_auc" in evaluation.skipped
+    assert evaluation.verdict.word
+    assert "--metrics " + ",".join(evaluation.metrics) in evaluation.command()
+    everything = evaluate(*halves(tiny))
+    assert "--metrics" not in everything.command()
+    for name in more:
+        assert evaluation[name].values == everything[name].values
+
+
+def test_profiles_of_metrics(tiny: AnnData) -> None:
+    minimal = evaluate(*halves(tiny), label="cell_type", metrics="minimal", resamples=5)
+    assert {"rf_auc", "exact_duplicates", "zeros_mae", "type_f1"} <= {s.metric for s in minimal.scores}
+    assert len(minimal.scores) < 15
+    assert minimal.resamples == 1
+    assert list(minimal.to_dict()["metrics"]) == ["minimal"]
+    more = evaluate(*halves(tiny), label="cell_type", metrics="minimal,cv_mae")
+    assert {s.metric for s in more.scores} == {s.metric for s in minimal.scores} | {"cv_mae"}
+    fast, as_option = evaluate(*halves(tiny), metrics="fast"), evaluate(*halves(tiny), fast=True)
+    assert values(fast) == values(as_option)
+    assert fast.max_cells == 400
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("rf_acu", "no metric 'rf_acu'.*did you mean 'rf_auc'"),
+        ("quick", "no metric 'quick'"),
+        ("", "names no metric.*full, fast, minimal"),
+        ("cfgen_mmd", "--protocol"),
+    ],
+)
+def test_metrics_that_are_not_known_are_refused(tiny: AnnData, asked: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*halves(tiny), metrics=asked)
 
 
 def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
@@ -279,6 +375,23 @@ def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
     assert kept["lfc_conditions"].value > 0.6
     assert without["lfc_conditions"].value < 0.3
+
+
+def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "N_VARIABLE", 100)
+    real, synthetic = (as_made_here(cells) for cells in halves(demo))
+    counts = AnnData(real.layers["counts"], var=real.var)
+    table = sc.pp.highly_variable_genes(counts, flavor="seurat_v3", n_top_genes=100, inplace=False)
+    chosen = table["highly_variable"].to_numpy()
+    options: dict[str, Any] = {"label": "cell_type", "protocol": "cfgen", "metrics": "minimal"}
+    found = evaluate(real, synthetic, **options)
+    of_these = evaluate(real[:, chosen].copy(), synthetic[:, chosen].copy(), **options)
+    assert len(found.of_protocol) == 4
+    for score, expected in zip(found.of_protocol, of_these.of_protocol):
+        assert score.value == pytest.approx(expected.value), score.metric
+    del real.layers["counts"]
+    with pytest.raises(ConfigError, match="--protocol cfgen chooses genes by raw counts"):
+        evaluate(real, synthetic, **options)
 
 
 # the border: scales, genes, labels
@@ -448,7 +561,11 @@ def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     asked = [
         f"{m.family}: {m.name}"
         for m in METRICS.values()
-        if m.default and m.against != "candidates" and "types" not in m.needs
+        if m.default
+        and m.against not in ("candidates", "references", "donors")
+        and not {"types", "conditions", "donors"} & set(m.needs)
+        and not m.name.startswith("rf_auc_hvg")  # of so few genes there is no choice
+        and m.name not in ("rf_auc_rare_genes", "rf_auc_medium_genes")  # there are no such genes
     ]
     assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
 
@@ -555,7 +672,25 @@ def test_frame_has_a_row_per_metric(report: tuple[Evaluation, Path]) -> None:
     assert list(frame.columns[:4]) == ["metric", "family", "value", "value_low"]
     assert ((frame["value_low"] <= frame["value"]) & (frame["value"] <= frame["value_high"])).all()
     written = pd.read_csv(report[1] / "metrics.csv")
-    pd.testing.assert_frame_equal(written, frame, check_dtype=False)
+    in_words = ["definition", "source"]
+    pd.testing.assert_frame_equal(written, frame.drop(columns=in_words), check_dtype=False)
+    assert frame[in_words].map(len).to_numpy().min() > 5
+
+
+def test_genes_have_a_table_of_their_own(report: tuple[Evaluation, Path], demo: AnnData) -> None:
+    evaluation, out = report
+    written = pd.read_csv(out / "genes.csv")
+    assert sorted(written["gene"]) == sorted(demo.var_names)
+    pd.testing.assert_frame_equal(written, evaluation.genes, check_dtype=False, rtol=1e-4)
+    figures_of = ("mean", "variance", "zeros")
+    sides = ("real", "reference", "synthetic")
+    assert list(written)[1:] == [f"{f}_{s}" for f in figures_of for s in sides] + ["ks", "ks_reference"]
+    first = [evaluation[name].values[0] for name in ("mean_mae", "variance_mae", "zeros_mae")]
+    assert [(written[f"{f}_real"] - written[f"{f}_synthetic"]).abs().mean() for f in figures_of] == pytest.approx(
+        first, rel=1e-3
+    )
+    assert written[["ks", "ks_reference"]].to_numpy().min() >= 0
+    assert written["ks"].mean() == pytest.approx(written["ks_reference"].mean(), rel=0.3)  # they are real cells
 
 
 def test_an_unknown_metric_is_named(report: tuple[Evaluation, Path]) -> None:
@@ -567,7 +702,9 @@ def test_picture_is_a_small_png(report: tuple[Evaluation, Path]) -> None:
     from matplotlib.image import imread
 
     _, out = report
-    assert sorted(p.name for p in out.iterdir()) == ["cells.png", "metrics.csv", "metrics.json", "report.html"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cells.png", "genes.csv", "metrics.csv", "metrics.json", "report.html",
+    ]  # fmt: skip
     pixels = imread(out / "cells.png")
     assert pixels.shape[1] > 2.5 * pixels.shape[0] > 1000
     assert (out / "cells.png").stat().st_size < 400_000

@@ -16,6 +16,7 @@ from scdiffkit.cli.evaluate import (
     Json,
     Label,
     MaxCells,
+    Metrics,
     Real,
     Resamples,
     Seed,
@@ -29,6 +30,7 @@ def compare(
     train: Train = None,
     label: Label = None,
     condition: Condition = None,
+    metrics: Metrics = "full",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the comparison.")] = Path("comparison"),
     resamples: Resamples = 5,
     fast: Fast = False,
@@ -48,9 +50,9 @@ def compare(
 
     with progress("comparing") as update:
         comparison = score(
-            real, synthetic, train=train, label=label, conditions=condition or (), out=output, seed=seed,
-            max_cells=max_cells, resamples=resamples, fast=fast, backed=backed, max_memory=parse_bytes(max_memory),
-            force=force, progress=lambda name, i, n: update(i, name, n),
+            real, synthetic, train=train, label=label, conditions=condition or (), metrics=metrics, out=output,
+            seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, backed=backed,
+            max_memory=parse_bytes(max_memory), force=force, progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for name, evaluation in comparison.evaluations.items():
         for side, (n, of) in evaluation.sampled.items():

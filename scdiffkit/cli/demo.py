@@ -13,6 +13,8 @@ from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.train import train
 
+HELD_OUT = 0.3  # share of the cells: of 700 fewer would hardly tell anything
+
 
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path(
@@ -31,17 +33,18 @@ def demo(
         check_output(path, force=force)
     log.info("700 blood cells x 765 genes of 10 types (Zheng et al. 2017), as bundled with scanpy")
     write(demo_cells(), real, force=force)
-    log.info("\n$ scdiff train %s --arch %s --label cell_type --out %s", real, arch, run)
-    train([real], arch=arch, label="cell_type", out=run, force=force)
+    log.info("\n$ scdiff train %s --arch %s --label cell_type --holdout %g --out %s", real, arch, HELD_OUT, run)
+    train([real], arch=arch, label="cell_type", holdout=HELD_OUT, out=run, force=force)
     log.info("\n$ scdiff sample %s -n 700 --ddim 50 -o %s", run, cells)
     sample(run, n=700, ddim=50, output=cells, force=force)
-    log.info("\n$ scdiff evaluate %s %s --label cell_type --fast -o %s", real, cells, report)
-    evaluate(real, cells, label="cell_type", fast=True, output=report, force=force)
+    log.info("\n$ scdiff evaluate --run %s %s --fast -o %s", run, cells, report)
+    evaluate(cells, run=run, fast=True, output=report, force=force)
     log.info(
         "\nThe demo took %s. Now your own cells (h5ad, loom, 10x folder or 10x h5; raw counts):",
         seconds(time.monotonic() - started),
     )
     result(f"cells: {cells}")
     result("")
-    result("  scdiff train YOUR.h5ad --label CELL_TYPE_COLUMN")
+    result("  scdiff train YOUR.h5ad --label CELL_TYPE_COLUMN --holdout 0.2")
     result("  scdiff sample -n 1000 -o cells.h5ad")
+    result("  scdiff evaluate YOUR.h5ad cells.h5ad --label CELL_TYPE_COLUMN")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,21 @@ from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress,
 if TYPE_CHECKING:
     from scdiffkit.evaluate import Evaluation
 
+BELOW = 3  # exit code of --fail-below
+
+
+class FailBelow(StrEnum):
+    """Verdicts that a pipeline may ask for."""
+
+    good = "good"
+    fair = "fair"
+
+
 # What the terminal shows; the report has the rest.
 HEADLINES = (
-    "rf_auc", "rf_auc_genes", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size",
-    "correlation_structure", "type_f1", "marker_overlap", "lfc_conditions", "nn_ratio", "exact_duplicates",
-    "membership_auc",
+    "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae",
+    "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
+    "exact_duplicates", "membership_auc",
 )  # fmt: skip
 
 Real = Annotated[
@@ -31,6 +42,13 @@ Condition = Annotated[
 ]
 Resamples = Annotated[int, typer.Option(help="How often all is scored, with other cells, to show the spread.")]
 Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 400 cells, no UMAP: half a minute.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="What is computed: names of metrics, full, fast (as --fast) or minimal (a few seconds).",
+    ),
+]
 MaxCells = Annotated[int, typer.Option(help="At most so many cells a side are compared at a time.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same scores.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
@@ -38,10 +56,21 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an earlier report.
 
 
 def evaluate(
-    real: Real,
+    real: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Real cells: counts or log values, any format scdiff reads. Of data that the cells' run was "
+            "trained on, those it has not seen are taken. With --run: the synthetic cells.",
+            show_default=False,
+        ),
+    ] = None,
     synthetic: Annotated[
-        Path, typer.Argument(help="Synthetic cells, from scdiff or another tool.", show_default=False)
-    ],
+        Path | None, typer.Argument(help="Synthetic cells, from scdiff or another tool.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Take real cells, training cells and label from this run; without cells, draw some from it."),
+    ] = None,
     train: Train = None,
     label: Label = None,
     condition: Condition = None,
@@ -51,6 +80,7 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen or scdiffusion.")
     ] = None,
+    metrics: Metrics = "full",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("report"),
     resamples: Resamples = 5,
     fast: Fast = False,
@@ -58,27 +88,49 @@ def evaluate(
     seed: Seed = 0,
     backed: Backed = None,
     max_memory: MaxMemory = None,
+    fail_below: Annotated[
+        FailBelow | None,
+        typer.Option(
+            help="For pipelines: end with code 3 unless the verdict is this good. good: indistinguishable or "
+            "close; fair: usable in part, too. Where cells are too few to tell, it is neither."
+        ),
+    ] = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
     """Can these cells be trusted? Scores beside real cells and bad models, a verdict, a report."""
+    if run is not None and synthetic is not None:
+        raise typer.BadParameter("--run takes the real cells from the run: give the synthetic ones alone, or none.")
+    if run is None and (real is None or synthetic is None):
+        raise typer.BadParameter("give REAL and SYNTHETIC, or --run RUN [SYNTHETIC].")
+    if run is not None:
+        real, synthetic = None, real
     from scdiffkit.evaluate import evaluate as score
 
     with progress("evaluating") as update:
         evaluation = score(
-            real, synthetic, train=train, label=label, conditions=condition or (), donor=donor, protocol=protocol,
-            out=output, seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, backed=backed,
-            max_memory=parse_bytes(max_memory), force=force, progress=lambda name, i, n: update(i, name, n),
+            real, synthetic, run=run, train=train, label=label, conditions=condition or (), donor=donor,
+            protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells, resamples=resamples,
+            fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
+            progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:
         log.info(note)
     if json:
         result_json(evaluation.to_dict())
-        return
-    print_table(evaluation)
-    print_verdict(evaluation)
-    result(f"scores: {output / 'metrics.csv'}")
-    result(f"report: {evaluation.html}")
+    else:
+        result(f"{evaluation.verdict.basis}\n")
+        print_table(evaluation)
+        print_verdict(evaluation)
+        result(f"scores: {output / 'metrics.csv'}")
+        result(f"report: {evaluation.html}")
+    grade = evaluation.verdict.grade
+    if (
+        fail_below is not None
+        and grade not in {FailBelow.good: ("good",), FailBelow.fair: ("good", "fair")}[fail_below]
+    ):
+        log.error("the verdict, %s, is below %s", evaluation.verdict.word, fail_below.value)
+        raise typer.Exit(BELOW)
 
 
 def print_table(evaluation: Evaluation) -> None:
@@ -101,8 +153,11 @@ def print_table(evaluation: Evaluation) -> None:
 
 def print_verdict(evaluation: Evaluation) -> None:
     found = evaluation.verdict
-    result(f"\n{found}")
+    result("\n" + " ".join([found.sentence, *found.reasons]))
     for use, grade in found.uses.items():
-        result(f"  {grade:5} for {use}")
+        limit = f" ({found.limits[use]})" if use in found.limits else ""
+        result(f"  {grade:5} for {use}{limit}")
+    if found.privacy:
+        result(f"Privacy: {found.privacy}")
     for finding in found.findings:
         result(f"- {finding}")

@@ -4,12 +4,13 @@ A new metric is a function under `@metric(...)` in its family's file; evaluation
 table pick it up from there.
 """
 
-from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy
+from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy, structure
 from scdiffkit.metrics.protocols import PROTOCOLS
-from scdiffkit.metrics.registry import METRICS, Direction, Metric, Space, metric
+from scdiffkit.metrics.registry import GENE_SETS, METRICS, Direction, Metric, Space, metric
 from scdiffkit.metrics.spaces import as_csr, in_space, principal_components
 
 __all__ = [
+    "GENE_SETS",
     "METRICS",
     "PROTOCOLS",
     "Direction",
@@ -27,4 +28,5 @@ __all__ = [
     "papers",
     "principal_components",
     "privacy",
+    "structure",
 ]

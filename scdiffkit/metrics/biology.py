@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.marginals import zeros_per_gene
 from scdiffkit.metrics.registry import metric
 
 N_MARKERS = 50
 MIN_CELLS_OF_TYPE, FEWEST_OF_TYPE = 10, 5  # real and synthetic cells, for a type to be compared
 FEW_OF_TYPE = 20  # cells: more of a type leave nothing to be gained
 MIN_DETECTED = 0.05  # share of cells with a gene, for its fold change to be compared
-Contrast = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]
+FDR = 0.05
+SLOPE = (
+    "Slope, through the origin, of synthetic on real differences of mean log1p-normalised values, {}, over genes in "
+    f"{MIN_DETECTED:.0%} of the real cells. Below 1: the model weakens differences; above: it exaggerates them. Noise "
+    "in the real differences alone takes it a little below 1, as the real cells show. {}, 0 for what synthetic cells "
+    "lack."
+)
+DE = (
+    f"{{}} Genes by Welch's t-test, type against all other cells, at {FDR:.0%} false discovery rate "
+    f"(Benjamini-Hochberg), of those in {MIN_DETECTED:.0%} of the real cells; up and down are told apart. Mean over "
+    f"the types of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack."
+)
+DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini & Hochberg 1995"
 
 
 @metric(
@@ -99,8 +113,8 @@ def marker_overlap(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
     """0 for a type that synthetic cells lack."""
-    pairs = _of_types(welch_t, real, synthetic, real_types, synthetic_types)
-    return _mean_over([float(np.isin(_strongest(p[0]), _strongest(p[1])).mean()) if p else 0.0 for p in pairs])
+    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    return _mean_over([float(np.isin(_strongest(p[0].t), _strongest(p[1].t)).mean()) if p else 0.0 for p in pairs])
 
 
 @metric(
@@ -121,13 +135,13 @@ def marker_auprc(
     from sklearn.metrics import average_precision_score
 
     values = []
-    for pair in _of_types(welch_t, real, synthetic, real_types, synthetic_types):
+    for pair in _of_types(real, synthetic, real_types, synthetic_types):
         if pair is None:
             values.append(0.0)
             continue
-        is_marker = np.zeros(len(pair[0]), dtype=bool)
-        is_marker[_strongest(pair[0])] = True
-        values.append(float(average_precision_score(is_marker, pair[1])))
+        is_marker = np.zeros(len(pair[0].t), dtype=bool)
+        is_marker[_strongest(pair[0].t)] = True
+        values.append(float(average_precision_score(is_marker, pair[1].t)))
     return _mean_over(values)
 
 
@@ -146,9 +160,64 @@ def lfc_types(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
     """0 for a type that synthetic cells lack."""
-    used = 1 - zeros_per_gene(real) >= MIN_DETECTED
-    pairs = _of_types(differences, real, synthetic, real_types, synthetic_types)
-    return _mean_over([_spearman(pair[0][used], pair[1][used]) if pair else 0.0 for pair in pairs])
+    return _mean_over(_compared_by(_spearman, real, synthetic, real_types, synthetic_types))
+
+
+@metric(
+    "lfc_slope",
+    family="biology",
+    needs=("types",),
+    direction="closest to 1",
+    best=1.0,
+    definition=SLOPE.format(
+        "a type against all other cells", f"Mean over the types of {MIN_CELLS_OF_TYPE} or more real cells"
+    ),
+    source="log-fold changes as in scanpy's rank_genes_groups, least squares",
+)
+def lfc_slope(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """0 for a type that synthetic cells lack."""
+    return _mean_over(_compared_by(_slope, real, synthetic, real_types, synthetic_types))
+
+
+@metric(
+    "de_recall",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    definition=DE.format("Share of a type's differentially expressed genes that are found in synthetic cells too."),
+    source=DE_SOURCE,
+)
+def de_recall(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """1 where real cells have no such gene; 0 for a type that synthetic cells lack."""
+    pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
+    return _mean_over([0.0 if p is None else _share_found(*p) for p in pairs])
+
+
+@metric(
+    "de_precision",
+    family="biology",
+    needs=("types",),
+    direction="higher is better",
+    best=1.0,
+    definition=DE.format(
+        "Share of the genes differentially expressed in synthetic cells of a type that real ones bear out."
+    ),
+    source=DE_SOURCE,
+)
+def de_precision(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> float:
+    """Where synthetic cells have no such gene: 1 if real ones have none either, else 0, as finding nothing is no
+    precision. 0 for a type that synthetic cells lack."""
+    pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
+    return _mean_over(
+        [0.0 if p is None or (p[0].any() and not p[1].any()) else _share_found(p[1], p[0]) for p in pairs]
+    )
 
 
 @metric(
@@ -170,31 +239,142 @@ def lfc_conditions(
     synthetic_conditions: np.ndarray,
 ) -> float:
     """0 for a type or condition that synthetic cells lack."""
-    values = []
-    for name in sorted(set(real_types)):
-        rows, other_rows = real_types == name, synthetic_types == name
-        within = real[rows], synthetic[other_rows]
-        used = 1 - zeros_per_gene(within[0]) >= MIN_DETECTED
-        pairs = _of_types(differences, *within, real_conditions[rows], synthetic_conditions[other_rows])
-        values += [_spearman(pair[0][used], pair[1][used]) if pair else 0.0 for pair in pairs]
-    return _mean_over(values)
+    return _mean_over(
+        _between_conditions(
+            _spearman, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions
+        )
+    )
 
 
-def _of_types(
-    contrast: Contrast,
+@metric(
+    "lfc_slope_conditions",
+    family="biology",
+    needs=("types", "conditions"),
+    direction="closest to 1",
+    best=1.0,
+    definition=SLOPE.format(
+        "within each type a condition against all others",
+        f"Mean over types and conditions of {MIN_CELLS_OF_TYPE} or more real cells",
+    ),
+    source="log-fold changes as in scanpy's rank_genes_groups, least squares",
+)
+def lfc_slope_conditions(
     real: sparse.csr_matrix,
     synthetic: sparse.csr_matrix,
     real_types: np.ndarray,
     synthetic_types: np.ndarray,
+    real_conditions: np.ndarray,
+    synthetic_conditions: np.ndarray,
+) -> float:
+    """0 for a type or condition that synthetic cells lack."""
+    return _mean_over(
+        _between_conditions(_slope, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions)
+    )
+
+
+def _between_conditions(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    real: sparse.csr_matrix,
+    synthetic: sparse.csr_matrix,
+    real_types: np.ndarray,
+    synthetic_types: np.ndarray,
+    real_conditions: np.ndarray,
+    synthetic_conditions: np.ndarray,
+) -> list[float]:
+    """The figure of real and synthetic differences, of each condition within each type."""
+    values = []
+    for name in sorted(set(real_types)):
+        rows, other_rows = real_types == name, synthetic_types == name
+        values += _compared_by(
+            figure, real[rows], synthetic[other_rows], real_conditions[rows], synthetic_conditions[other_rows]
+        )
+    return values
+
+
+def _compared_by(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    real: sparse.csr_matrix,
+    synthetic: sparse.csr_matrix,
+    real_types: np.ndarray,
+    synthetic_types: np.ndarray,
+) -> list[float]:
+    """The figure of real and synthetic differences of detected genes, of each type; 0 for one that synthetic cells
+    lack."""
+    used = 1 - zeros_per_gene(real) >= MIN_DETECTED
+    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    return [figure(p[0].difference[used], p[1].difference[used]) if p else 0.0 for p in pairs]
+
+
+def _expressed_differently(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """contrast(cells, which) of real and of synthetic cells, (G,) each, for each type with enough real cells and enough
-    others beside them; None where synthetic cells of the type, or others, are missing."""
-    found: list[tuple[np.ndarray, np.ndarray] | None] = []
-    for name in types_to_compare(real_types):
-        which, other = real_types == name, synthetic_types == name
-        enough = min(other.sum(), (~other).sum()) >= FEWEST_OF_TYPE
-        found.append((contrast(real, which), contrast(synthetic, other)) if enough else None)
+    """Of each type the genes that differ in real and in synthetic cells, (G,) each: 1 up, -1 down, 0 for the others."""
+    used = 1 - zeros_per_gene(real) >= MIN_DETECTED
+    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    return [None if p is None else (p[0].significant(used), p[1].significant(used)) for p in pairs]
+
+
+def _share_found(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Share of the genes that are wanted (1 or -1) that are found with the same sign; 1 where none is wanted."""
+    return float((wanted == found)[wanted != 0].mean()) if wanted.any() else 1.0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Cells of a type against all others, of each gene (G,): difference of the means, Welch's t (0 for a gene that does
+    not vary), and its degrees of freedom."""
+
+    difference: np.ndarray
+    t: np.ndarray
+    df: np.ndarray
+
+    def significant(self, used: np.ndarray) -> np.ndarray:
+        """1 for genes that are higher, -1 for those that are lower, at FDR among those used (G,) bool; 0 for others."""
+        from scipy.stats import false_discovery_control, t
+
+        signs = np.zeros(len(self.t), dtype=int)
+        if used.any():
+            p = 2 * t.sf(np.abs(self.t[used]), self.df[used])
+            signs[used] = np.where(false_discovery_control(p) <= FDR, np.sign(self.t[used]), 0)
+        return signs
+
+
+def contrasts(cells: sparse.csr_matrix, types: np.ndarray, names: Sequence[Any]) -> list[Contrast]:
+    """Of the cells (n, G), with types (n,), those of each name against all others. Both must have cells."""
+    which = np.array([types == name for name in names], dtype=np.float64).reshape(len(names), len(types))
+    sums, squares = (sparse.csr_matrix(which) @ x for x in (cells, cells.multiply(cells).tocsr()))
+    totals = [np.asarray(x.sum(axis=0)).ravel() for x in (cells, cells.multiply(cells))]
+    found = []
+    for i, n in enumerate(which.sum(axis=1)):
+        of_type = sums[i].toarray().ravel(), squares[i].toarray().ravel()
+        others = totals[0] - of_type[0], totals[1] - of_type[1]
+        means, errors, of_df = [], [], []
+        for (total, square), m in ((of_type, n), (others, len(types) - n)):
+            mean = total / m
+            variance = square / m - mean**2
+            variance[variance < 1e-12 * square / m] = 0  # what is left of rounding, of a gene that does not vary
+            means.append(mean)
+            errors.append(variance / max(m - 1, 1))  # squared, of the mean
+            of_df.append(errors[-1] ** 2 / max(m - 1, 1))
+        difference, error = means[0] - means[1], errors[0] + errors[1]
+        t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
+        df = np.divide(error**2, of_df[0] + of_df[1], out=np.ones_like(error), where=error > 0)
+        found.append(Contrast(difference, t, df))
     return found
+
+
+def _of_types(
+    real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
+) -> list[tuple[Contrast, Contrast] | None]:
+    """Contrasts of real and of synthetic cells for each type with enough real cells and enough others beside them; None
+    where synthetic cells of the type, or others, are missing."""
+    names = types_to_compare(real_types)
+    counts = [int((synthetic_types == name).sum()) for name in names]
+    there = [n for n, c in zip(names, counts) if min(c, len(synthetic_types) - c) >= FEWEST_OF_TYPE]
+    of_real, of_synthetic = (
+        dict(zip(there, contrasts(x, types, there))) for x, types in ((real, real_types), (synthetic, synthetic_types))
+    )
+    return [(of_real[name], of_synthetic[name]) if name in of_real else None for name in names]
 
 
 def types_to_compare(types: np.ndarray) -> list[str]:
@@ -216,16 +396,14 @@ def _strongest(t: np.ndarray) -> np.ndarray:
 def welch_t(cells: sparse.csr_matrix, which: np.ndarray) -> np.ndarray:
     """Welch's t of each gene, (G,), in the cells (n, G) that `which` (n,) marks against the others; 0 for a gene that
     does not vary."""
-    parts = [cells[which], cells[~which]]
-    variances = [variance_per_gene(part) / max(part.shape[0] - 1, 1) for part in parts]  # of the mean
-    error = np.sqrt(variances[0] + variances[1])
-    difference = mean_per_gene(parts[0]) - mean_per_gene(parts[1])
-    return np.divide(difference, error, out=np.zeros_like(difference), where=error > 0)
+    return contrasts(cells, which, [True])[0].t
 
 
-def differences(cells: sparse.csr_matrix, which: np.ndarray) -> np.ndarray:
-    """Of each gene, (G,), the mean in the cells (n, G) that `which` (n,) marks less that in the others."""
-    return mean_per_gene(cells[which]) - mean_per_gene(cells[~which])
+def _slope(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Of synthetic on real differences (G,), through the origin; where no real one differs: 1 if no synthetic one does
+    either, else 0."""
+    length = float(real @ real)
+    return float(real @ synthetic) / length if length > 0 else float(not synthetic.any())
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -19,6 +19,8 @@ BLOCK_OF_CELLS = 200
 FEWEST_GENES = 20  # of a cell, for an equal one to be a copy rather than chance
 TOO_FEW = 0  # instead of a fingerprint
 NEAR = 0.33
+DOMIAS_COMPONENTS = 10  # in more, kernels see next to nothing
+TPR = "true positives at few false ones, as in Carlini et al. 2022 (arXiv 2112.03570)"
 
 
 @metric(
@@ -109,12 +111,145 @@ def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray,
 )
 def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
     """real (n, D), of which `member` (n,) says which were trained on; synthetic (m, D). 0.5 where all or none were."""
+    return _auc(member, nearness(real, synthetic))
+
+
+def _at_false_positives(percent: int) -> None:
+    """Register what the attack of membership_auc finds at so many percent of false positives, cells and donors."""
+    rate = percent / 100
+
+    @metric(
+        f"membership_tpr_{percent}",
+        family="privacy",
+        direction="lower is better",
+        best=rate,
+        space="pca",
+        max_cells=4000,
+        against="candidates",
+        needs=("member",),
+        definition=f"Share of the cells trained on that the attack of membership_auc finds when it takes at most "
+        f"{percent}% of the others for such cells: {rate:g} by chance. An attack that is right about a few cells only "
+        "shows here and not in its AUC. At most 4000 cells a side.",
+        source=TPR,
+    )
+    def of_cells(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+        return true_positive_rate(member, nearness(real, synthetic), rate)
+
+    @metric(
+        f"donor_membership_tpr_{percent}",
+        family="privacy",
+        direction="lower is better",
+        best=rate,
+        space="pca",
+        max_cells=4000,
+        against="donors",
+        needs=("member", "donors"),
+        definition=f"As donor_membership_auc: share of the donors trained on that the attack finds when it takes at "
+        f"most {percent}% of the others for such donors, which of fewer than {100 // percent} others is none at all.",
+        source=TPR,
+    )
+    def of_donors(
+        real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray, donors: np.ndarray, __: np.ndarray
+    ) -> float:
+        return true_positive_rate(*by_donor(nearness(real, synthetic), member, donors), rate)
+
+
+@metric(
+    "donor_membership_auc",
+    family="privacy",
+    direction="lower is better",
+    best=0.5,
+    space="pca",
+    max_cells=4000,
+    against="donors",
+    needs=("member", "donors"),
+    definition="Can someone who holds the synthetic cells and many cells of a donor tell whether this donor was "
+    "trained on? Area under the ROC curve, over donors, of the mean score of a donor's cells in the attack of "
+    "membership_auc. Needs at least two donors that were trained on and two that were not. With few donors it is a "
+    "matter of luck. At most 4000 cells a side.",
+    source="Hilprecht et al. 2019 (PoPETs 2019:232), set membership",
+)
+def donor_membership_auc(
+    real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray, donors: np.ndarray, __: np.ndarray
+) -> float:
+    """real (n, D) of `donors` (n,), of which `member` (n,) says which were trained on; synthetic (m, D)."""
+    return _auc(*by_donor(nearness(real, synthetic), member, donors))
+
+
+for _percent in (1, 10):
+    _at_false_positives(_percent)
+
+
+@metric(
+    "domias_auc",
+    family="privacy",
+    direction="lower is better",
+    best=0.5,
+    space="pca",
+    max_cells=4000,
+    against="references",
+    needs=("member",),
+    definition="As membership_auc, for an attack that looks for places where the model has put more cells than there "
+    "should be: density of synthetic cells over density of other real cells, which were not trained on, at a cell; "
+    f"both by Gaussian kernels of Scott's width in {DOMIAS_COMPONENTS} principal components. The reference is half of "
+    "the held-out cells; the others are to be told from those trained on. At most 4000 cells a side.",
+    source="DOMIAS, van Breugel et al. 2023 (arXiv 2302.12580), with kernel density estimates",
+)
+def domias_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
+    """real (n, D), of which `member` (n,) says which were trained on (1), which not (0), and which are the reference
+    (2); synthetic (m, D). 0.5 where any of them is missing."""
+    reference, asked = real[member == 2], member < 2
+    if min(len(reference), len(synthetic)) < 2:
+        return 0.5
+    cells, scale = real[asked][:, :DOMIAS_COMPONENTS], real.std(axis=0)[:DOMIAS_COMPONENTS]
+    varying = scale > 1e-9 * max(float(scale.max()), 1e-300)
+    of_synthetic, of_reference = (
+        log_density(*(x[:, :DOMIAS_COMPONENTS][:, varying] / scale[varying] for x in (side, cells)))
+        for side in (synthetic, reference)
+    )
+    return _auc(member[asked], of_synthetic - of_reference)
+
+
+def nearness(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
+    """How near a synthetic cell (m, D) lies to each real one (n, D), for how near other real ones do, (n,)."""
+    return -_to_nearest(real, synthetic) / np.maximum(radii(real, 1), 1e-12)
+
+
+def by_donor(scores: np.ndarray, member: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each donor whether any cell is a member, and the mean score of its cells; all inputs (n,)."""
+    names, code = np.unique(donors, return_inverse=True)
+    of_each = np.bincount(code)
+    members = np.bincount(code, member == 1, minlength=len(names)) > 0
+    return members.astype(float), np.bincount(code, scores, minlength=len(names)) / of_each
+
+
+def true_positive_rate(member: np.ndarray, scores: np.ndarray, rate: float) -> float:
+    """Share of members that score above all but `rate` of the others, (n,) both; `rate` where all or none are."""
+    members, others = scores[member == 1], scores[member == 0]
+    if min(len(members), len(others)) == 0:
+        return rate
+    wrong = int(rate * len(others) + 1e-9)  # so many others may be taken for members
+    return float((members > np.sort(others)[::-1][wrong]).mean())
+
+
+def log_density(cells: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Log of the density of cells (n, D) at other places (m, D), (m,), up to a constant of D: Gaussian kernels of
+    standard deviation n^(-1/(D + 4)), for coordinates of standard deviation 1."""
+    from scipy.spatial.distance import cdist
+    from scipy.special import logsumexp
+
+    n, d = cells.shape
+    width = n ** (-1 / (d + 4))
+    blocks = np.array_split(at, max(1, len(at) // BLOCK_OF_CELLS))
+    sums = [logsumexp(cdist(block, cells, "sqeuclidean") / (-2 * width**2), axis=1) for block in blocks]
+    return np.concatenate(sums) - np.log(n) - d * np.log(width)
+
+
+def _auc(member: np.ndarray, scores: np.ndarray) -> float:
+    """0.5 where all or none are members."""
     from sklearn.metrics import roc_auc_score
 
-    if len(set(member)) < 2:
-        return 0.5
-    usual = np.maximum(radii(real, 1), 1e-12)
-    return float(roc_auc_score(member, -_to_nearest(real, synthetic) / usual))
+    return 0.5 if len(set(member)) < 2 else float(roc_auc_score(member, scores))
 
 
 def _to_nearest(cells: np.ndarray, known: np.ndarray) -> np.ndarray:

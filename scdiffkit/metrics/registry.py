@@ -9,12 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-Space = Literal["genes", "variable", "pca"]
+Space = Literal["genes", "variable", "pca", "hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
-Against = Literal["real", "train", "neighbours", "candidates"]
-Need = Literal["types", "conditions", "library_size", "genes_detected", "mitochondrial_share", "member"]
+Against = Literal["real", "train", "neighbours", "candidates", "references", "donors"]
+Need = Literal["types", "conditions", "donors", "library_size", "genes_detected", "mitochondrial_share", "member"]
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
+
+GENE_SETS: tuple[Space, ...] = ("hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant")  # chosen on real cells
+N_VARIABLE = 2000  # genes of "variable", and at most of each of these sets
+MEDIUM, ABUNDANT = 0.02, 0.2  # mean counts per cell: below the first a gene is rare, from the second on abundant
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,11 @@ class Metric:
 
     function takes real (n, D) and synthetic (m, D) in `space` and gives a finite number for any two sets of
     at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
-    them, dense. "pca": dense, D components fitted on both sides together. It draws no random numbers of its own
-    that are not fixed. against: "train" where the cells that a model was trained on, if they are known, take the
-    place of the real ones; "neighbours" and "candidates" where both do, and `member` tells the ones from the others.
+    them, dense. "pca": dense, D components fitted on both sides together. One of GENE_SETS: dense, the genes of a set
+    that was chosen on the real cells. It draws no random numbers of its own that are not fixed. against: "train" where
+    the cells that a model was trained on, if they are known, take the place of the real ones; "neighbours" and
+    "candidates" where both do, and `member` tells the ones from the others (1 and 0); "references" where other real
+    cells are there too (2), "donors" where donors were trained on or not, as a whole.
     needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
     default: False where it is computed for a protocol only.
     """

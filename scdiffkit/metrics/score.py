@@ -13,6 +13,7 @@ BAD_MODELS = ("shuffled", "pooled", "copies")
 NAMES = {"shuffled": "shuffled cells", "pooled": "the mean cell", "copies": "copies"}
 CLEARLY = 0.25  # of what real cells are off: so much more is clearly worse
 FEWEST_RESAMPLES = 3  # that tell a spread
+FAR = 10.0  # times the way to bad models: beyond, a percentage says nothing
 NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
 
 
@@ -112,6 +113,8 @@ class Score:
         if self.at_floor or self.position < 0.01:
             return "as real cells"
         bad = NAMES.get(self.bad_model or "", "twice that of real cells")
+        if self.position > FAR:
+            return f"far beyond {bad}"
         return f"as {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} to {bad}"
 
     def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:

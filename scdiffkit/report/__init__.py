@@ -76,6 +76,7 @@ def html(evaluation: Evaluation, pictures: dict[str, Picture]) -> str:
         families=families(evaluation.scores),
         bad_models=BAD_MODELS,
         type_rows=_type_rows(evaluation),
+        type_metrics=list(dict.fromkeys(s.metric for scores in evaluation.of_types.values() for s in scores)),
         donor_rows=evaluation.of_donors,
         strip=strip,
         number=number,
@@ -123,7 +124,8 @@ def _type_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         missing = next((side for side in ("synthetic", "real") if not counts[side]), None)
         why = "" if scores else f"missing: no {missing} cells" if missing else "too few cells to be scored"
         worst = float(np.mean([0.0 if score.at_floor else score.position for score in scores])) if scores else -1.0
-        rows.append({"name": name, **counts, "scores": scores, "why": why, "worst": np.inf if missing else worst})
+        by_metric = {score.metric: score for score in scores}
+        rows.append({"name": name, **counts, "scores": by_metric, "why": why, "worst": np.inf if missing else worst})
     return sorted(rows, key=lambda row: (-row["worst"], row["name"]))
 
 

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdiffkit.metrics import METRICS, as_csr, in_space, principal_components
+from scdiffkit.metrics.biology import contrasts
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import lisi_of_cells, squared_distances
+from scdiffkit.metrics.marginals import ks_per_gene
+from scdiffkit.metrics.privacy import log_density, true_positive_rate
 
 RNG = np.random.default_rng(0)
 
@@ -61,6 +64,16 @@ def test_distributions_of_genes_against_scipy() -> None:
     assert METRICS["wasserstein_genes"](real, synthetic) == pytest.approx(expected)
     expected = np.mean([stats.ks_2samp(*pair).statistic for pair in pairs])
     assert METRICS["ks_genes"](real, synthetic) == pytest.approx(expected)
+
+
+def test_ks_of_sparse_genes_against_scipy() -> None:
+    real, synthetic = zero_inflated(40, 12, 20).round(1), zero_inflated(55, 12, 21).round(1)  # with ties
+    real[:, 0] = 0
+    synthetic[:, 1] = 0
+    real[:, 2] = synthetic[:, 2] = 0
+    synthetic[:, 3] += 1
+    expected = [stats.ks_2samp(real[:, g], synthetic[:, g]).statistic for g in range(12)]
+    np.testing.assert_allclose(ks_per_gene(as_csr(real), as_csr(synthetic)), expected, atol=1e-12)
 
 
 def test_kl_of_genes_against_two_bernoullis() -> None:
@@ -461,6 +474,233 @@ def test_type_f1_counts_a_type_that_was_never_made() -> None:
     made = types != "c"
     f1 = METRICS["type_f1"](real, synthetic[made], types=(types, types[made]))
     assert f1 == pytest.approx((1 + 2 / 3 + 0) / 3, abs=0.01)  # b: all found, but half of those called b are c
+
+
+def two_types(n: int, genes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells (n, genes), of which every third is of type b and differs in a third of the genes."""
+    rng = np.random.default_rng(seed)
+    types = np.where(np.arange(n) % 3 == 0, "b", "a")
+    cells = rng.poisson(2.0, (n, genes)).astype(float)
+    cells[np.ix_(types == "b", np.arange(genes) % 3 == 0)] += rng.poisson(1.0, ((types == "b").sum(), (genes + 2) // 3))
+    return cells, types
+
+
+def test_slope_of_fold_changes_by_least_squares_and_of_weakened_ones() -> None:
+    real, types = two_types(90, 30, 40)
+    synthetic, _ = two_types(90, 30, 41)
+    pair = {"types": (types, types)}
+    x, y = (c[types == "b"].mean(0) - c[types == "a"].mean(0) for c in (real, synthetic))
+    expected = np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]  # that of the other type is the same, turned round
+    assert METRICS["lfc_slope"](as_csr(real), as_csr(synthetic), **pair) == pytest.approx(expected)
+    weakened = real - 0.4 * np.where((types == "b")[:, None], x, 0)
+    assert METRICS["lfc_slope"](as_csr(real), as_csr(weakened), **pair) == pytest.approx(0.6)
+    assert METRICS["lfc_types"](as_csr(real), as_csr(weakened), **pair) > 0.999  # ranks do not see it
+
+
+def test_slope_between_conditions_within_types() -> None:
+    real, states = two_types(120, 30, 42)
+    types = np.where(np.arange(120) < 60, "T", "B")
+    real[types == "B"] += 5
+    x = [
+        real[(types == t) & (states == "b")].mean(0) - real[(types == t) & (states == "a")].mean(0) for t in ("B", "T")
+    ]
+    weakened = real.copy()
+    for t, change, share in zip(("B", "T"), x, (0.5, 0.7)):
+        weakened[(types == t) & (states == "b")] -= share * change
+    pairs = {"types": (types, types), "conditions": (states, states)}
+    found = METRICS["lfc_slope_conditions"](as_csr(real), as_csr(weakened), **pairs)
+    assert found == pytest.approx(np.mean([0.5, 0.3]))
+
+
+def test_differentially_expressed_genes_are_those_of_scanpy() -> None:
+    import pandas as pd
+    import scanpy as sc
+    from anndata import AnnData
+
+    real, types = two_types(210, 60, 43)
+    synthetic, _ = two_types(120, 60, 44)
+    found = []
+    for cells in (real, synthetic):
+        adata = AnnData(
+            cells,
+            obs=pd.DataFrame({"t": pd.Categorical(types[: len(cells)])}, index=[str(i) for i in range(len(cells))]),
+        )
+        sc.tl.rank_genes_groups(adata, "t", method="t-test", rankby_abs=True)
+        frames = [sc.get.rank_genes_groups_df(adata, name).set_index("names") for name in ("a", "b")]
+        found.append([{(g, r.scores > 0) for g, r in f.iterrows() if r.pvals_adj <= 0.05} for f in frames])
+    pairs = {"types": (types, types[:120])}
+    recall = np.mean([len(r & s) / len(r) for r, s in zip(*found)])
+    precision = np.mean([len(r & s) / len(s) for r, s in zip(*found)])
+    assert 0.2 < recall < 0.95  # else there is nothing to be told
+    assert METRICS["de_recall"](as_csr(real), as_csr(synthetic), **pairs) == pytest.approx(recall)
+    assert METRICS["de_precision"](as_csr(real), as_csr(synthetic), **pairs) == pytest.approx(precision)
+
+
+def test_differential_expression_where_there_is_none() -> None:
+    cells, types = two_types(90, 30, 45)
+    flat = np.random.default_rng(46).poisson(2.0, (90, 30)).astype(float)
+    same = np.full((90, 30), 2.0)
+    pair = {"types": (types, types)}
+    assert METRICS["de_recall"](as_csr(same), as_csr(flat), **pair) == 1
+    assert METRICS["de_precision"](as_csr(same), as_csr(same), **pair) == 1
+    assert METRICS["de_precision"](as_csr(cells), as_csr(same), **pair) == 0
+    assert METRICS["de_recall"](as_csr(cells), as_csr(same), **pair) == 0
+    other = {"types": (types, np.full(90, "a"))}
+    assert METRICS["de_precision"](as_csr(cells), as_csr(cells), **other) == 0  # no cell of type b
+
+
+def test_welch_against_scipy() -> None:
+    cells, types = two_types(50, 20, 47)
+    cells[:, 3] = 1
+    expected = stats.ttest_ind(cells[types == "b"], cells[types == "a"], equal_var=False)
+    ours = contrasts(as_csr(cells), types, ["b"])[0]
+    varying = np.arange(20) != 3
+    np.testing.assert_allclose(ours.t[varying], expected.statistic[varying])
+    np.testing.assert_allclose(ours.df[varying], expected.df[varying])
+    assert ours.t[3] == 0
+
+
+# structure
+
+
+def test_energy_distance_against_scipy_and_of_one_distribution() -> None:
+    rng = np.random.default_rng(50)
+    a, b = rng.normal(size=(300, 1)), rng.normal(1, 2, size=(200, 1))
+    n, m = len(a), len(b)
+    within = [np.abs(x - x.T).mean() for x in (a, b)]  # with each cell's distance to itself, which ours leaves out
+    biased = stats.energy_distance(a.ravel(), b.ravel()) ** 2
+    expected = biased - within[0] / (n - 1) - within[1] / (m - 1)
+    assert METRICS["energy_distance"](a, b) == pytest.approx(expected)
+    assert METRICS["energy_distance"](a, rng.normal(size=(300, 1))) == pytest.approx(0, abs=0.02)
+
+
+def test_silhouette_and_variance_between_groups() -> None:
+    """Two types 2 d apart in one of two directions of variance 1: d^2 / (d^2 + 2) of the variance is between them."""
+    rng = np.random.default_rng(51)
+    types = np.repeat(["a", "b"], 2000)
+    sides = []
+    for d in (1.0, 3.0):
+        cells = rng.normal(size=(4000, 2))
+        cells[:, 0] += np.where(types == "a", d, -d)
+        sides.append(cells)
+    expected = 9 / 11 - 1 / 3
+    for need in ("types", "conditions", "donors"):
+        pair = {need: (types, types)}
+        assert METRICS[f"variance_{need}"](*sides, **pair) == pytest.approx(expected, abs=0.02)
+        assert METRICS[f"variance_{need}"](*sides[::-1], **pair) == pytest.approx(-expected, abs=0.02)
+        assert METRICS[f"silhouette_{need}"](*sides, **pair) > 0.3
+        assert METRICS[f"silhouette_{need}"](sides[0], sides[0][::-1], **{need: (types, types[::-1])}) == (
+            pytest.approx(0, abs=0.03)
+        )
+
+
+def test_variance_within_types_too_narrow_and_too_wide() -> None:
+    """Of variances r times as large, J is the symmetric Kullback-Leibler divergence of the two normal distributions."""
+    rng = np.random.default_rng(52)
+    types = np.repeat(["a", "b"], [3000, 1000])
+    real, synthetic = rng.normal(size=(2, 4000, 3))
+    for side in (real, synthetic):
+        for name in ("a", "b"):
+            side[types == name] = stats.zscore(side[types == name], ddof=1)
+    shift = np.where(types == "a", 0.0, 50.0)[:, None]  # between types, which is none of their concern
+    spread = np.array([0.5, 1.0, 2.0])
+    pair = {"types": (types, types)}
+    narrow, wide = (
+        METRICS[f"variance_too_{which}"](real + shift, synthetic * spread + shift, **pair)
+        for which in ("narrow", "wide")
+    )
+
+    def divergence(s: float) -> float:
+        """KL(N(0, 1) || N(0, s^2)) + KL(N(0, s^2) || N(0, 1))."""
+        return (np.log(s) + 1 / (2 * s**2) - 0.5) + (-np.log(s) + s**2 / 2 - 0.5)
+
+    assert narrow == pytest.approx(divergence(0.5))
+    assert wide == pytest.approx(divergence(2.0))
+    assert METRICS["variance_too_narrow"](real, 0 * real, **pair) > 100  # bounded, so finite
+
+
+def test_distances_between_cells_of_a_type() -> None:
+    rng = np.random.default_rng(53)
+    types = np.repeat(["a", "b"], [60, 40])
+    real, other = rng.normal(size=(2, 100, 3))
+    pair = {"types": (types, types)}
+    from scipy.spatial.distance import pdist
+
+    expected = np.mean(
+        [stats.ks_2samp(pdist(real[types == t]), pdist(2 * other[types == t])).statistic for t in ("a", "b")]
+    )
+    assert METRICS["cell_distances"](real, 2 * other, **pair) == pytest.approx(expected)
+    assert METRICS["cell_distances"](real, other, types=(types, np.full(100, "a"))) > 0.5  # no cell of b: 1
+
+
+def test_hubs_are_seen() -> None:
+    """Many points around a few centres in many dimensions: the centres are everyone's neighbours."""
+    rng = np.random.default_rng(54)
+    even, other = rng.uniform(size=(2, 500, 2))
+    directions = rng.normal(size=(490, 60))
+    star = np.vstack([np.zeros((10, 60)), 5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)])
+    star[:10] = rng.normal(0, 0.1, (10, 60))
+    assert METRICS["hubness"](even, other) < 0.1
+    assert METRICS["hubness"](np.pad(even, ((0, 0), (0, 58))), star) > 1
+
+
+# attacks
+
+
+def test_true_positives_at_few_false_ones() -> None:
+    member = np.repeat([1.0, 0.0], 200)
+    scores = np.concatenate([np.repeat([5.0, 0.0], [30, 170]), np.repeat([9.0, 1.0], [1, 199])])
+    assert true_positive_rate(member, scores, 0.01) == 30 / 200  # one of the others may lie above
+    assert true_positive_rate(member, scores, 0.001) == 0
+    assert true_positive_rate(np.ones(10), np.arange(10.0), 0.1) == 0.1
+
+
+def test_an_attack_that_finds_a_few_cells_shows_at_few_false_positives() -> None:
+    rng = np.random.default_rng(55)
+    real, synthetic = rng.normal(size=(2000, 5)), rng.normal(size=(1000, 5))
+    member = np.repeat([1.0, 0.0], 1000)
+    synthetic[:100] = real[:100] + 1e-6  # a tenth of the members were copied
+    given = {"member": (member, np.zeros(1000))}
+    assert METRICS["membership_tpr_1"](real, synthetic, **given) == pytest.approx(0.1, abs=0.03)
+    assert METRICS["membership_auc"](real, synthetic, **given) < 0.6
+    fresh = rng.normal(size=(1000, 5))
+    assert METRICS["membership_tpr_10"](real, fresh, **given) == pytest.approx(0.1, abs=0.04)
+
+
+def test_donors_that_were_trained_on_are_found() -> None:
+    rng = np.random.default_rng(56)
+    donors = np.repeat([f"d{i}" for i in range(10)], 50)
+    member = (np.repeat(np.arange(10), 50) < 5).astype(float)
+    real = rng.normal(size=(500, 4)) + 3 * rng.normal(size=(10, 4))[np.repeat(np.arange(10), 50)]
+    near = real[member == 1] + 0.05 * rng.normal(size=(250, 4))
+    given = {"member": (member, np.zeros(250)), "donors": (donors, np.zeros(250))}
+    assert METRICS["donor_membership_auc"](real, near, **given) == 1
+    assert METRICS["donor_membership_tpr_10"](real, near, **given) == 1
+    assert METRICS["donor_membership_auc"](real, real[member == 0][::-1], **given) == 0
+
+
+def test_density_ratio_finds_where_cells_were_put_too_many() -> None:
+    """Members lie where a model has put many more cells than there are: distances to single cells hardly show it."""
+    rng = np.random.default_rng(57)
+    members, others, reference = rng.normal(size=(300, 4)), rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    members[:, 0] = np.abs(members[:, 0])
+    synthetic = rng.normal(size=(1000, 4))
+    synthetic[:, 0] = np.abs(synthetic[:, 0])
+    real, member = np.vstack([members, others, reference]), np.repeat([1.0, 0.0, 2.0], 300)
+    # members are all in the half where synthetic cells are, of the others one half: 0.5 + 0.5 * 0.5
+    assert METRICS["domias_auc"](real, synthetic, member=(member, np.zeros(1000))) == pytest.approx(0.75, abs=0.05)
+    fresh = rng.normal(size=(1000, 4))
+    same = np.vstack([others, rng.normal(size=(300, 4)), reference])
+    assert METRICS["domias_auc"](same, fresh, member=(member, np.zeros(1000))) == pytest.approx(0.5, abs=0.06)
+
+
+def test_log_density_against_scipy() -> None:
+    rng = np.random.default_rng(58)
+    cells = rng.normal(size=(200, 3))
+    white = (cells - cells.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(cells.T))).T  # as scipy whitens them
+    at = rng.normal(size=(20, 3))
+    expected = stats.gaussian_kde(white.T).logpdf(at.T)
+    np.testing.assert_allclose(log_density(white, at) - 1.5 * np.log(2 * np.pi), expected, atol=1e-6)
 
 
 # spaces

@@ -1,0 +1,47 @@
+"""Which metrics are computed: all of them, or a choice by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scdiffkit.errors import ConfigError, nearest
+from scdiffkit.metrics.registry import METRICS
+
+# What a verdict rests on: whether cells can be told apart, and whether they are copies.
+ALWAYS = ("rf_auc", "exact_duplicates", "near_duplicates", "nn_ratio", "membership_auc")
+MINIMAL = (
+    *ALWAYS, "zeros_mae", "mean_mae", "variance_mae", "library_size", "genes_detected", "mmd_pca", "precision",
+    "recall", "type_f1",
+)  # fmt: skip
+FULL, FAST, QUICK = "full", "fast", "minimal"
+ONE_RESAMPLE = (FAST, QUICK)  # profiles that are scored once, with few cells
+PROFILES = (FULL, FAST, QUICK)
+
+
+def asked_for(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics and profiles, as they are given: one text, with commas, or several."""
+    names = [metrics] if isinstance(metrics, str) else metrics
+    return tuple(dict.fromkeys(part.strip() for name in names for part in name.split(",") if part.strip()))
+
+
+def chosen_metrics(asked: Sequence[str]) -> tuple[str, ...]:
+    """The metrics to compute, in their own order: those of the profiles and names asked for, and ALWAYS.
+
+    Raises ConfigError for a name that is neither a metric nor a profile, and for no name at all.
+    """
+    of_profile = {
+        FULL: [name for name, m in METRICS.items() if m.default],
+        FAST: [name for name, m in METRICS.items() if m.default],
+        QUICK: MINIMAL,
+    }
+    if not asked:
+        raise ConfigError(f"--metrics names no metric: give some, or one of {', '.join(PROFILES)}.")
+    chosen = set(ALWAYS)
+    for name in asked:
+        if name not in of_profile and name not in METRICS:
+            known = [*PROFILES, *(n for n, m in METRICS.items() if m.default)]
+            raise ConfigError(f"There is no metric {name!r} (--metrics); {nearest(name, known)}")
+        if name in METRICS and not METRICS[name].default:
+            raise ConfigError(f"{name} is computed in the genes of a --protocol: ask for that instead (--metrics).")
+        chosen.update(of_profile.get(name, [name]))
+    return tuple(name for name in METRICS if name in chosen)
