@@ -59,13 +59,20 @@ def work(real, tmp_path_factory):
 @pytest.fixture(scope="session")
 def runs(real, work):
     """A trained run by codec."""
-    return {
-        codec: scdiffkit.train(
-            real.copy(), arch="dit", label="cell_type", conditions=["donor"], out=work / f"run-{codec}",
-            overrides={"codec.name": codec, **MODEL, **CODEC_SETTINGS[codec]},
-        )
-        for codec in CODECS
-    }  # fmt: skip
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much on a busy machine
+    try:
+        return {
+            codec: scdiffkit.train(
+                real.copy(), arch="dit", label="cell_type", conditions=["donor"], out=work / f"run-{codec}",
+                overrides={"codec.name": codec, **MODEL, **CODEC_SETTINGS[codec]},
+            )
+            for codec in CODECS
+        }  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
