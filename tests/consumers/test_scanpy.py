@@ -337,11 +337,14 @@ def test_the_demos_cells(scdiff, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "evaluate", lambda *args, **kwargs: None)
     scdiff("demo", "-o", tmp_path / "demo")
     cells, real = (sc.read_h5ad(tmp_path / "demo" / name) for name in ("cells.h5ad", "real.h5ad"))
-    assert cells.shape == real.shape == (700, 765)
+    assert cells.n_obs == real.n_obs == 700
+    assert list(cells.var_names) == [name for name in real.var_names if name in set(cells.var_names)]
+    assert cells.n_vars > 0.95 * real.n_vars  # but the rarest
     sc.pp.pca(cells)
     assert cells.obsm["X_pca"].shape == (700, 50)
     sc.tl.rank_genes_groups(cells, "cell_type", method="t-test")
     assert cells[::5].copy().n_obs == 140
     both = sc.concat({"real": real, "synthetic": cells}, label="origin")
     assert both.obs_names.is_unique
-    assert both.obs.groupby("origin", observed=True)["cell_type"].value_counts().unstack().nunique().eq(1).all()
+    shares = pd.crosstab(both.obs["cell_type"], both.obs["origin"], normalize="columns")
+    np.testing.assert_allclose(shares["synthetic"], shares["real"], atol=0.01)  # some cells may be held out
