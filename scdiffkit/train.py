@@ -21,7 +21,7 @@ import scdiffkit
 from scdiffkit import codecs, vectors
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.count import fold_of
-from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config
+from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
 from scdiffkit.data import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
 from scdiffkit.device import device_of, devices_of, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
@@ -64,6 +64,8 @@ def train(
     resume: bool = False,
     force: bool = False,
     max_time: float | None = None,
+    holdout: float | None = None,
+    holdout_by: str | None = None,
     backed: bool | None = None,
     max_memory: float | None = None,
     config: Mapping[str, Any] | None = None,
@@ -77,7 +79,9 @@ def train(
     backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
     does not hold them. "train.devices" processes share the work, also those that torchrun or srun started.
     label, conditions: categorical obs columns to condition on. out: the run's folder; default a new one in
-    `scdiff-runs/`. config: values as in a YAML file; overrides: dotted keys ("train.lr"), which win.
+    `scdiff-runs/`. holdout: share of the cells, of each combination of the conditions, that is left out of everything,
+    for `evaluate` to judge by; holdout_by: obs column of which whole groups (donors) are left out instead, a share of
+    0.2 of these unless told. config: values as in a YAML file; overrides: dotted keys ("train.lr"), which win.
     max_time: seconds, after which training saves and stops. resume: go on with the run in `out` (default: the
     latest) from its newest checkpoint.
 
@@ -88,6 +92,7 @@ def train(
     started = time.monotonic()
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it: give one of them.")
+    overrides = dict(overrides or {}) | training_overrides(holdout=holdout, holdout_by=holdout_by)
     existing = Run.open(out) if resume else None
     if existing:
         run_config = _resumed_config(existing, arch, preset, label, conditions, config, overrides)

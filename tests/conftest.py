@@ -12,6 +12,12 @@ import scdiffkit  # noqa: F401  before any torch: it sets how torch's threads wa
 
 
 @pytest.fixture(scope="session")
+def wide() -> AnnData:
+    """`tiny` with 120 genes: with fewer than 100, cells are not compared."""
+    return typed_cells(120)
+
+
+@pytest.fixture(scope="session")
 def demo() -> AnnData:
     """700 real cells x 765 genes, 10 types in obs["cell_type"], X raw counts."""
     from scdiffkit.preprocess import demo_cells
@@ -22,9 +28,14 @@ def demo() -> AnnData:
 @pytest.fixture(scope="session")
 def tiny() -> AnnData:
     """240 cells x 60 genes: negative-binomial counts, 3 clearly different types (120/80/40), 2 donors."""
+    return typed_cells(60)
+
+
+def typed_cells(n_genes: int) -> AnnData:
+    """Cells as `tiny`, with so many genes, the last four of them mitochondrial."""
     rng = np.random.default_rng(0)
     types = np.repeat(["B", "Mono", "T"], [120, 80, 40])
-    rates = rng.gamma(1.0, 1.0, size=60)
+    rates = rng.gamma(1.0, 1.0, size=n_genes)
     profiles = {name: rates.copy() for name in ("B", "Mono", "T")}
     for i, name in enumerate(profiles):
         profiles[name][15 * i : 15 * (i + 1)] *= 8  # 15 marker genes each
@@ -38,5 +49,5 @@ def tiny() -> AnnData:
         },
         index=[f"cell{i:03d}" for i in range(240)],
     )
-    names = [f"gene{i:02d}" for i in range(56)] + ["MT-CO1", "MT-CO2", "MT-ND1", "MT-ND4"]
+    names = [f"gene{i:02d}" for i in range(n_genes - 4)] + ["MT-CO1", "MT-CO2", "MT-ND1", "MT-ND4"]
     return AnnData(X=sparse.csr_matrix(counts[order]), obs=obs, var=pd.DataFrame(index=names))

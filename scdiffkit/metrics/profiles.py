@@ -8,7 +8,7 @@ from scdiffkit.errors import ConfigError, nearest
 from scdiffkit.metrics.registry import METRICS
 
 # What a verdict rests on: whether cells can be told apart, and whether they are copies.
-ALWAYS = ("rf_auc", "exact_duplicates", "near_duplicates", "nn_ratio", "membership_auc")
+ALWAYS = ("rf_auc", "rf_auc_hvg_seurat", "exact_duplicates", "near_duplicates", "nn_ratio", "membership_auc")
 MINIMAL = (
     *ALWAYS, "zeros_mae", "mean_mae", "variance_mae", "library_size", "genes_detected", "mmd_pca", "precision",
     "recall", "type_f1",

@@ -484,13 +484,20 @@ def evaluate(real: Any, synthetic: Any, train: Any, options: Payload, listener: 
         "rows": {name: len(f) for name, f in frames.items()},
         "verdict": {
             "word": verdict.word,
+            "grade": verdict.grade,
             "text": r_words(str(verdict)),
+            "privacy": verdict.privacy and r_words(verdict.privacy),
             "findings": as_bytes(map(r_words, verdict.findings)),
         },
-        "uses": {"use": as_bytes(verdict.uses), "grade": as_bytes(verdict.uses.values())},
+        "uses": {"use": as_bytes(_with_limits(verdict)), "grade": as_bytes(verdict.uses.values())},
         "html": None if found.html is None else str(found.html),
         "notes": as_bytes(map(r_words, found.notes)),
     }
+
+
+def _with_limits(verdict: Any) -> list[str]:
+    """The uses, each with what restricts it."""
+    return [f"{use} ({verdict.limits[use]})" if use in verdict.limits else use for use in verdict.uses]
 
 
 def info(path: str, listener: Listener) -> str:
