@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scanpy
 
 import scdiffkit
 
@@ -40,6 +41,8 @@ def test_the_quick_start_in_the_shell(folder):
         )
         assert done.returncode == 0, line + done.stderr
     assert (folder / "report" / "report.html").exists()
+    cells = scanpy.read_h5ad(folder / "cells.h5ad")
+    scanpy.pp.pca(cells[::2].copy())  # by scanpy's own reader, as a user would go on
 
 
 @pytest.mark.slow

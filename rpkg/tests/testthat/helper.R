@@ -1,10 +1,19 @@
-# Where SCDIFF_R_TESTS is set, nothing may be skipped for want of Python.
+# Where SCDIFF_R_TESTS is set, nothing may be skipped for want of Python; where it is 1, nor for want of Seurat.
 skip_if_no_python <- function() {
   found <- scdiff_status(quiet = TRUE)
   if (!found$ready && nzchar(Sys.getenv("SCDIFF_R_TESTS"))) {
     stop("SCDIFF_R_TESTS is set and Python is not ready: ", found$missing)
   }
   skip_if_not(found$ready, "Python with scdiffkit")
+}
+
+skip_if_no_seurat <- function() {
+  skip_if_no_python()
+  there <- nzchar(system.file(package = "Seurat")) # which does not load it
+  if (!there && Sys.getenv("SCDIFF_R_TESTS") == "1") {
+    stop("SCDIFF_R_TESTS is 1 and Seurat is not installed.")
+  }
+  skip_if_not(there, "Seurat")
 }
 
 options(scdiffkit.quiet = TRUE)
