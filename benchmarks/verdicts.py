@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def thirds(
     order = draw_order(types, np.random.default_rng([split, 3]))
     sizes = [min(n, int(share * adata.n_obs)) for share in shares]
     ends = np.cumsum([0, *sizes])
-    return [np.sort(order[a:b]) for a, b in zip(ends, ends[1:])]
+    return [np.sort(order[a:b]) for a, b in pairwise(ends)]
 
 
 def donors(adata: AnnData, column: str, n: int, split: int) -> list[np.ndarray]:

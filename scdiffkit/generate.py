@@ -108,7 +108,7 @@ def sample(
         log.warning(remark)
     present = conditions.present(codes)
     var = run.var()
-    uns = {"scdiffkit": _provenance(run, config, len(codes), remarks), **present.uns()}
+    uns = {"scdiffkit": _provenance(run, config, len(codes), remarks), "log1p": {}, **present.uns()}
     done = 0
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(interruption())

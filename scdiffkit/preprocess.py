@@ -178,7 +178,9 @@ def prepare(
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
     record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
     kept = {c: [str(x) for x in obs[c].cat.categories] for c in raw.colors if hasattr(obs[c], "cat")}
-    return Prepared(counts, totals, obs, var, {"scdiffkit": record, **color_lists(kept, raw.colors)}, config, rows)
+    return Prepared(
+        counts, totals, obs, var, {"scdiffkit": record, "log1p": {}, **color_lists(kept, raw.colors)}, config, rows
+    )
 
 
 def _selected(counts: Rows, rows: np.ndarray | None, columns: np.ndarray | None) -> Rows:

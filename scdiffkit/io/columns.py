@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,12 @@ def decode(values: Any, spec: dict[str, Any]) -> Any:
         parse = float if dtype.kind == "f" else int
         return np.array([parse("nan") if v == "" else parse(v) for v in values], dtype=dtype)
     return np.asarray(values, dtype=object)
+
+
+def lost_of_uns(uns: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
+    """Entries of uns that a format leaves out, less scanpy's marks (colours, that X is log-transformed), which are made
+    anew at need."""
+    return [f"uns[{key!r}]" for key in uns if key not in kept and key != "log1p" and not key.endswith("_colors")]
 
 
 def plain(value: Any) -> Any:

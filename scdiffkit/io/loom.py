@@ -84,7 +84,7 @@ class LoomFile:
                 dataset[:, n:] = rows.toarray().T
 
     def finish(self, obs: pd.DataFrame) -> list[str]:
-        lost = [f"uns[{key!r}]" for key in self._uns if key != "scdiffkit"]
+        lost = columns.lost_of_uns(self._uns, kept=("scdiffkit",))
         kept: dict[str, Any] = {"uns": columns.plain(self._uns.get("scdiffkit"))}
         for axis, group, names, frame in (
             ("obs", "col_attrs", "CellID", obs),

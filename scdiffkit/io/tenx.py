@@ -335,7 +335,7 @@ def _features(var: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
 
 
 def _lost(uns: dict[str, Any], layers: tuple[str, ...], *, keep_uns: bool) -> list[str]:
-    lost = [f"uns[{key!r}]" for key in uns if not (keep_uns and key == "scdiffkit")]
+    lost = columns.lost_of_uns(uns, kept=("scdiffkit",) if keep_uns else ())
     if "counts" in layers:
         lost.append('X (layers["counts"] is the matrix)')
     return lost + [f"layers[{name!r}]" for name in layers if name != "counts"]
