@@ -188,8 +188,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             said = " | ".join(str(counts.get(word, 0)) for word in GRADE)
             wanted, holds = must_hold(case, group)
             lines.append(f"| {case} | {n or 'all'} | {said} | {len(group)} | {wanted} | {holds} |")
-    lines += ["", "By data set (verdict of the real and of the trained cells):", "", "| data | case | cells | verdicts |",
-              "|---|---|---:|---|"]  # fmt: skip
+    lines += ["", "By data set, of the real and of the trained cells:", ""]
+    lines += ["| data | case | cells | verdicts |", "|---|---|---:|---|"]
     shown = frame[frame["case"].isin(["real", "trained-full", "trained-short"])]
     for (data, case, _), group in shown.groupby(["data", "case", "n"]):
         words = ", ".join(f"{word} {count}" for word, count in group["word"].value_counts().items())

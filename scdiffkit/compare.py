@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def compare(
     named = {f"synthetic {name}": c for name, c in given.items()} | {"real": real}
     _, opened = open_cells(named if train is None else named | {"train": train}, backed=backed, max_memory=max_memory)
     assert isinstance(opened, dict)
-    unseen = None if train is not None else _unseen_by_all(opened)
+    unseen, known = (None, set[str]()) if train is not None else _unseen_by_all(opened)
     opened = {name: with_columns(c, [label, *conditions]) for name, c in opened.items()}
     real_cells, train_cells = opened["real"], opened.get("train")
     cells = {name: opened[f"synthetic {name}"] for name in given}
@@ -161,6 +161,8 @@ def compare(
             real_cells, c, train=train_cells, label=label, conditions=conditions, metrics=metrics, seed=seed,
             max_cells=max_cells, resamples=resamples, unseen=unseen, progress=of_set,
         )  # fmt: skip
+        if unseen is not None and name not in known:  # another program's, which may have seen them
+            found[name] = replace(found[name], basis="unknown")
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):
                 found[name].inputs[side] |= {"source": str(source), "sha256": hashes[str(source)]}
@@ -188,25 +190,19 @@ def compare(
     return comparison
 
 
-def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> Unseen | None:
-    """Cells of the real ones that none of the models has seen that were trained on these, for a set to be judged by
-    the same cells as the others; None where none was, or too few are left."""
-    found = [
-        of
-        for name, cells in opened.items()
-        if name != "real" and (of := unseen_among(opened["real"], cells)) is not None
-    ]
+def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | None, set[str]]:
+    """Which of the real cells none of the models has seen that were trained on these, so that all sets are judged by
+    the same cells; None where no model is known to have been. And which sets these models made."""
+    of_sets = {name: unseen_among(opened["real"], cells) for name, cells in opened.items() if name != "real"}
+    found = {name.removeprefix("synthetic "): of for name, of in of_sets.items() if of is not None}
     if not found:
-        return None
-    unseen = reduce(np.intersect1d, [of.unseen for of in found])
-    trained = reduce(np.intersect1d, [of.trained for of in found])
-    kinds = {of.kind for of in found}
+        return None, set()
+    unseen = reduce(np.intersect1d, [of.unseen for of in found.values()])
+    trained = reduce(np.intersect1d, [of.trained for of in found.values()])
+    kinds = {of.kind for of in found.values()}
     kind = next(kind for kind in ("none", "validation", "holdout") if kind in kinds)
-    return (
-        Unseen(kind, unseen, trained)
-        if min(len(unseen), len(trained)) >= MIN_CELLS
-        else Unseen("none", unseen, trained)
-    )
+    enough = min(len(unseen), len(trained)) >= MIN_CELLS
+    return Unseen(kind if enough else "none", unseen, trained), set(found)
 
 
 def _ranked(found: dict[str, Evaluation]) -> Comparison:

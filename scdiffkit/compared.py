@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import sys
 import warnings
 from collections import Counter
@@ -35,6 +36,7 @@ FEWEST_GENES, MIN_CELLS = 100, 5
 SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly normalised in the same way
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
+SHARE_OF_DONORS, FEWEST_DONORS = 0.8, 5  # that a resample draws; that make drawing some of them worth it
 UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
 NO_TYPE = "(none)"
 AS_IT_IS = "log1p-normalised X, taken as it is"
@@ -668,17 +670,35 @@ def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[st
 
 
 def parts(sides: dict[str, Side], max_cells: int, seed: int) -> tuple[Part, Part, Part]:
-    """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, drawn
-    at random within types."""
+    """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, in the
+    order of `order_of`."""
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
-    orders = {
-        name: draw_order(side.types, np.random.default_rng([seed, i]))
-        for i, (name, side) in enumerate(sorted(sides.items()))
-    }
+    orders = {name: order_of(sides, name, seed) for name in sides}
     n = min(cells_a_side(sides), max_cells)
     first = real.part(orders["real"][:n])
     second = train.part(orders["train"][:n]) if train else real.part(orders["real"][n : 2 * n])
     return first, second, synthetic.part(orders["synthetic"][:n])
+
+
+def order_of(sides: dict[str, Side], name: str, seed: int) -> np.ndarray:
+    """The order in which a resample draws the cells of a side: at random within types; where there are donors enough,
+    those of SHARE_OF_DONORS of them first, the same donors on all sides."""
+    side = sides[name]
+    order = draw_order(side.types, np.random.default_rng([seed, sorted(sides).index(name)]))
+    if side.donors is None or not draws_donors(sides):
+        return order
+    everyone = np.unique(np.concatenate([of.donors for of in sides.values() if of.donors is not None]).astype(str))
+    ranked = np.random.default_rng([seed, 10]).permutation(everyone)
+    here = ranked[np.isin(ranked, side.donors.astype(str))]
+    kept = here[: math.ceil(SHARE_OF_DONORS * len(here))]
+    first = np.isin(side.donors[order].astype(str), kept)
+    return np.concatenate([order[first], order[~first]])
+
+
+def draws_donors(sides: dict[str, Side]) -> bool:
+    """Whether resamples draw donors, not cells alone: where the real cells are of enough of them."""
+    donors = sides["real"].donors
+    return donors is not None and len(set(donors)) >= FEWEST_DONORS
 
 
 def cells_a_side(sides: dict[str, Side]) -> int:

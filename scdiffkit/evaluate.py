@@ -42,6 +42,7 @@ from scdiffkit.compared import (
     cells_a_side,
     count_types,
     draw_order,
+    draws_donors,
     drop_trained_on,
     gather,
     load,
@@ -433,6 +434,12 @@ def evaluate(
     remarks.notes.append(
         f"Compared: {n} cells of {halves} and synthetic cells, {resamples} times over, drawn with seed {seed}."
     )
+    if donor is not None and resamples > 1:
+        remarks.notes.append(
+            "Each resample draws four fifths of the donors, so that ranges tell how donors differ."
+            if draws_donors(sides)
+            else "Resamples draw cells, not donors: the real cells are of too few for that."
+        )
     if n < FEW_CELLS:
         remarks.warn(f"Only {n} cells a side are compared: scores and floor are rough, see more cells if you can.")
     if sides["synthetic"].codec_auc:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.compared import Part, Side, candidates, draw_order, other_donors
+from scdiffkit.compared import Part, Side, candidates, order_of, other_donors
 from scdiffkit.gene_sets import GeneSets
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
@@ -222,14 +222,11 @@ def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
     """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
     cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
-    def order(name: str) -> np.ndarray:
-        return draw_order(sides[name].types, np.random.default_rng([seed, sorted(sides).index(name)]))
-
     most = max(n, MOST_KNOWN)
-    made = sides["synthetic"].part(order("synthetic")[:most])
+    made = sides["synthetic"].part(order_of(sides, "synthetic", seed)[:most])
     if "train" in sides:
-        return sides["train"].part(order("train")[:most]), made
-    rows = order("real")
+        return sides["train"].part(order_of(sides, "train", seed)[:most]), made
+    rows = order_of(sides, "real", seed)
     return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
 
 

@@ -792,3 +792,22 @@ def test_shuffle_keeps_each_gene_within_its_type_and_nothing_else(tiny: AnnData)
     with_copy = [np.corrcoef(cells[:, [i, i + 60]].T)[0, 1] for i in range(540)]
     assert abs(np.mean(with_copy)) < 0.02  # of 1.0 before
     assert np.std(with_copy) == pytest.approx(1 / np.sqrt(120), rel=0.1)
+
+
+def test_with_donors_the_ranges_tell_how_donors_differ() -> None:
+    """Cells of ten donors with genes of their own each: which donors are drawn matters more than which cells."""
+    rng = np.random.default_rng(0)
+    donors = np.repeat([f"d{i}" for i in range(10)], 60)
+    rates = rng.gamma(1.0, 2.0, 120) * rng.lognormal(0, 0.8, (10, 120)).repeat(60, axis=0)
+    cells = AnnData(sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=pd.DataFrame({"donor": donors}))
+    cells.var_names = [f"g{i}" for i in range(120)]
+    cells.obs_names = [f"c{i}" for i in range(600)]
+    real, synthetic = cells[::2].copy(), cells[1::2].copy()
+    del synthetic.obs["donor"]  # as a model leaves them that knows no donors
+    asked = {"metrics": ["mean_mae"], "resamples": 8, "max_cells": 60}
+    alone, with_donors = (evaluate(real, synthetic, donor=donor, **asked) for donor in (None, "donor"))
+    spread = [float(np.std(found["mean_mae"].values)) for found in (alone, with_donors)]
+    assert spread[1] > 1.5 * spread[0]
+    assert any("draws four fifths of the donors" in note for note in with_donors.notes)
+    few = evaluate(real[:120].copy(), synthetic, donor="donor", **asked)  # of four donors
+    assert any("Resamples draw cells, not donors" in note for note in few.notes)
