@@ -170,6 +170,7 @@ class Evaluation:
             floor_is="real cells against training cells" if "train" in self.inputs else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",
             worst_type=self.worst_type(),
+            worst_auc=self.worst_type_auc(),
             poor_types=self.poor_types(),
             missing_types=self.missing_types(),
         )
@@ -205,7 +206,7 @@ class Evaluation:
     def unscored_types(self) -> list[str]:
         """The types that both sides have, but too few cells of to be scored."""
         both = [name for name, n in (self.types or {}).items() if n["real"] and n["synthetic"]]
-        return [name for name in both if name not in self.of_types] if self.of_types else []
+        return [name for name in both if name not in self.of_types]
 
     def worst_type(self) -> str | None:
         """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when

@@ -155,6 +155,7 @@ def judge(
     within: str,
     alike: bool = True,
     worst_type: str | None = None,
+    worst_auc: tuple[str, Score] | None = None,
     poor_types: Sequence[str] = (),
     missing_types: Sequence[str] = (),
     unscored_types: Sequence[str] = (),
@@ -165,8 +166,9 @@ def judge(
     n_cells: of each group that is compared. basis: what is known of whether the model has seen the real cells.
     floor_is, within: the reference and the shuffle in words. alike: whether the real cells are like those trained on,
     of the same types, conditions and donors: else what tells the two apart is not the model's doing. worst_type: whose
-    cells are furthest from real ones; poor_types: whose cells are far from them; missing_types: of which there are real
-    cells and no synthetic ones; unscored_types: with too few cells to be scored. remarks: on how the cells were made.
+    cells are furthest from real ones; worst_auc: that whose cells a forest tells best, and how well; poor_types: whose
+    cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; unscored_types:
+    with too few cells to be scored. remarks: on how the cells were made.
     """
     scores = list(scores)
     by_name = {score.metric: score for score in scores}
@@ -221,6 +223,9 @@ def judge(
             f"By the genes that an analysis would choose (scanpy's highly variable ones) it does with AUC "
             f"{s.value:.2f} ({s.floor:.2f}: {floor_is})."
         )
+    if worst_auc is not None and worst_auc[1].value - worst_auc[1].floor > CLOSE:
+        name, s = worst_auc
+        reasons.append(f"Within {name} alone it does with AUC {s.value:.2f} ({s.floor:.2f}: {floor_is}).")
     if word in ("close", "too few") and worst.value <= MARGIN < worst.high and basis not in ("none", "unknown"):
         reasons.append(
             f"With {n_cells:,} cells of each, that AUC is known to +- {worst.half_width:.2f}; about "

@@ -13,6 +13,7 @@ from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress,
 if TYPE_CHECKING:
     from scdiffkit.evaluate import Evaluation
 
+TABLE_WIDTH = 120  # where the output is no terminal, or a narrow one
 BELOW = 3  # exit code of --fail-below
 
 
@@ -138,17 +139,20 @@ def print_table(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for column in ("synthetic", "real cells", "bad model"):
         table.add_column(column, justify="right")
     table.add_column("where it lies", no_wrap=True)
-    for score in evaluation.scores:
-        if score.metric in HEADLINES:
-            bad = score.bad_model or score.worst_ceiling()
-            table.add_row(
-                score.metric, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place
-            )
-    Console(soft_wrap=True).print(table)
+    shown = [(score.metric, score) for score in evaluation.scores if score.metric in HEADLINES]
+    worst = evaluation.worst_type_auc()
+    if worst is not None:
+        shown.insert(1, (f"rf_auc of {worst[0]}", worst[1]))
+    for name, score in shown:
+        bad = score.bad_model or score.worst_ceiling()
+        table.add_row(name, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place)
+    console = Console(soft_wrap=True)
+    Console(soft_wrap=True, width=max(console.width, TABLE_WIDTH)).print(table)
 
 
 def print_verdict(evaluation: Evaluation) -> None:
