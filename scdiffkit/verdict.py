@@ -131,7 +131,8 @@ class Excess:
 
     @property
     def high(self) -> float:
-        return self.value + self.half_width
+        """Never narrower than around 0: cells that score better than real ones do so by chance."""
+        return max(self.value, 0.0) + self.half_width
 
 
 def auc_error(n: int) -> float:
