@@ -147,7 +147,7 @@ def print_table(evaluation: Evaluation) -> None:
     shown = [(score.metric, score) for score in evaluation.scores if score.metric in HEADLINES]
     worst = evaluation.worst_type_auc()
     if worst is not None:
-        shown.insert(1, (f"rf_auc of {worst[0]}", worst[1]))
+        shown.insert([name for name, _ in shown].index("rf_auc") + 1, (f"rf_auc of {worst[0]}", worst[1]))
     for name, score in shown:
         bad = score.bad_model or score.worst_ceiling()
         table.add_row(name, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place)
