@@ -37,6 +37,12 @@ def scdiff(*args, cwd, code=0, stdin=None):
 
 
 @pytest.fixture(scope="module")
+def tiny(wide):
+    """Small cells of enough genes to be compared."""
+    return wide
+
+
+@pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     """A folder with data.h5ad and one trained run in scdiff-runs/."""
     folder = tmp_path_factory.mktemp("work")

@@ -22,10 +22,10 @@ from scdiffkit.errors import DataError, FileError, ScdiffWarning
 from scdiffkit.evaluate import Evaluation
 from scdiffkit.preprocess import lognormalise
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells a side")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny(wide: AnnData) -> AnnData:
     """Small cells of enough genes to be compared."""
     return wide
@@ -99,7 +99,7 @@ def test_cells_in_files_score_as_in_memory(suffix: str, tiny: AnnData, tmp_path:
     real.X = real.X.toarray()
     synthetic.layers["counts"] = synthetic.X.astype(np.int64)
     synthetic.X = lognormalise(synthetic.X, 1e4)
-    synthetic = synthetic[:, np.random.default_rng(0).permutation(60)[:50]].copy()
+    synthetic = synthetic[:, np.random.default_rng(0).permutation(120)[:110]].copy()
     paths = [written(c, tmp_path / f"{i}{suffix}") for i, c in enumerate((real, synthetic, train))]
     options: dict[str, Any] = {"label": "cell_type", "donor": "donor", "conditions": ["donor"], "protocol": "cfgen"}
     expected = evaluate(real, synthetic, train=train, **options)
@@ -335,12 +335,12 @@ def test_places_of_genes_that_do_not_exist(tiny: AnnData, tmp_path: Path) -> Non
 
 
 def test_files_of_old_are_read_whole(tmp_path: Path) -> None:
-    path, X = tmp_path / "old.h5ad", np.random.default_rng(0).poisson(1.0, (40, 30)).astype(np.float32)
+    path, X = tmp_path / "old.h5ad", np.random.default_rng(0).poisson(1.0, (40, 130)).astype(np.float32)
     import h5py
 
     with h5py.File(path, "w") as f:
-        f["obs"] = np.array([(f"c{i}".encode(),) for i in range(40)], dtype=[("index", "S3")])
-        f["var"] = np.array([(f"g{i}".encode(),) for i in range(30)], dtype=[("index", "S3")])
+        f["obs"] = np.array([(f"c{i}".encode(),) for i in range(40)], dtype=[("index", "S4")])
+        f["var"] = np.array([(f"g{i}".encode(),) for i in range(130)], dtype=[("index", "S4")])
         f["X"] = X
     assert evaluate(path, path).inputs["real"]["cells"] == 40
     with pytest.raises(FileError, match=r"before 0\.8.*write it anew"):
