@@ -604,15 +604,18 @@ def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray) ->
         sides[name].n_cells = len(rows)
 
 
-def are_alike(real: Part, train: Part) -> bool:
-    """Whether held-out cells are of the types, conditions and donors that were trained on, so far as these are known:
-    else what tells the two apart need not be that the one was trained on."""
-    if other_donors(real, train):
-        return False
-    kinds = [name for name in ("types", "conditions") if name in real.of_cells and name in train.of_cells]
-    of_real, of_train = (Counter(zip(*(part.of_cells[name] for name in kinds), strict=True)) for part in (real, train))
-    unknown = sum(n for kind, n in of_real.items() if kind not in of_train)
-    return unknown <= UNLIKE * len(real.types)
+def of_known_kinds(real: Side, train: Side) -> bool:
+    """Whether held-out cells are of the types and conditions that were trained on, but for a few."""
+    columns = [
+        (real.types, train.types) if real.has_types and train.has_types else None,
+        (real.conditions, train.conditions) if real.conditions is not None else None,
+    ]
+    pairs = [pair for pair in columns if pair is not None]
+    if not pairs:
+        return True
+    of_real, of_train = (list(zip(*(pair[side] for pair in pairs), strict=True)) for side in (0, 1))
+    trained = set(of_train)
+    return sum(kind not in trained for kind in of_real) <= UNLIKE * len(of_real)
 
 
 def other_donors(real: Part, train: Part) -> bool:

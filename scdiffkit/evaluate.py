@@ -12,6 +12,7 @@ tool made know which cells their run was trained on: of such real cells, those i
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import platform
@@ -38,7 +39,6 @@ from scdiffkit.compared import (
     Part,
     Remarks,
     Side,
-    are_alike,
     cells_a_side,
     count_types,
     draw_order,
@@ -48,6 +48,8 @@ from scdiffkit.compared import (
     load,
     match_genes,
     note_scales,
+    of_known_kinds,
+    order_of,
     parts,
     separate,
 )
@@ -58,7 +60,8 @@ from scdiffkit.generate import sample
 from scdiffkit.holdout import TrainingData, Unseen
 from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back, open_cells
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS
+from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, in_space
+from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.metrics.layouts import LAYOUTS
 from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
@@ -88,6 +91,10 @@ REPORT, PICTURE = "report.html", "cells.png"
 IN_WORDS = ["definition", "source"]  # columns that metrics.csv leaves to metrics.json
 CELLS = "cells.h5ad"
 RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 400
+# Imported before there are threads: two that import parts of one library at once may find it half made.
+IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.decomposition", "sklearn.ensemble",
+                       "sklearn.linear_model", "sklearn.manifold", "sklearn.metrics", "sklearn.model_selection",
+                       "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing")  # fmt: skip
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
 
@@ -167,7 +174,9 @@ class Evaluation:
             alike=self.alike,
             unscored_types=self.unscored_types(),
             remarks=self.remarks,
-            floor_is="real cells against training cells" if "train" in self.inputs else "two halves of the real cells",
+            floor_is="real cells against training cells"
+            if self.floor_definition == HELD_OUT
+            else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",
             worst_type=self.worst_type(),
             worst_auc=self.worst_type_auc(),
@@ -427,11 +436,23 @@ def evaluate(
     by_counts = bool(wanted) or (protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv"))
     sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
     types = None if label is None else count_types(sides, label, remarks)
-    available = cells_a_side(sides)
+    alike, sets = True, sides  # sets: those that scores between real and synthetic cells are of
+    if with_training_cells:
+        known_kinds, other_groups = of_known_kinds(sides["real"], sides["train"]), donors_held_out(sides, unseen)
+        told = told_apart(sides, max_cells, seed)
+        alike = known_kinds and not told and not other_groups
+        if not (alike or other_groups) and sides["real"].X.shape[0] >= 2 * MIN_CELLS:
+            sets = {name: side for name, side in sides.items() if name != "train"}
+            remarks.notes.append(
+                "The real cells differ from those trained on, so synthetic cells are set beside two halves of the real "
+                "ones; training cells serve to look for copies alone."
+            )
+    by_halves = "train" not in sets
+    available = cells_a_side(sets)
     n = min(available, max_cells)
     if resamples > 1:
         n = min(max(MIN_CELLS, int(SHARE_OF_RESAMPLE * available)), max_cells)
-    halves = "held-out real cells, training cells" if with_training_cells else "each half of the real cells"
+    halves = "held-out real cells, training cells" if not by_halves else "each half of the real cells"
     remarks.notes.append(
         f"Compared: {n} cells of {halves} and synthetic cells, {resamples} times over, drawn with seed {seed}."
     )
@@ -459,7 +480,6 @@ def evaluate(
     of_donors: dict[str, dict[str, list[dict[str, float]]]] = {}
     pictured: tuple[Part, ...] = ()  # the cells of the first resample
     pictures: dict[str, Picture] = {}
-    alike = True
     with _pool() as pool:
         exact, exact_of = pool.submit(exact_shares, sides), dict[str, dict[str, float]]()
         exact.result()  # first, and alone: of all cells, it takes memory that grows with them
@@ -473,7 +493,7 @@ def evaluate(
                 if not (fast and name == "UMAP")
             }
         for r in range(resamples):
-            drawn = parts(sides, n, seed + 1000 * r)
+            drawn = parts(sets, n, seed + 1000 * r)
             known, made = known_cells(sides, n, seed + 1000 * r)
             round_ = Round(
                 *drawn,
@@ -481,6 +501,7 @@ def evaluate(
                 known=known,
                 made=made,
                 trained=with_training_cells,
+                second_trained=not by_halves,
                 gene_sets=gene_sets,
                 chosen=chosen,
                 seed=seed + r,
@@ -514,7 +535,7 @@ def evaluate(
                 for name, of_part in group.result().items():
                     for metric_name, of_metric in of_part.items():
                         parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
-            for name in donors_to_score(round_.second if with_training_cells else round_.first):
+            for name in donors_to_score(round_):
                 if name not in exact_of:
                     exact_of[name] = exact_shares(sides, name)
                 of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
@@ -532,9 +553,8 @@ def evaluate(
                 for metric, figures in zip(metrics_of, pool.map(in_genes.score, metrics_of)):
                     of_protocol.setdefault(metric.name, []).append(figures)
             if r == 0:
-                alike = not with_training_cells or are_alike(round_.first, round_.second)
                 genes = _genes_table(sides["real"].genes, *drawn)
-                few = donors_left_out(round_.second if with_training_cells else round_.first)
+                few = donors_left_out(round_)
                 if few:
                     remarks.notes.append(
                         f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
@@ -543,10 +563,8 @@ def evaluate(
                 zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (round_.first, round_.third)]
                 remarks.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
-    scores_found = [score_of(METRICS[name], figures) for name, figures in found.items()]
-    alike = alike and not (with_training_cells and told_apart(scores_found, n))
     evaluation = Evaluation(
-        scores=scores_found,
+        scores=[score_of(METRICS[name], figures) for name, figures in found.items()],
         of_types=_scores_of(of_types),
         of_donors=_scores_of(of_donors),
         inputs={name: side.describe() for name, side in sides.items()},
@@ -560,7 +578,7 @@ def evaluate(
         donor=donor,
         protocol=protocol,
         of_protocol=[score_of(METRICS[name], figures) for name, figures in of_protocol.items()],
-        floor_definition=HELD_OUT if with_training_cells else HALVES,
+        floor_definition=HALVES if by_halves else HELD_OUT,
         types=types,
         skipped=skipped,
         notes=remarks.notes,
@@ -579,9 +597,19 @@ def evaluate(
     return evaluation
 
 
-def told_apart(scores: Sequence[Score], n_cells: int) -> bool:
+def told_apart(sides: dict[str, Side], max_cells: int, seed: int) -> bool:
     """Whether a classifier tells the real cells from those trained on, though both are real: they differ then."""
-    return any(s.floor - s.best > MARGIN + CONFIDENCE * auc_error(n_cells) for s in scores if s.metric == "rf_auc")
+    n = min(max_cells, *(sides[name].X.shape[0] for name in ("real", "train")))
+    real, train = (sides[name].part(order_of(sides, name, seed)[:n]) for name in ("real", "train"))
+    return rf_auc(*in_space("pca", real.X, train.X)) - 0.5 > MARGIN + CONFIDENCE * auc_error(n)
+
+
+def donors_held_out(sides: dict[str, Side], unseen: Unseen | None) -> bool:
+    """Whether the real cells are of other donors than those trained on, and that on purpose."""
+    if unseen is not None and unseen.by is not None:
+        return True
+    donors = [sides[name].donors for name in ("real", "train")]
+    return all(of is not None for of in donors) and set(donors[0]).isdisjoint(donors[1])  # type: ignore[arg-type]
 
 
 def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
@@ -629,6 +657,8 @@ def _drawn_from(run: Run, path: Path | None, seed: int, force: bool) -> AnnData 
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
     """As many threads as cores. Ctrl-C waits for the tasks that run, not for those that have not begun."""
+    for name in IMPORTED_BY_METRICS:
+        importlib.import_module(name)
     pool = ThreadPoolExecutor(cpu_count())
     # One thread of BLAS for each of the pool's: faster, and sums do not depend on how many cores there are.
     with threadpool_limits(1), warnings.catch_warnings():

@@ -93,7 +93,7 @@ class TrainingData:
         codes = Conditions.of(rest.obs, self.columns).encode(rest.obs)
         fitted, validated = (places[rows] for rows in split_for_validation(codes, self.val_fraction, self.seed))
         if held.any():
-            return Unseen("holdout", np.flatnonzero(held), fitted)
+            return Unseen("holdout", np.flatnonzero(held), fitted, self.holdout_by)
         return Unseen("validation" if len(validated) else "none", validated, fitted)
 
 
@@ -105,6 +105,7 @@ class Unseen:
     kind: Kind
     unseen: np.ndarray
     trained: np.ndarray
+    by: str | None = None  # obs column of which whole groups were held out
 
 
 def data_fingerprint(raw: RawCells | Prepared, columns: Sequence[str]) -> str:

@@ -38,9 +38,9 @@ class Round:
     """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
 
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
-    with `second` among them, else real cells, with `first` among them. made: synthetic cells. Both may be more cells;
-    without them, copies are not looked for. gene_sets: those that cells are compared in besides all genes.
-    chosen: names of the metrics that are wanted; None: all but those of protocols.
+    else real cells, with `first` among them; second_trained: whether `second` are among them. made: synthetic cells.
+    known and made may be more cells than those; without them, copies are not looked for. gene_sets: places of the genes
+    that some spaces take. chosen: names of the metrics that are wanted; None: those by default.
     """
 
     def __init__(
@@ -53,12 +53,14 @@ class Round:
         known: Part | None = None,
         made: Part | None = None,
         trained: bool = False,
+        second_trained: bool = False,
         gene_sets: GeneSets | None = None,
         chosen: Collection[str] | None = None,
         seed: int,
     ) -> None:
         self.first, self.second, self.third = first, second, third
         self.pool, self.trained, self.seed = pool, trained, seed
+        self.second_trained = second_trained
         self.gene_sets = gene_sets or GeneSets()
         self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
@@ -70,11 +72,13 @@ class Round:
         }
         if known is not None and made is not None:
             self.against.add("neighbours")
-            if trained and not other_donors(first, second):
+            if second_trained and not other_donors(first, second):
                 self.against |= {"candidates", "references"}
-            if trained and min(map(len, _held_out_and_known(first, second))) >= FEWEST_DONORS:
+            if second_trained and min(map(len, _held_out_and_known(first, second))) >= FEWEST_DONORS:
                 self.against.add("donors")
-            self._copies = pool.submit(_pairs_with_copies, first, second, third, known, made, trained, seed)
+            self._copies = pool.submit(
+                _pairs_with_copies, first, second, third, known, made, trained, second_trained, seed
+            )
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
 
     def prepare(self, metrics: Sequence[Metric]) -> None:
@@ -130,7 +134,7 @@ class Round:
     def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
         """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in donors_to_score(self.second if self.trained else self.first):
+        for name in donors_to_score(self):
 
             def keep(which: str, part: Part, name: str = name) -> np.ndarray:
                 """This donor's known cells, beside all that were held out; all where no cell is known."""
@@ -145,10 +149,10 @@ class Round:
 
 
 def _pairs_with_copies(
-    first: Part, second: Part, third: Part, known: Part, made: Part, trained: bool, seed: int
+    first: Part, second: Part, third: Part, known: Part, made: Part, trained: bool, second_trained: bool, seed: int
 ) -> dict[str, dict[str, tuple[Part, Part]]]:
-    """The pairs for metrics against "neighbours" and, if trained, "candidates" (see Round), X being the components of
-    one fit to first, second and third; "references" and "donors" as well, if trained."""
+    """The pairs for metrics against "neighbours" and, if second_trained, "candidates", "references" and "donors" (see
+    Round), X being the components of one fit to first, second and third."""
     of_sides = [part.X for part in (first, second, third)]
     components = principal_components(
         as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([known.X, made.X], format="csr")
@@ -168,7 +172,7 @@ def _pairs_with_copies(
             "copies": (neighbours, known.take(np.arange(min(n, len(known.types))))),
         }
     }
-    if trained:
+    if second_trained:
         half = np.arange(len(some.types)) % 2 == 0
         references = candidates(some, second, others)
         pairs["references"] = {
@@ -198,19 +202,26 @@ def _held_out_and_known(first: Part, second: Part) -> tuple[set[str], set[str]]:
     return set(first.of_cells["donors"]) - known, known
 
 
-def donors_to_score(part: Part) -> list[str]:
-    """Those with enough cells."""
-    return [name for name, count in _donors(part).items() if count >= MIN_CELLS_OF_TYPE]
+def donors_to_score(round_: Round) -> list[str]:
+    """Those with enough cells among the cells that synthetic ones may be copies of."""
+    return [name for name, count in _donors(_of_donors(round_)).items() if count >= MIN_CELLS_OF_TYPE]
 
 
-def donors_left_out(part: Part) -> list[str]:
+def donors_left_out(round_: Round) -> list[str]:
     """Those with too few."""
-    return [name for name, count in _donors(part).items() if count < MIN_CELLS_OF_TYPE]
+    return [name for name, count in _donors(_of_donors(round_)).items() if count < MIN_CELLS_OF_TYPE]
 
 
-def _donors(part: Part) -> dict[str, int]:
+def _of_donors(round_: Round) -> Part | None:
+    """The cells whose donors are looked for; None where those trained on are not among the cells compared."""
+    if round_.second_trained:
+        return round_.second
+    return None if round_.trained else round_.first
+
+
+def _donors(part: Part | None) -> dict[str, int]:
     """Cells of each."""
-    return Counter(map(str, sorted(part.of_cells.get("donors", ()))))
+    return Counter(map(str, sorted(() if part is None else part.of_cells.get("donors", ()))))
 
 
 def _of_one(part: Part, name: str) -> bool:
@@ -248,14 +259,14 @@ def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str
         drawn = (round_.first, round_.second, round_.third)
         given = {"member", "donors"} if metric.against == "donors" else {"member"}
         missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
-        if metric.against == "donors" and round_.trained and "donors" not in round_.against:
+        if metric.against == "donors" and round_.second_trained and "donors" not in round_.against:
             skipped[metric.name] = (
                 f"there are no {FEWEST_DONORS} donors that the model was trained on, and {FEWEST_DONORS} others "
                 "(--donor)"
             )
         elif metric.against not in {*round_.against, "train"}:
             skipped[metric.name] = (
-                "the real cells are of other donors than those that the model was trained on"
+                "the real cells are of other kinds, or of other donors, than those that the model was trained on"
                 if round_.trained
                 else "the cells that the model was trained on are not given (--train)"
             )

@@ -307,13 +307,13 @@ def _usable(uses: dict[str, Grade]) -> str:
 def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
     """What the attack on membership finds; it is none where held-out cells differ from training cells anyway."""
     attack = by_name.get("membership_auc")
-    if attack is None:
-        return None
     if not alike:
         return (
             "Whether training cells can be recognised was not tested: the real cells differ from those trained on (in "
             "types, conditions, donors or batches), so that alone tells them apart."
         )
+    if attack is None:
+        return None
     if attack.value < MEMBERSHIP or attack.at_floor:
         return (
             f"The attack tried here does not tell training cells from held-out ones (AUC {attack.value:.2f}; 0.5: not "

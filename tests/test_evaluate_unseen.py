@@ -187,8 +187,8 @@ def test_what_cannot_be_compared_is_refused(demo):
 
 
 def test_cells_of_a_kind_that_was_left_out_of_training_are_not_called_copies(demo):
-    """The real cells are of a type that was not trained on, and the synthetic ones of it are like those that were: the
-    attack tells all training cells, and no cell is a copy."""
+    """The real cells are of a type that was not trained on, and the synthetic ones of it are like those that were: an
+    attack would tell all training cells, and no cell is a copy. Training cells are no reference for such cells."""
     rng = np.random.default_rng(0)
     name = demo.obs["cell_type"].value_counts().index[0]
     of_it, others = (np.flatnonzero((demo.obs["cell_type"] == name) == wanted) for wanted in (True, False))
@@ -196,7 +196,8 @@ def test_cells_of_a_kind_that_was_left_out_of_training_are_not_called_copies(dem
     train, made = demo[others[::2]].copy(), demo[others[1::2]].copy()
     made.obs["cell_type"] = name
     found = scdiffkit.evaluate(demo[of_it].copy(), made, train=train, label="cell_type", **MINIMAL)
-    assert found["membership_auc"].value > 0.9
-    assert found.verdict.word != "copied"
+    assert "membership_auc" in found.skipped
+    assert found["rf_auc"].floor < 0.65 < 0.9 < found["rf_auc"].value
+    assert found.verdict.word == "poor"
     assert not found.alike
     assert "was not tested" in found.verdict.privacy
