@@ -37,23 +37,26 @@ def scdiff(*args, cwd, code=0, stdin=None):
 
 
 @pytest.fixture(scope="module")
-def tiny(wide):
-    """Small cells of enough genes to be compared."""
-    return wide
+def folder(tiny, tmp_path_factory):
+    """A folder with data.h5ad and one trained run in scdiff-runs/."""
+    return with_a_run(tiny, tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
-    """A folder with data.h5ad and one trained run in scdiff-runs/."""
-    folder = tmp_path_factory.mktemp("work")
-    scdiffkit.write(tiny, folder / "data.h5ad")
+def wide_folder(wide, tmp_path_factory):
+    """The same, of enough genes for cells to be compared."""
+    return with_a_run(wide, tmp_path_factory.mktemp("wide"))
+
+
+def with_a_run(cells, folder):
+    scdiffkit.write(cells, folder / "data.h5ad")
     scdiff("train", "data.h5ad", "--arch", "whitebox", "--label", "cell_type", *TINY, cwd=folder)
     return folder
 
 
 @pytest.mark.slow
-def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "w", symlinks=True)
+def test_the_main_job_as_the_readme_writes_it(wide_folder, tmp_path):
+    shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
     drawn = scdiff("sample", "--ddim", 20, "-n", 200, cwd=tmp_path / "w")
     assert drawn.stdout.strip() == "cells.h5ad"
     assert "(the latest)" in drawn.stderr
@@ -75,8 +78,8 @@ def test_the_main_job_as_the_readme_writes_it(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_with_another_papers_protocol_and_compare(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "w", symlinks=True)
+def test_evaluate_with_another_papers_protocol_and_compare(wide_folder, tmp_path):
+    shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
     for seed in (1, 2):
         scdiff("sample", "--ddim", 2, "-n", 60, "--seed", seed, "-o", f"made{seed}.h5ad", cwd=tmp_path / "w")
     asked = ["evaluate", "data.h5ad", "made1.h5ad", "--label", "cell_type", "--fast", "--json"]
