@@ -221,7 +221,7 @@ def train(
         if complete:
             vectors.remove(run.vectors)
         for remark in run.remarks():
-            log.warning("%s --resume goes on.", remark)
+            log.warning(remark)
     return run
 
 
