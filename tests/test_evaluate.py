@@ -286,8 +286,8 @@ def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) ->
     one = evaluate(held_out[held_out.obs["donor"] == "d5"].copy(), made, **options)
     assert "2 donors that the model was trained on" in one.skipped["donor_membership_auc"]
     without = evaluate(held_out, made, train=train, metrics=asked)
-    assert {"membership_tpr_1", "domias_auc"} <= {s.metric for s in without.scores}
-    assert without["domias_auc"].floor == pytest.approx(0.5, abs=0.15)
+    assert {"membership_tpr_1", "domias_auc"} <= set(without.skipped)  # the donors' genes alone tell the two apart
+    assert not without.alike
 
 
 def test_a_type_that_is_off_is_told_among_good_ones(demo: AnnData) -> None:
