@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -53,13 +53,6 @@ class Conditions:
         combinations = [(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)]
         colors = {column: of for column, of in colors_of(obs, uns or {}).items() if column in categories}
         return cls(categories, combinations, colors, ordered)
-
-    def counted(self, codes: np.ndarray) -> Conditions:
-        """The same categories, with the combinations of the cells that have these codes (n, K)."""
-        codes, counts = np.unique(codes, axis=0, return_counts=True)
-        return replace(
-            self, combinations=[(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)]
-        )
 
     @property
     def columns(self) -> list[str]:

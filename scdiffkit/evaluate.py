@@ -411,6 +411,12 @@ def evaluate(
     assert isinstance(opened, dict)
     basis: Basis = "unknown" if train is None else "given"
     if train is None:
+        if isinstance(run, Run):  # whoever made the synthetic cells
+            unseen = data.find_in(opened["real"])
+            if unseen is None:
+                raise RunError(
+                    f"The cells that {run.path} was trained on have changed. Give the old ones: evaluate DATA CELLS."
+                )
         unseen = unseen or unseen_among(opened["real"], opened["synthetic"])
         if unseen is not None:
             basis = unseen.kind if len(unseen.unseen) >= MIN_CELLS else "none"

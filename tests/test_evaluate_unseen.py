@@ -201,3 +201,12 @@ def test_cells_of_a_kind_that_was_left_out_of_training_are_not_called_copies(dem
     assert found.verdict.word == "poor"
     assert not found.alike
     assert "was not tested" in found.verdict.privacy
+
+
+def test_with_a_run_other_programs_cells_are_judged_by_what_the_run_has_not_seen(data, held):
+    run, cells = held
+    others = ad.read_h5ad(cells)
+    del others.uns["scdiffkit"]
+    found = scdiffkit.evaluate(synthetic=others, run=run, **MINIMAL)
+    assert found.basis == "holdout"
+    assert found.inputs["real"]["cells"] == pytest.approx(210, abs=3)
