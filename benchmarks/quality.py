@@ -196,12 +196,13 @@ DATASETS: dict[str, dict[str, str]] = {
 }
 
 
-def load(dataset: DataSet) -> AnnData:
-    """Raw counts in X, nothing but the conditions in obs; without unlabelled cells and genes hardly ever found."""
+def load(dataset: DataSet, also: Sequence[str] = ()) -> AnnData:
+    """Raw counts in X, nothing but conditions and the columns asked for in obs; without unlabelled cells and genes
+    hardly ever found."""
     adata = scdiffkit.read(dataset.path)
     counts, place = find_counts(adata)
     genes = adata.raw.var_names if place == "raw" else adata.var_names
-    obs = adata.obs[dataset.keys]
+    obs = adata.obs[[*dataset.keys, *also]]
     labelled = (obs.notna().all(axis=1) & (obs[dataset.label].astype(str) != UNLABELLED)).to_numpy()
     counts = counts[labelled]
     found = np.bincount(counts.indices[counts.data > 0], minlength=counts.shape[1]) >= MIN_CELLS
