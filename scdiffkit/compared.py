@@ -131,8 +131,8 @@ class Side:
 
     X: InFile where cells stay in their file, until `gather` has brought some of them into memory. counts: raw counts
     (cells, genes), library_size: their sums (cells,), None where there are none or they were not gathered. types,
-    conditions, donors: (cells,) text, the latter two None unless asked for. codec_auc: of the run that made the cells,
-    remarks: on how it made them, where they say.
+    conditions, donors, batches: (cells,) text, the latter three None unless asked for. codec_auc: of the run that made
+    the cells, remarks: on how it made them, where they say.
     """
 
     name: str
@@ -144,6 +144,7 @@ class Side:
     has_types: bool
     conditions: np.ndarray | None
     donors: np.ndarray | None
+    batches: np.ndarray | None
     scale: str
     n_cells: int
     n_genes: int
@@ -163,6 +164,7 @@ class Side:
         self.types = self.types[rows]
         self.conditions = None if self.conditions is None else self.conditions[rows]
         self.donors = None if self.donors is None else self.donors[rows]
+        self.batches = None if self.batches is None else self.batches[rows]
 
     def keep_genes(self, genes: pd.Index) -> None:
         """Keep these genes only, in this order."""
@@ -221,6 +223,8 @@ class Side:
             of_cells["conditions"] = self.conditions[rows]
         if self.donors is not None:
             of_cells["donors"] = self.donors[rows]
+        if self.batches is not None:
+            of_cells["batches"] = self.batches[rows]
         if self.library_size is not None:
             of_cells["library_size"] = self.library_size[rows]
         mitochondrial = self.genes.str.upper().str.startswith("MT-")
@@ -344,6 +348,7 @@ def load(
     label: str | None,
     conditions: Sequence[str] = (),
     donor: str | None = None,
+    batch: str | None = None,
 ) -> dict[str, Side]:
     """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
     (DataError)."""
@@ -356,6 +361,7 @@ def load(
         types, has_types = _types_of(side.obs, label, name, who)
         of_conditions = _texts(side.obs, conditions, "--condition", name, who)
         donors = _texts(side.obs, [donor] if donor else [], "--donor", name, who)
+        batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
         made_here = name == "synthetic" or "scdiffkit" in side.uns
         X, counts, genes, scale = _values(side, who, target_sum, made_here)
         sides[name] = Side(
@@ -368,6 +374,7 @@ def load(
             has_types=has_types,
             conditions=of_conditions,
             donors=donors,
+            batches=batches,
             scale=scale,
             n_cells=X.shape[0],
             n_genes=X.shape[1],

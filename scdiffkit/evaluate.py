@@ -148,6 +148,7 @@ class Evaluation:
     label: str | None
     conditions: tuple[str, ...]
     donor: str | None
+    batch: str | None
     protocol: str | None
     of_protocol: list[Score]
     floor_definition: str
@@ -253,9 +254,9 @@ class Evaluation:
         (the type whose cells a forest tells best), poor_types, missing_types, unscored_types, definitions {floor,
         shuffled, pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked
         for), inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared,
-        of how many]}, label, conditions, donor, protocol {name, genes, source, flaws, metrics, scores} or null, seed,
-        command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package:
-        version}. Scores are as Score.to_dict gives them.
+        of how many]}, label, conditions, donor, batch, protocol {name, genes, source, flaws, metrics, scores} or null,
+        seed, command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions
+        {package: version}. Scores are as Score.to_dict gives them.
         """
         worst_auc = self.worst_type_auc()
         return {
@@ -284,6 +285,7 @@ class Evaluation:
             "label": self.label,
             "conditions": list(self.conditions),
             "donor": self.donor,
+            "batch": self.batch,
             "protocol": None
             if self.protocol is None
             else asdict(PROTOCOLS[self.protocol])
@@ -300,7 +302,9 @@ class Evaluation:
     def command(self) -> str:
         """What repeats these scores in a shell."""
         words = ["scdiff", "evaluate", *(self.inputs[side]["source"] for side in ("real", "synthetic"))]
-        options: dict[str, Any] = {"--label": self.label, "--donor": self.donor, "--protocol": self.protocol}
+        options: dict[str, Any] = {
+            "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
+        }  # fmt: skip
         if self.basis == "given":
             options["--train"] = self.inputs["train"]["source"]
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
@@ -341,6 +345,7 @@ def evaluate(
     label: str | None = None,
     conditions: Sequence[str] = (),
     donor: str | None = None,
+    batch: str | None = None,
     protocol: str | None = None,
     metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
@@ -356,15 +361,15 @@ def evaluate(
 ) -> Evaluation:
     """Score synthetic cells against real ones, beside a real-vs-real floor and bad models.
 
-    real, synthetic, train: AnnData or a file that `read` takes, with raw counts or log1p-normalised X; genes
-    are matched by name. train: the cells the model was trained on, when `real` are others (cells that are in
-    both are taken out of `real`): the floor is then `real` against `train`. label, conditions, donor: obs columns
-    with the types, with what differs between cells of one type (treatment), and with the donors, each of whose cells
-    are then looked for among the synthetic ones. protocol: "scrdit", "cfgen", "scdiffusion", "scldm" or "cell-eval",
-    whose own scores are added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (as `fast`), or
-    "minimal" (some of each family, a few seconds); those that the verdict rests on are always computed. out: folder for
-    report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced only with
-    `force`.
+    real, synthetic, train: AnnData or a file that `read` takes, with raw counts or log1p-normalised X; genes are
+    matched by name. train: the cells the model was trained on, when `real` are others (cells that are in both are taken
+    out of `real`): the floor is then `real` against `train`. label, conditions, donor, batch: obs columns with the
+    types, with what differs between cells of one type (treatment), with the donors, each of whose cells are then looked
+    for among the synthetic ones, and with the batches. protocol: "scrdit", "cfgen", "scdiffusion", "scldm" or
+    "cell-eval", whose own scores are added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (as
+    `fast`), or "minimal" (some of each family, a few seconds); those that the verdict rests on are always computed.
+    out: folder for report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced
+    only with `force`.
     resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
     fast, and "minimal": once, with at most 400 cells a side, and without UMAP, which compiles for ten seconds.
     progress(name, i, n) is called before each of n steps.
@@ -421,7 +426,7 @@ def evaluate(
         if unseen is not None:
             basis = unseen.kind if len(unseen.unseen) >= MIN_CELLS else "none"
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
-    sides = load(opened, sources, label, conditions, donor)
+    sides = load(opened, sources, label, conditions, donor, batch)
     del opened
     remarks = Remarks()
     for remark in sides["synthetic"].remarks:
@@ -582,6 +587,7 @@ def evaluate(
         label=label,
         conditions=tuple(conditions),
         donor=donor,
+        batch=batch,
         protocol=protocol,
         of_protocol=[score_of(METRICS[name], figures) for name, figures in of_protocol.items()],
         floor_definition=HALVES if by_halves else HELD_OUT,

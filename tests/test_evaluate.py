@@ -87,7 +87,9 @@ def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Ev
     evaluation, _ = report
     skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
     skipped |= {"rf_auc_hvg_seurat", "rf_auc_hvg_seurat_v3", "lfc_slope_conditions"}  # few genes, no conditions
-    skipped |= {f"{figure}_{need}" for figure in ("silhouette", "variance") for need in ("conditions", "donors")}
+    skipped |= {
+        f"{figure}_{need}" for figure in ("silhouette", "variance") for need in ("conditions", "donors", "batches")
+    }
     skipped |= {"membership_tpr_1", "membership_tpr_10", "donor_membership_auc", "domias_auc"}
     skipped |= {"donor_membership_tpr_1", "donor_membership_tpr_10"}
     assert set(evaluation.skipped) == skipped
@@ -380,6 +382,25 @@ def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
     assert kept["lfc_conditions"].value > 0.6
     assert without["lfc_conditions"].value < 0.3
+
+
+def test_batches_that_lie_too_close_together_are_told(demo: AnnData) -> None:
+    rng = np.random.default_rng(1)
+    cells = demo.copy()
+    cells.obs["lane"] = rng.choice(["1", "2"], cells.n_obs)
+    X = cells.X.toarray()
+    second, genes = cells.obs["lane"].to_numpy() == "2", rng.permutation(cells.n_vars)[:200]
+    X[np.ix_(second, genes)] += rng.poisson(3, (second.sum(), 200))
+    cells.X = sparse.csr_matrix(X)
+    real, synthetic = halves(cells)
+    mixed = synthetic.copy()
+    mixed.obs["lane"] = rng.permutation(mixed.obs["lane"])
+    asked = {"batch": "lane", "metrics": ["variance_batches", "silhouette_batches"], "resamples": 1}
+    kept, lost = (evaluate(real, c, **asked) for c in (synthetic, mixed))
+    for name in ("variance_batches", "silhouette_batches"):
+        assert abs(kept[name].value) < 0.05
+        assert lost[name].value < -0.1
+    assert "--batch lane" in kept.command()
 
 
 def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:

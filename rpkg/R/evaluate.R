@@ -9,8 +9,8 @@
 #'   cells that the run has not seen are compared (`scdiff_train(holdout = 0.2)`).
 #' @param run Take real cells, training cells and label from this run, where it
 #'   was trained on a file; without `synthetic`, cells are drawn from it.
-#' @param label,condition,donor Columns of the cells: types, what differs between
-#'   cells of one type, donors.
+#' @param label,condition,donor,batch Columns of the cells: types, what differs between
+#'   cells of one type, donors, batches.
 #' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"`,
 #'   `"scdiffusion"`, `"scldm"` or `"cell-eval"`.
 #' @param output Folder of the report; default a temporary one.
@@ -40,14 +40,14 @@
 #' @export
 scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label = NULL, condition = NULL, donor = NULL,
                             protocol = NULL, output = NULL, resamples = 5, fast = FALSE, max_cells = 1000, seed = 0,
-                            force = FALSE, assay = NULL, run = NULL, metrics = "full") {
+                            force = FALSE, assay = NULL, run = NULL, metrics = "full", batch = NULL) {
   if (is.null(run) && (is.null(real) || is.null(synthetic))) fail("Give `real` and `synthetic` cells, or a `run`.")
-  labels <- c(label, condition, donor)
+  labels <- c(label, condition, donor, batch)
   check_columns(real, labels, name = "real", optional = TRUE)
   check_columns(train, labels, name = "train", optional = TRUE)
   options <- list(
     label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
-    donor = text(donor, "donor"), protocol = text(protocol, "protocol"),
+    donor = text(donor, "donor"), batch = text(batch, "batch"), protocol = text(protocol, "protocol"),
     metrics = text(metrics, "metrics", several = TRUE),
     out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
     fast = flag(fast, "fast"), max_cells = whole(max_cells, "max_cells"), seed = whole(seed, "seed"), force = flag(force, "force"),

@@ -78,6 +78,9 @@ def evaluate(
     donor: Annotated[
         str | None, typer.Option(help="obs column with the donors: are cells of single ones among SYNTHETIC?")
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="obs column with the batches: are they as far apart as real ones?")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen, scdiffusion, scldm, cell-eval.")
     ] = None,
@@ -111,8 +114,8 @@ def evaluate(
     with progress("evaluating") as update:
         evaluation = score(
             real, synthetic, run=run, train=train, label=label, conditions=condition or (), donor=donor,
-            protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells, resamples=resamples,
-            fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
+            batch=batch, protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells,
+            resamples=resamples, fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
             progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:

@@ -12,7 +12,9 @@ import numpy as np
 Space = Literal["genes", "variable", "pca", "hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant"]
 Direction = Literal["lower is better", "higher is better", "closest to 0", "closest to 0.5", "closest to 1"]
 Against = Literal["real", "train", "neighbours", "candidates", "references", "donors"]
-Need = Literal["types", "conditions", "donors", "library_size", "genes_detected", "mitochondrial_share", "member"]
+Need = Literal[
+    "types", "conditions", "donors", "batches", "library_size", "genes_detected", "mitochondrial_share", "member"
+]
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
 

@@ -18,6 +18,7 @@ GROUPS: tuple[tuple[str, Need, str], ...] = (
     ("types", "types", "cell types"),
     ("conditions", "conditions", "conditions"),
     ("donors", "donors", "donors"),
+    ("batches", "batches", "batches"),
 )
 RATIOS = (
     "Sum of (r + 1/r - 2) / 2 over those of 20 principal components of both sets where r, the variance of synthetic "

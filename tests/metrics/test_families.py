@@ -628,7 +628,7 @@ def test_silhouette_and_variance_between_groups() -> None:
         cells[:, 0] += np.where(types == "a", d, -d)
         sides.append(cells)
     expected = 9 / 11 - 1 / 3
-    for need in ("types", "conditions", "donors"):
+    for need in ("types", "conditions", "donors", "batches"):
         pair = {need: (types, types)}
         assert METRICS[f"variance_{need}"](*sides, **pair) == pytest.approx(expected, abs=0.02)
         assert METRICS[f"variance_{need}"](*sides[::-1], **pair) == pytest.approx(-expected, abs=0.02)

@@ -25,6 +25,7 @@ def given(counts: np.ndarray) -> dict[str, np.ndarray]:
         "types": (counts[:, :1].ravel() > counts[:, -1:].ravel()).astype(str),
         "conditions": (counts[:, :3].sum(axis=1) > counts[:, -3:].sum(axis=1)).astype(str),
         "donors": (totals % 10).astype(int).astype(str),  # of whom all cells are members, or none
+        "batches": (totals % 3).astype(int).astype(str),
         "library_size": totals,
         "genes_detected": (counts > 0).sum(axis=1).astype(float),
         "member": totals % 2,  # as good as random
@@ -123,7 +124,8 @@ def test_order_of_cells_does_not_matter(m: Metric) -> None:
 NOT_CENTRED = ("cfgen_mmd", "cfgen_w2")  # as published: even near cells are far
 # What these look at is as good as random in these cells; test_families.py has cells that differ in it.
 NOT_IN_THESE = (
-    *NOT_CENTRED, "silhouette_donors", "variance_donors", "silhouette_types", "variance_types", "hubness",
+    *NOT_CENTRED, "silhouette_donors", "variance_donors", "silhouette_batches", "variance_batches", "silhouette_types",
+    "variance_types", "hubness",
     "de_precision", "cell_eval_discrimination",
 )  # fmt: skip
 
