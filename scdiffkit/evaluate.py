@@ -515,9 +515,13 @@ def evaluate(
                 second_trained=not by_halves,
                 gene_sets=gene_sets,
                 chosen=chosen,
+                bad_models=r == 0,
                 seed=seed + r,
             )
-            to_score, skipped = computable(round_, label)
+            to_score, left_out = computable(round_, label)
+            if r == 0:
+                skipped = left_out
+            to_score = [metric for metric in to_score if r == 0 or metric.name in found]  # beside bad models
             steps = len(to_score) * resamples + (out is not None)
             round_.prepare(to_score)
             scores = {
@@ -545,13 +549,16 @@ def evaluate(
             for parts_of, group in groups:
                 for name, of_part in group.result().items():
                     for metric_name, of_metric in of_part.items():
-                        parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
+                        if r == 0 or metric_name in parts_of.get(name, ()):
+                            parts_of.setdefault(name, {}).setdefault(metric_name, []).append(of_metric)
             for name in donors_to_score(round_):
                 if name not in exact_of:
                     exact_of[name] = exact_shares(sides, name)
                 of_donors.setdefault(name, {}).setdefault("exact_duplicates", []).append(exact_of[name])
             if protocol is not None and protocol_genes is not None:
-                in_genes = Round(*(part.in_genes(protocol_genes) for part in drawn), pool=pool, seed=seed + r)
+                in_genes = Round(
+                    *(part.in_genes(protocol_genes) for part in drawn), pool=pool, bad_models=r == 0, seed=seed + r
+                )
                 metrics_of = [METRICS[name] for name in PROTOCOLS[protocol].metrics]
                 lacking = [
                     m for m in metrics_of if not all(need in part.of_cells for need in m.needs for part in drawn)

@@ -16,6 +16,7 @@ from scdiffkit.gene_sets import GeneSets
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
+from scdiffkit.metrics.score import BAD_MODELS
 
 MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
@@ -42,7 +43,8 @@ class Round:
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
     else real cells, with `first` among them; second_trained: whether `second` are among them. made: synthetic cells.
     known and made may be more cells than those; without them, copies are not looked for. gene_sets: places of the genes
-    that some spaces take. chosen: names of the metrics that are wanted; None: those by default.
+    that some spaces take. chosen: names of the metrics that are wanted; None: those by default. bad_models: whether
+    they are scored, too.
     """
 
     def __init__(
@@ -58,20 +60,19 @@ class Round:
         second_trained: bool = False,
         gene_sets: GeneSets | None = None,
         chosen: Collection[str] | None = None,
+        bad_models: bool = True,
         seed: int,
     ) -> None:
         self.first, self.second, self.third = first, second, third
         self.pool, self.trained, self.seed = pool, trained, seed
-        self.second_trained = second_trained
+        self.second_trained, self.bad_models = second_trained, bad_models
         self.gene_sets = gene_sets or GeneSets()
         self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
-        self._real = {
-            "value": (first, third),
-            "floor": (first, second),
-            "shuffled": (first, second.shuffled(np.random.default_rng([seed, 4]))),
-            "pooled": (first, second.pooled()),
-        }
+        self._real = {"value": (first, third), "floor": (first, second)}
+        if bad_models:
+            self._real["shuffled"] = first, second.shuffled(np.random.default_rng([seed, 4]))
+            self._real["pooled"] = first, second.pooled()
         if known is not None and made is not None:
             self.against.add("neighbours")
             if second_trained and not other_donors(first, second):
@@ -92,7 +93,8 @@ class Round:
 
     def pairs(self, against: str) -> dict[str, tuple[Part, Part]]:
         """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
-        return self._real if against == "real" else self._copies.result()[against]
+        pairs = self._real if against == "real" else self._copies.result()[against]
+        return {which: pair for which, pair in pairs.items() if self.bad_models or which not in BAD_MODELS}
 
     def _matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
         """A pair of sets in a space."""

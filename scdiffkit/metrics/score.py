@@ -19,7 +19,8 @@ NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
 
 @dataclass(frozen=True)
 class Score:
-    """One metric: its values for the synthetic cells, one a resample, and the same for real cells and bad models."""
+    """One metric: its values for the synthetic cells, one a resample, the same for real cells, and those of bad models,
+    which are so far off that the first resample tells."""
 
     metric: str
     family: str
@@ -123,8 +124,8 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in metrics.json.
 
-        value, floor, and those of the bad models shuffled, pooled and copies (null where one says nothing) are means
-        over resamples. value_range, floor_range: what holds one more resample 19 times in 20, null with fewer than
+        value, floor: means over resamples. shuffled, pooled, copies: bad models in the first of them, null where one
+        says nothing. value_range, floor_range: what holds one more resample 19 times in 20, null with fewer than
         three. bad_model: the one that this metric is set against, null where
         none tells. position: 0 where real cells are or better, 1 where that bad model is.
         at_floor: whether real cells score as badly now and then. direction: "lower is better" and the like; best: the
@@ -161,8 +162,8 @@ def _range(values: tuple[float, ...]) -> tuple[float, float] | None:
 
 
 def score_of(metric: Metric, figures: list[dict[str, float]]) -> Score:
-    """From value, floor and ceilings of each resample."""
-    by_name = {which: tuple(figure[which] for figure in figures) for which in figures[0]}
+    """From value and floor of each resample, and ceilings of the first."""
+    by_name = {which: tuple(figure[which] for figure in figures if which in figure) for which in figures[0]}
     return Score(
         metric=metric.name,
         family=metric.family,
