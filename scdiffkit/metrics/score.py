@@ -12,6 +12,7 @@ from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 BAD_MODELS = ("shuffled", "pooled", "copies")
 NAMES = {"shuffled": "shuffled cells", "pooled": "the mean cell", "copies": "copies"}
 CLEARLY = 0.25  # of what real cells are off: so much more is clearly worse
+ROUNDING = 1e-6  # of what real cells are off: less is no difference
 FEWEST_RESAMPLES = 3  # that tell a spread
 FAR = 10.0  # times the way to bad models: beyond, a percentage says nothing
 NEAR_FLOOR = 0.1  # of the way to bad models, where there are fewer
@@ -46,7 +47,7 @@ class Score:
 
     def is_worse(self, name: str) -> bool:
         """Whether a bad model does worse than real cells here."""
-        return self._off(self.ceilings[name]) > self._off(self.floors)
+        return self._beyond_floor(name) > ROUNDING * self._off(self.floors)
 
     @property
     def bad_model(self) -> str | None:
@@ -55,7 +56,7 @@ class Score:
         floor = self._off(self.floors)
         clearly = max(CLEARLY * floor, self._by_chance())
         for name in dict.fromkeys((*(n for n in BAD_MODELS[:1] if n in self.ceilings), self.worst_ceiling())):
-            if self._off(self.ceilings[name]) - floor > clearly:
+            if self._beyond_floor(name) > clearly:
                 return name
         return None
 
@@ -85,10 +86,14 @@ class Score:
 
     def _width(self) -> float:
         """Of the scale: from real cells to the bad model."""
-        floor = self._off(self.floors)
         if self.bad_model is not None:
-            return self._off(self.ceilings[self.bad_model]) - floor
-        return max(self._by_chance(), floor, 1e-12)
+            return self._beyond_floor(self.bad_model)
+        return max(self._by_chance(), self._off(self.floors), 1e-12)
+
+    def _beyond_floor(self, name: str) -> float:
+        """How much further from best a bad model is than real cells, in the resamples that score it."""
+        ceilings = self.ceilings[name]
+        return self._off(ceilings) - self._off(self.floors[: len(ceilings)])
 
     def _by_chance(self) -> float:
         """How much worse than on average real cells may score; 0 with fewer than three resamples."""
