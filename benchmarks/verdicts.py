@@ -204,7 +204,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for n, group in frame[frame["case"] == case].groupby("n"):
             counts = group["word"].value_counts()
             said = " | ".join(str(counts.get(word, 0)) for word in GRADE)
-            wanted, holds = must_hold(case, group)
+            wanted, holds = must_hold(case, group, frame)
             lines.append(f"| {case} | {n or 'all'} | {said} | {len(group)} | {wanted} | {holds} |")
     lines += ["", "By data set, of the real and of the trained cells:", ""]
     lines += ["| data | case | cells | verdicts |", "|---|---|---:|---|"]
@@ -217,7 +217,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def must_hold(case: str, group: pd.DataFrame) -> tuple[str, str]:
+def must_hold(case: str, group: pd.DataFrame, frame: pd.DataFrame) -> tuple[str, str]:
     word = group["word"]
     if case == "real":
         fair = word.isin(["indistinguishable", "close", "too few"]).mean()
@@ -231,7 +231,13 @@ def must_hold(case: str, group: pd.DataFrame) -> tuple[str, str]:
         return "copied", answer(bool((word == "copied").all()), (word == "copied").mean())
     if case == "donor":
         return "never copied", answer(not (word == "copied").any())
-    return "full better than short", ""
+    if case == "trained-short":
+        full = frame[frame["case"] == "trained-full"].set_index("data")["interval"]
+        worse = [low > full[data][1] for data, (low, _) in zip(group["data"], group["interval"]) if data in full]
+        return "interval beyond that of trained-full, and a worse verdict", answer(
+            all(worse) and bool(word.map(GRADE).eq("poor").all()), float(np.mean(worse)) if worse else None
+        )
+    return "never poor or copied", answer(not word.isin(["poor", "copied"]).any())
 
 
 def answer(holds: bool, share: float | None = None) -> str:

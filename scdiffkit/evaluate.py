@@ -90,6 +90,7 @@ SCORES, TABLE, GENES = "metrics.json", "metrics.csv", "genes.csv"
 REPORT, PICTURE = "report.html", "cells.png"
 IN_WORDS = ["definition", "source"]  # columns that metrics.csv leaves to metrics.json
 CELLS = "cells.h5ad"
+BY_CHANCE = 0.01  # probability from which on a type may be missing by chance
 RESAMPLES, CELLS_OF_RESAMPLE, FAST_CELLS = 5, 1000, 400
 # Imported before there are threads: two that import parts of one library at once may find it half made.
 IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.decomposition", "sklearn.ensemble",
@@ -183,6 +184,7 @@ class Evaluation:
             worst_auc=self.worst_type_auc(),
             poor_types=self.poor_types(),
             missing_types=self.missing_types(),
+            lost_types=self.lost_types(),
         )
 
     def __getitem__(self, metric: str) -> Score:
@@ -212,6 +214,13 @@ class Evaluation:
         if not any(count["synthetic"] for count in counts.values()):
             return []
         return [name for name, count in counts.items() if count["real"] and not count["synthetic"]]
+
+    def lost_types(self) -> list[str]:
+        """Of the missing types those with so many real cells that chance would hardly leave them out."""
+        counts = self.types or {}
+        n = {side: sum(count[side] for count in counts.values()) for side in ("real", "synthetic")}
+        share = n["real"] / max(1, sum(n.values()))  # a cell of the type is a real one with this probability
+        return [name for name in self.missing_types() if share ** counts[name]["real"] < BY_CHANCE]
 
     def unscored_types(self) -> list[str]:
         """The types that both sides have, but too few cells of to be scored."""

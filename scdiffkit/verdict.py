@@ -49,7 +49,7 @@ GRADE: dict[Word, Grade | None] = {
 MEANING: dict[Word, str] = {
     "indistinguishable": "On cells that the model has not seen, the 95% interval of the classifiers' AUC (rf_auc and, "
     f"where scored, rf_auc_hvg_seurat) above that of other real cells ends below {MARGIN}; no use is graded poor, no "
-    "type is missing, and none is poor.",
+    "type is missing but by chance, and none is poor.",
     "close": f"The AUC is at most {CLOSE} above, less than half as far as that of shuffled cells, and no use is graded "
     "poor. The best verdict on cells that the model was trained on, or may have been.",
     "usable in part": f"AUC below {OBVIOUS}, better than shuffled cells, and at least one use is not graded poor.",
@@ -159,6 +159,7 @@ def judge(
     worst_auc: tuple[str, Score] | None = None,
     poor_types: Sequence[str] = (),
     missing_types: Sequence[str] = (),
+    lost_types: Sequence[str] = (),
     unscored_types: Sequence[str] = (),
     remarks: Sequence[str] = (),
 ) -> Verdict:
@@ -168,8 +169,9 @@ def judge(
     floor_is, within: the reference and the shuffle in words. alike: whether the real cells are like those trained on,
     of the same types, conditions and donors: else what tells the two apart is not the model's doing. worst_type: whose
     cells are furthest from real ones; worst_auc: that whose cells a forest tells best, and how well; poor_types: whose
-    cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; unscored_types:
-    with too few cells to be scored. remarks: on how the cells were made.
+    cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; lost_types: those
+    of them that are too common for that to be chance; unscored_types: with too few cells to be scored. remarks: on how
+    the cells were made.
     """
     scores = list(scores)
     by_name = {score.metric: score for score in scores}
@@ -189,7 +191,7 @@ def judge(
     copied = [s for s in scores if s.metric in bounds and s.position > bounds[s.metric]]
     copied = [s for s in copied if s.metric == "exact_duplicates" or not s.at_floor]  # of all cells: no chance in it
     copies = bool(copied)
-    whole = not (bad or missing_types)
+    whole = not (bad or lost_types)
 
     def word_and_sentence() -> tuple[Word, str]:
         if copies:

@@ -212,10 +212,23 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     lost = real.obs["cell_type"].value_counts().index[0]
     synthetic = other[other.obs["cell_type"] != lost].copy()
     evaluation = evaluate(real, synthetic, label="cell_type")
-    assert evaluation.missing_types() == [lost]
+    assert evaluation.missing_types() == evaluation.lost_types() == [lost]
     assert f"no synthetic cells of {lost}" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
     assert evaluation["type_f1"].value < evaluation["type_f1"].floor - 0.03
+
+
+def test_a_rare_type_may_be_missing_by_chance(demo: AnnData) -> None:
+    real, synthetic = halves(demo)
+    name = real.obs["cell_type"].value_counts().index[-1]
+    of = np.flatnonzero(real.obs["cell_type"] == name)
+    real = real[np.setdiff1d(np.arange(real.n_obs), of[2:])].copy()
+    synthetic = synthetic[synthetic.obs["cell_type"] != name].copy()
+    evaluation = evaluate(real, synthetic, label="cell_type", metrics="minimal")
+    assert evaluation.missing_types() == [name]
+    assert evaluation.lost_types() == []
+    assert f"no synthetic cells of {name}" in str(evaluation.verdict)
+    assert evaluation.verdict.word in ("close", "too few")
 
 
 def test_counts_scaled_by_two_are_caught_by_the_cells(tiny: AnnData) -> None:

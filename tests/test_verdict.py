@@ -184,9 +184,13 @@ def test_few_cells_are_not_called_copies_by_chance() -> None:
 
 
 def test_types_that_are_missing_are_named() -> None:
-    found = said((0.50, 0.5, 0.9), say={"missing_types": ["B", "NK"], "worst_type": None})
+    lost = {"missing_types": ["B", "NK"], "lost_types": ["B"], "worst_type": None}
+    found = said((0.50, 0.5, 0.9), say=lost)
     assert found.word == "usable in part"
     assert "no synthetic cells of B and NK" in str(found)
+    by_chance = said((0.50, 0.5, 0.9), say=lost | {"lost_types": []})
+    assert by_chance.word == "indistinguishable"
+    assert "no synthetic cells of B and NK" in str(by_chance)
 
 
 def test_a_type_that_is_off_is_named_even_among_good_cells() -> None:
