@@ -25,7 +25,7 @@ OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # what is s
 OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
 FEWEST_DONORS = 2  # that were trained on, and that were not, for donors to be told apart
 OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
-ONE_OF = {"conditions": "condition", "donors": "donor", "batches": "batch"}
+SINGULAR = {"conditions": "condition", "donors": "donor", "batches": "batch"}
 WITHOUT = {
     "types": "no --label that both sides have",
     "conditions": "no --condition that both sides have",
@@ -280,8 +280,8 @@ def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str
             skipped[metric.name] = round_.gene_sets.missing[metric.space]
         elif "types" in metric.needs and len(set(round_.first.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
-        elif alone := [n for n in ONE_OF if n in metric.needs and _of_one(round_.first, n)]:
-            skipped[metric.name] = f"all real cells are of one {ONE_OF[alone[0]]}"
+        elif alone := [n for n in SINGULAR if n in metric.needs and _of_one(round_.first, n)]:
+            skipped[metric.name] = f"all real cells are of one {SINGULAR[alone[0]]}"
         elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
             skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
         else:

@@ -382,33 +382,30 @@ def test_metrics_that_are_not_known_are_refused(tiny: AnnData, asked: str, messa
         evaluate(*halves(tiny), metrics=asked)
 
 
-def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
+def with_two_groups(cells: AnnData, column: str) -> tuple[AnnData, AnnData, AnnData]:
+    """Real and synthetic cells of two groups, of which one has more of 200 genes, and the latter with groups mixed."""
     rng = np.random.default_rng(0)
-    cells = demo.copy()
-    cells.obs["state"] = rng.choice(["treated", "not"], cells.n_obs)
+    cells = cells.copy()
+    cells.obs[column] = rng.choice(["1", "2"], cells.n_obs)
     X = cells.X.toarray()
-    treated, genes = cells.obs["state"].to_numpy() == "treated", rng.permutation(cells.n_vars)[:200]
-    X[np.ix_(treated, genes)] += rng.poisson(3, (treated.sum(), 200))
+    first, genes = cells.obs[column].to_numpy() == "1", rng.permutation(cells.n_vars)[:200]
+    X[np.ix_(first, genes)] += rng.poisson(3, (first.sum(), 200))
     cells.X = sparse.csr_matrix(X)
     real, synthetic = halves(cells)
-    lost = synthetic.copy()
-    lost.obs["state"] = rng.permutation(lost.obs["state"])
+    mixed = synthetic.copy()
+    mixed.obs[column] = rng.permutation(mixed.obs[column])
+    return real, synthetic, mixed
+
+
+def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
+    real, synthetic, lost = with_two_groups(demo, "state")
     kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
     assert kept["lfc_conditions"].value > 0.6
     assert without["lfc_conditions"].value < 0.3
 
 
 def test_batches_that_lie_too_close_together_are_told(demo: AnnData) -> None:
-    rng = np.random.default_rng(1)
-    cells = demo.copy()
-    cells.obs["lane"] = rng.choice(["1", "2"], cells.n_obs)
-    X = cells.X.toarray()
-    second, genes = cells.obs["lane"].to_numpy() == "2", rng.permutation(cells.n_vars)[:200]
-    X[np.ix_(second, genes)] += rng.poisson(3, (second.sum(), 200))
-    cells.X = sparse.csr_matrix(X)
-    real, synthetic = halves(cells)
-    mixed = synthetic.copy()
-    mixed.obs["lane"] = rng.permutation(mixed.obs["lane"])
+    real, synthetic, mixed = with_two_groups(demo, "lane")
     asked = {"batch": "lane", "metrics": ["variance_batches", "silhouette_batches"], "resamples": 1}
     kept, lost = (evaluate(real, c, **asked) for c in (synthetic, mixed))
     for name in ("variance_batches", "silhouette_batches"):
