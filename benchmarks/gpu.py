@@ -35,10 +35,10 @@ from atlas import write_atlas
 from torch.utils.flop_counter import FlopCounterMode
 
 import scdiffkit
-from scdiffkit import gradients
 from scdiffkit.config import SampleConfig
-from scdiffkit.device import make_fabric
 from scdiffkit.run import Run
+from scdiffkit.runtime.device import make_fabric
+from scdiffkit.training import step as training_step
 
 PAPERS = [("scrdit", "gene", "dit", 16), ("whitebox-dit", "gene", "whitebox", 16)]  # the last: cells in a batch
 FULL = [("scrdit", "gene", "dit", 256), ("whitebox-dit", "gene", "whitebox", 256)]  # the same where they fill a GPU
@@ -107,7 +107,7 @@ def measure_rates(result: dict[str, Any], folder: Path, options: argparse.Namesp
         out = folder / f"{preset}-{codec}-{arch}-{batch_size}{'-one-by-one' * one_by_one}"
         if fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with mock.patch.object(gradients, "WARM_UP", math.inf if one_by_one else gradients.WARM_UP):
+        with mock.patch.object(training_step, "WARM_UP", math.inf if one_by_one else training_step.WARM_UP):
             seen = measuring.train_for(options.seconds, data, out, settings, preset=preset, arch=arch)
         memory = torch.cuda.max_memory_allocated() / 2**30 if fabric.device.type == "cuda" else 0.0
         run = Run.open(out)

@@ -23,11 +23,11 @@ import scdiffkit  # before torch
 import torch  # isort: skip
 from torch.profiler import ProfilerActivity, profile
 
-from scdiffkit import generate
 from scdiffkit.codecs import CODECS
 from scdiffkit.config import SampleConfig, make
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.io import CellWriter
+from scdiffkit.sampling import pipeline
 
 OPERATORS = 12
 spent: dict[str, float] = collections.defaultdict(float)
@@ -87,8 +87,8 @@ class timed:
         self.wrap(Denoiser, "predict", "network and sampler")
         for codec in CODECS.values():
             self.wrap(codec, "decode", "decode: shares, counts")
-        self.wrap(generate, "_csr", "dense counts to sparse")
-        self.wrap(generate, "lognormalise", "log-normalise")
+        self.wrap(pipeline, "_csr", "dense counts to sparse")
+        self.wrap(pipeline, "lognormalise", "log-normalise")
         self.wrap(CellWriter, "append", "write")
 
     def wrap(self, owner: Any, name: str, stage: str) -> None:

@@ -56,17 +56,17 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from scdiffkit.codecs.count import fold_of
-from scdiffkit.compared import shuffle_within
 from scdiffkit.config import SampleConfig
-from scdiffkit.data import Conditions
-from scdiffkit.data import split as data_split
-from scdiffkit.gene_sets import choose_gene_sets
+from scdiffkit.data.cells import Conditions
+from scdiffkit.data.cells import split as data_split
+from scdiffkit.evaluation.cell_sets import shuffle_within
+from scdiffkit.evaluation.gene_sets import choose_gene_sets
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics.biology import macro_f1
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import mmd_pca
 from scdiffkit.metrics.marginals import mean_mae, mean_per_gene, variance_mae, variance_per_gene, zeros_mae
-from scdiffkit.preprocess import find_counts, lognormalise
+from scdiffkit.preprocessing.pipeline import find_counts, lognormalise
 
 HERE = Path(__file__).resolve().parent
 UNLABELLED, MIN_CELLS = "unlabelled", 3

@@ -32,9 +32,9 @@ from atlas import write_atlas
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scdiffkit.config import SampleConfig
-from scdiffkit.device import make_fabric
-from scdiffkit.fit import TrainStatus
 from scdiffkit.run import Run
+from scdiffkit.runtime.device import make_fabric
+from scdiffkit.training.loop import TrainStatus
 
 CELLS, GENES, TYPES = 2000, 2000, 12
 STEPS = 20  # of DDIM

@@ -32,7 +32,7 @@ from anndata import AnnData
 
 import scdiffkit
 from scdiffkit.config import SampleConfig
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import mmd_pca

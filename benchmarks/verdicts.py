@@ -38,12 +38,12 @@ import quality
 from anndata import AnnData, concat
 from quality import DATASETS, DataSet
 
-from scdiffkit.compared import draw_order, shuffle_within
 from scdiffkit.config import SampleConfig
+from scdiffkit.evaluation.cell_sets import draw_order, shuffle_within
+from scdiffkit.evaluation.verdict import GRADE, USES
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.profiles import ALWAYS
-from scdiffkit.verdict import GRADE, USES
 
 HERE = Path(__file__).resolve().parent
 COPIES = (1, 5, 20, 100)

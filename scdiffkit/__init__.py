@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scdiffkit.compare import compare
-    from scdiffkit.evaluate import evaluate
-    from scdiffkit.generate import sample
-    from scdiffkit.holdout import split
+    from scdiffkit.data.split import split
+    from scdiffkit.evaluation.pipeline import evaluate
+    from scdiffkit.evaluation.ranking import compare
     from scdiffkit.io import read, write
-    from scdiffkit.preprocess import preprocess
+    from scdiffkit.preprocessing.pipeline import preprocess
     from scdiffkit.run import Run
-    from scdiffkit.train import train
+    from scdiffkit.sampling.pipeline import sample
+    from scdiffkit.training.pipeline import train
 
 # Threads that wait for one another spin for some microseconds, and then sleep. Sleeping at once, a training step takes
 # nearly twice as long on an idle machine; spinning on, ten times and more on one with other work
@@ -33,40 +31,26 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "split", "train", "write"]
 
+# Loaded on first use, so that importing the package imports neither torch nor scanpy.
 _PUBLIC = {
     "read": "scdiffkit.io",
     "write": "scdiffkit.io",
-    "preprocess": "scdiffkit.preprocess",
-    "split": "scdiffkit.holdout",
-    "train": "scdiffkit.train",
+    "preprocess": "scdiffkit.preprocessing.pipeline",
+    "split": "scdiffkit.data.split",
+    "train": "scdiffkit.training.pipeline",
     "Run": "scdiffkit.run",
-    "sample": "scdiffkit.generate",
-    "evaluate": "scdiffkit.evaluate",
-    "compare": "scdiffkit.compare",
+    "sample": "scdiffkit.sampling.pipeline",
+    "evaluate": "scdiffkit.evaluation.pipeline",
+    "compare": "scdiffkit.evaluation.ranking",
 }
 
 
-class _Package(ModuleType):
-    """Loads the public functions on first use, so that importing the package imports neither torch nor scanpy.
-
-    Importing a submodule binds it as an attribute of its package; where function and module share a name
-    (`train`, `preprocess`, `evaluate`, `compare`), the function is what a user means.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _PUBLIC:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        module = importlib.import_module(_PUBLIC[name])
-        value = getattr(module, name)
-        super().__setattr__(name, value)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_PUBLIC})
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return __all__

@@ -30,10 +30,10 @@ from torch import Tensor
 from scdiffkit import codecs, config, models
 from scdiffkit.codecs import Codec, GeneCodec
 from scdiffkit.config import RunConfig
-from scdiffkit.denoiser import Denoiser, SpikeSlab
+from scdiffkit.diffusion.denoiser import Denoiser, SpikeSlab
+from scdiffkit.diffusion.schedule import Schedule
 from scdiffkit.errors import ConfigError, FileError, RunError, nearest
 from scdiffkit.io import atomic_write_bytes, atomic_write_text, columns
-from scdiffkit.schedule import Schedule
 
 RUNS = Path("scdiff-runs")
 LATEST = "latest"

@@ -12,9 +12,9 @@ import pytest
 from anndata import AnnData
 
 import scdiffkit
-from scdiffkit.compare import Comparison
-from scdiffkit.compared import shuffle_within
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
+from scdiffkit.evaluation.cell_sets import shuffle_within
+from scdiffkit.evaluation.ranking import Comparison
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 

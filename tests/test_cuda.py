@@ -11,10 +11,10 @@ import torch
 from anndata import AnnData
 
 import scdiffkit
-from scdiffkit import gradients
 from scdiffkit.config import SampleConfig
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.run import Run
+from scdiffkit.training import step as training_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 TINY = {
@@ -41,8 +41,8 @@ def losses(run: Run) -> list[float]:
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each recorded step that was launched."""
     calls: list[int] = []
-    launch = gradients._Recorded.__call__
-    monkeypatch.setattr(gradients._Recorded, "__call__", lambda self, batch: calls.append(1) or launch(self, batch))
+    launch = training_step._Recorded.__call__
+    monkeypatch.setattr(training_step._Recorded, "__call__", lambda self, batch: calls.append(1) or launch(self, batch))
     return calls
 
 
@@ -52,8 +52,8 @@ def test_recorded_steps_train_as_those_launched_one_by_one(
     codec: str, arch: str, tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replayed: list[int]
 ) -> None:
     recorded = losses(fit(tiny, tmp_path / "recorded", codec, arch))
-    assert len(replayed) == 30 - gradients.WARM_UP
-    monkeypatch.setattr(gradients, "WARM_UP", math.inf)
+    assert len(replayed) == 30 - training_step.WARM_UP
+    monkeypatch.setattr(training_step, "WARM_UP", math.inf)
     np.testing.assert_allclose(recorded, losses(fit(tiny, tmp_path / "plain", codec, arch)), rtol=1e-4)
 
 

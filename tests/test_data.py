@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdiffkit.codecs.source import batches
-from scdiffkit.data import Cells, Conditions, rows_of_step, split
+from scdiffkit.data.cells import Cells, Conditions, rows_of_step, split
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.preprocess import Prepared, preprocess
+from scdiffkit.preprocessing.pipeline import Prepared, preprocess
 
 OBS = pd.DataFrame(
     {

@@ -7,7 +7,6 @@ import html
 import json
 import math
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +21,14 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit
-from scdiffkit.compared import draw_order, shuffle_within
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
-from scdiffkit.evaluate import Evaluation
+from scdiffkit.evaluation.cell_sets import draw_order, shuffle_within
+from scdiffkit.evaluation.pipeline import Evaluation
+from scdiffkit.evaluation.report import figures
+from scdiffkit.evaluation.verdict import COPIED
 from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.layouts import tsne_layout, umap_layout
-from scdiffkit.preprocess import lognormalise, preprocess
-from scdiffkit.report import figures
-from scdiffkit.verdict import COPIED
+from scdiffkit.preprocessing.pipeline import lognormalise, preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 
@@ -415,7 +414,7 @@ def test_batches_that_lie_too_close_together_are_told(demo: AnnData) -> None:
 
 
 def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "N_VARIABLE", 100)
+    monkeypatch.setattr("scdiffkit.evaluation.pipeline.N_VARIABLE", 100)
     real, synthetic = (as_made_here(cells) for cells in halves(demo))
     counts = AnnData(real.layers["counts"], var=real.var)
     table = sc.pp.highly_variable_genes(counts, flavor="seurat_v3", n_top_genes=100, inplace=False)
@@ -532,7 +531,7 @@ def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) 
 
 
 def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scdiffkit.resample"], "MOST_KNOWN", 20)
+    monkeypatch.setattr("scdiffkit.evaluation.resample.MOST_KNOWN", 20)
     assert evaluate(*halves(tiny), max_cells=60).n_cells == 60
 
 

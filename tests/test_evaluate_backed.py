@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit import io
 from scdiffkit.errors import DataError, FileError, ScdiffWarning
-from scdiffkit.evaluate import Evaluation
-from scdiffkit.preprocess import lognormalise
+from scdiffkit.evaluation.pipeline import Evaluation
+from scdiffkit.preprocessing.pipeline import lognormalise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells a side")
 
@@ -40,13 +39,13 @@ def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few cells in each block that is read."""
-    monkeypatch.setattr(sys.modules["scdiffkit.io.backed"], "VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 1000)
 
 
 @pytest.fixture
 def few_held(monkeypatch: pytest.MonkeyPatch) -> int:
     """At most so many cells of a side are compared."""
-    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "MOST_KNOWN", 50)
+    monkeypatch.setattr("scdiffkit.evaluation.pipeline.MOST_KNOWN", 50)
     return 50
 
 
@@ -128,7 +127,7 @@ def test_counts_are_found_where_they_are_in_memory(tiny: AnnData, tmp_path: Path
 
 
 def test_genes_chosen_by_counts(many: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scdiffkit.evaluate"], "N_VARIABLE", 30)
+    monkeypatch.setattr("scdiffkit.evaluation.pipeline.N_VARIABLE", 30)
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
     options: dict[str, Any] = {"protocol": "scdiffusion", "label": "cell_type"}
@@ -145,7 +144,7 @@ def test_cells_stay_in_files_where_memory_is_short(
     caplog.set_level("INFO", "scdiffkit")
     evaluate(*paths)
     assert "they stay in their files" not in caplog.text
-    monkeypatch.setattr(sys.modules["scdiffkit.io.cells"], "available_memory", lambda: 1000.0)
+    monkeypatch.setattr("scdiffkit.io.cells.available_memory", lambda: 1000.0)
     evaluate(*paths)
     assert "they stay in their files" in caplog.text
     caplog.clear()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +10,9 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit
-from scdiffkit.gene_sets import choose_gene_sets, counts_per_cell
+from scdiffkit.evaluation.gene_sets import choose_gene_sets, counts_per_cell
 from scdiffkit.metrics import GENE_SETS, METRICS
-from scdiffkit.preprocess import lognormalise
+from scdiffkit.preprocessing.pipeline import lognormalise
 
 MEANS = np.repeat([0.005, 0.01, 0.05, 0.1, 0.5, 2.0], 100)
 
@@ -95,7 +93,7 @@ def test_few_genes_are_no_choice(counts: sparse.csr_matrix) -> None:
 
 def test_a_fault_in_genes_of_one_class_is_seen_in_this_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Genes of 0.02 to 0.2 counts a cell come in clumps, at the right mean: the 2000 most variable genes hide it."""
-    monkeypatch.setattr(sys.modules["scdiffkit.metrics.classifier"], "N_TREES", 40)
+    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
     rng = np.random.default_rng(2)
     means = np.repeat([0.01, 0.1, 1.5], [400, 400, 2200])
     real, synthetic = (rng.poisson(means, (500, len(means))).astype(np.float32) for _ in range(2))

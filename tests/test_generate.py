@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -22,12 +21,12 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.codecs import CODECS, GeneCodec
 from scdiffkit.config import SampleConfig, make
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError, ScdiffWarning
-from scdiffkit.generate import _in_order_of, steps_of
 from scdiffkit.io import OnDisk
 from scdiffkit.models import ARCHITECTURES
 from scdiffkit.run import Run
+from scdiffkit.sampling.pipeline import _in_order_of, steps_of
 
 SMALL = {
     "codec.name": "gene",
@@ -403,7 +402,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
         return rows
 
     monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 20_000)
-    monkeypatch.setattr(sys.modules["scdiffkit.preprocess"], "HEAD", 100)
+    monkeypatch.setattr("scdiffkit.preprocessing.pipeline.HEAD", 100)
     monkeypatch.setattr(OnDisk, "__getitem__", counted)
     assert draw(deep, 30, like=tmp_path / "a.h5ad").n_obs == 30
     assert 0 < most < 25_000 < like.X.nnz / 5
@@ -460,7 +459,7 @@ def counted(tiny, tmp_path_factory):
 @pytest.fixture
 def cores(monkeypatch):
     """As if there were so many."""
-    monkeypatch.setattr("scdiffkit.device.cpu_count", lambda: 3)
+    monkeypatch.setattr("scdiffkit.runtime.device.cpu_count", lambda: 3)
 
 
 def children():

@@ -10,12 +10,12 @@ import torch
 from anndata import AnnData
 
 import scdiffkit
-from scdiffkit import gradients
 from scdiffkit.config import DiTConfig, UNetConfig
-from scdiffkit.device import make_fabric
-from scdiffkit.gradients import Gradients, clip, pays_to_compile
 from scdiffkit.models import build
 from scdiffkit.run import Run
+from scdiffkit.runtime.device import make_fabric
+from scdiffkit.training import step as training_step
+from scdiffkit.training.step import Gradients, clip, pays_to_compile
 
 
 def fit(data: AnnData, out: Path, **options: object) -> Run:
@@ -35,8 +35,8 @@ def test_transformers_are_compiled_on_gpus_for_long_trainings(monkeypatch: pytes
     dit, unet = (
         build(40, model) for model in (DiTConfig(hidden_size=16, depth=1, num_heads=2), UNetConfig(channels=8))
     )
-    monkeypatch.setattr(gradients, "find_spec", lambda name: object())
-    monkeypatch.setattr(gradients.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(training_step, "find_spec", lambda name: object())
+    monkeypatch.setattr(training_step.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert [pays_to_compile(dit, cuda, steps) for steps in (1500, 20_000)] == [False, True]
     assert not pays_to_compile(dit, cpu, 20_000)
@@ -44,7 +44,7 @@ def test_transformers_are_compiled_on_gpus_for_long_trainings(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     assert not pays_to_compile(dit, cuda, 20_000)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(gradients.shutil, "which", lambda name: None)
+    monkeypatch.setattr(training_step.shutil, "which", lambda name: None)
     assert not pays_to_compile(dit, cuda, 20_000)
 
 
@@ -54,7 +54,7 @@ def test_what_cannot_be_compiled_unasked_trains_without(
     import torch._inductor.config as inductor
 
     plain = losses(fit(tiny, tmp_path / "plain"))
-    monkeypatch.setattr("scdiffkit.fit.pays_to_compile", lambda *_: True)
+    monkeypatch.setattr("scdiffkit.training.loop.pays_to_compile", lambda *_: True)
     torch._dynamo.reset()  # what was compiled in this process
     with inductor.patch({"cpp.cxx": ("/no/compiler",), "force_disable_caches": True}):
         run = fit(tiny, tmp_path / "run")

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
+from scdiffkit.data.split import TrainingData, held_out
 from scdiffkit.errors import ConfigError, DataError, FileError
-from scdiffkit.holdout import TrainingData, held_out
 from scdiffkit.run import Run
 
 QUICK = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from scdiffkit.cli import app
 from scdiffkit.config import PreprocessConfig
 from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.io import open_backed, open_cells, read
-from scdiffkit.preprocess import Prepared, is_prepared, prepare, preprocess
-
-MODULE = sys.modules["scdiffkit.preprocess"]  # the package's attribute of that name is the function
+from scdiffkit.preprocessing import pipeline as MODULE
+from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare, preprocess
 
 
 def in_file(adata: AnnData, path: Path) -> Path:

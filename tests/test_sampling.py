@@ -6,9 +6,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
-from scdiffkit.denoiser import Denoiser, SpikeSlab, drop_conditions
-from scdiffkit.sampling import ddim, ddpm, dpm
-from scdiffkit.schedule import Schedule
+from scdiffkit.diffusion.denoiser import Denoiser, SpikeSlab, drop_conditions
+from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
+from scdiffkit.diffusion.schedule import Schedule
 
 MU, SD = 3.0, 0.5
 TYPES = ["eps", "v", "x0"]

@@ -6,8 +6,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from scdiffkit.config import DiffusionConfig, make
+from scdiffkit.diffusion.schedule import Schedule
 from scdiffkit.errors import ConfigError
-from scdiffkit.schedule import Schedule
 
 THEIRS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 

@@ -20,14 +20,14 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit
-from scdiffkit import vectors
 from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import GeneCodecConfig, PreprocessConfig
-from scdiffkit.data import Cells, Conditions
+from scdiffkit.data.cells import Cells, Conditions
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import open_backed
-from scdiffkit.preprocess import prepare
+from scdiffkit.preprocessing.pipeline import prepare
 from scdiffkit.run import Run
+from scdiffkit.training import encoded
 
 BEFORE = set(os.environ)
 SMALL = {
@@ -110,7 +110,7 @@ def test_a_complete_run_is_left_as_it_is(
     tiny: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(tiny, tmp_path / "run", {**GENE, "train.max_steps": 5})
-    monkeypatch.setattr(sys.modules["scdiffkit.train"], "helpers", None)
+    monkeypatch.setattr("scdiffkit.training.pipeline.helpers", None)
     fit(tiny, run.path, {}, resume=True, overrides={"train.devices": 2})
     assert "the run is complete; give a larger --max-steps" in caplog.text
     assert run.steps() == [5]
@@ -122,14 +122,14 @@ def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path
     counts = sparse.random(5000, 500, density=0.2, format="csr", rng=rng, dtype=np.float32)
     cells = Cells(counts, np.ones(5000, np.float32), np.zeros((5000, 1), np.int64))
     codec = GeneCodec(GeneCodecConfig(), 500, 1e4)
-    vectors.write(codec, cells, np.arange(5000), tmp_path / "vectors", torch.device("cpu"))
-    written = vectors.open_written(codec, tmp_path / "vectors", torch.device("cpu"))
+    encoded.write(codec, cells, np.arange(5000), tmp_path / "vectors", torch.device("cpu"))
+    written = encoded.open_written(codec, tmp_path / "vectors", torch.device("cpu"))
     places, generator = rng.integers(5000, size=32), torch.Generator()
     tracemalloc.start()
     x0, _ = written.batch(places, slice(None), generator)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    expected, _ = vectors.in_memory(codec, cells, np.arange(5000), torch.device("cpu")).batch(
+    expected, _ = encoded.in_memory(codec, cells, np.arange(5000), torch.device("cpu")).batch(
         places, slice(None), generator
     )
     torch.testing.assert_close(x0, expected, rtol=0, atol=0)
@@ -156,8 +156,8 @@ def on_disk(path: Path) -> Cells:
 def test_an_epoch_from_files_has_every_cell_once_and_mixes_blocks(
     path: Path, tiny: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdiffkit.data.BLOCK", 4)
-    monkeypatch.setattr("scdiffkit.data.BUFFER", 64)
+    monkeypatch.setattr("scdiffkit.data.cells.BLOCK", 4)
+    monkeypatch.setattr("scdiffkit.data.cells.BUFFER", 64)
     cells, rows = on_disk(path), np.arange(0, 240, 2)
     assert cells.on_disk
     stream = cells.shuffled(rows, 8, [0, 1])
@@ -179,15 +179,15 @@ def test_a_full_disk_is_said_and_leaves_nothing(path: Path, tmp_path: Path) -> N
     script = f"""
 import resource, scdiffkit
 from scdiffkit.errors import FileError
-from scdiffkit import vectors
-write = vectors.write
+from scdiffkit.training import encoded
+write = encoded.write
 def limited(*args):  # a limit on the size of files fails as a full disk does, in the middle of writing
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     try:
         write(*args)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-vectors.write = limited
+encoded.write = limited
 try:
     scdiffkit.train({str(path)!r}, label="cell_type", backed=True, out={str(tmp_path / "run")!r}, overrides={SMALL!r})
 except FileError as e:
@@ -206,7 +206,7 @@ except FileError as e:
 def test_a_batch_that_memory_does_not_hold_is_worked_on_in_parts(
     alone: Run, tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from scdiffkit.denoiser import Denoiser
+    from scdiffkit.diffusion.denoiser import Denoiser
 
     forward = Denoiser.forward
 
@@ -340,7 +340,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData,
                 return
             time.sleep(0.05)
         for child in psutil.Process().children():
-            if "scdiffkit.fit" in child.cmdline():
+            if "scdiffkit.training.loop" in child.cmdline():
                 child.send_signal(signal.SIGKILL)
 
     started = time.monotonic()
@@ -350,7 +350,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData,
         fit(tiny, tmp_path / "run", overrides={"train.devices": 2, "train.max_steps": 100_000})
     killer.join()
     assert time.monotonic() - started < 120
-    assert not [c for c in psutil.Process().children() if "scdiffkit.fit" in c.cmdline()]
+    assert not [c for c in psutil.Process().children() if "scdiffkit.training.loop" in c.cmdline()]
     run = Run.open(tmp_path / "run")
     done = run.steps()[-1]
     run = fit(tiny, run.path, {}, resume=True, overrides={"train.devices": 1, "train.max_steps": done + 5})
@@ -365,7 +365,7 @@ def test_ctrl_c_saves_and_ends_all_processes(path: Path, tmp_path: Path) -> None
         while not (run / "checkpoints" / "step-0000010").exists():
             assert process.poll() is None
             time.sleep(0.05)
-        (other,) = (c for c in psutil.Process(process.pid).children() if "scdiffkit.fit" in c.cmdline())
+        (other,) = (c for c in psutil.Process(process.pid).children() if "scdiffkit.training.loop" in c.cmdline())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from scdiffkit.evaluation.verdict import MARGIN, USES, Verdict, auc_error, enough_cells, judge
 from scdiffkit.metrics.score import Score
-from scdiffkit.verdict import MARGIN, USES, Verdict, auc_error, enough_cells, judge
 
 MANY = 2000
 SAID = {"basis": "given", "floor_is": "two halves", "within": "within cell_type"}

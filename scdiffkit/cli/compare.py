@@ -45,8 +45,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from scdiffkit.compare import REPORT
-    from scdiffkit.compare import compare as score
+    from scdiffkit.evaluation.ranking import REPORT
+    from scdiffkit.evaluation.ranking import compare as score
 
     with progress("comparing") as update:
         comparison = score(

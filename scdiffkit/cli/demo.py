@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Train, sample and evaluate on 700 real blood cells, in about three minutes on two cores."""
     from scdiffkit.io import check_output, write
-    from scdiffkit.preprocess import demo_cells
+    from scdiffkit.preprocessing.pipeline import demo_cells
 
     started = time.monotonic()
     real, cells, run, report = (output / name for name in ("real.h5ad", "cells.h5ad", "run", "report"))

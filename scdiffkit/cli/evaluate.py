@@ -11,7 +11,7 @@ import typer
 from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 
 if TYPE_CHECKING:
-    from scdiffkit.evaluate import Evaluation
+    from scdiffkit.evaluation.pipeline import Evaluation
 
 TABLE_WIDTH = 120  # where the output is no terminal, or a narrow one
 BELOW = 3  # exit code of --fail-below
@@ -109,7 +109,7 @@ def evaluate(
         raise typer.BadParameter("give REAL and SYNTHETIC, or --run RUN [SYNTHETIC].")
     if run is not None:
         real, synthetic = None, real
-    from scdiffkit.evaluate import evaluate as score
+    from scdiffkit.evaluation.pipeline import evaluate as score
 
     with progress("evaluating") as update:
         evaluation = score(

@@ -47,7 +47,7 @@ def preprocess(
     from scdiffkit.config import PreprocessConfig, make
     from scdiffkit.errors import ConfigError
     from scdiffkit.io import check_output, open_cells
-    from scdiffkit.preprocess import prepare
+    from scdiffkit.preprocessing.pipeline import prepare
 
     listed = None
     if genes is not None:

@@ -71,8 +71,8 @@ def sample(
     wanted, guidance = parse_where(where), parse_cfg_scale(cfg_scale)
 
     from scdiffkit.config import SampleConfig, make, sampler_options
-    from scdiffkit.generate import sample as draw
     from scdiffkit.run import Run
+    from scdiffkit.sampling.pipeline import sample as draw
 
     config = make(
         SampleConfig,

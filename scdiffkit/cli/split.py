@@ -31,7 +31,7 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
 ) -> None:
     """Split cells into a training and a test set, for any tool. (scdiff train --holdout leaves cells out by itself.)"""
-    from scdiffkit.holdout import split as split_cells
+    from scdiffkit.data.split import split as split_cells
 
     train, test = split_cells(
         data, fraction=fraction, label=label, by=by, seed=seed, out=output, backed=backed,

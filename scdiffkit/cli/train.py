@@ -121,9 +121,9 @@ def train(
     if limit is not None:
         limit = max(1.0, limit - seconds_since_start())
     from scdiffkit.config import build_run_config, load_file, training_overrides
-    from scdiffkit.fit import TrainStatus
-    from scdiffkit.team import is_first
-    from scdiffkit.train import train as fit
+    from scdiffkit.training.distributed import is_first
+    from scdiffkit.training.loop import TrainStatus
+    from scdiffkit.training.pipeline import train as fit
 
     overrides = training_overrides(
         codec=codec, n_top_genes=n_top_genes, patch_size=patch_size, hidden_size=hidden_size, depth=depth,

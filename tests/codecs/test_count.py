@@ -14,7 +14,7 @@ from scdiffkit.cli import app
 from scdiffkit.codecs import count
 from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
-from scdiffkit.data import Cells
+from scdiffkit.data.cells import Cells
 from scdiffkit.errors import DataError, ScdiffWarning
 
 TARGET = 1e4

@@ -7,7 +7,7 @@ from scipy import sparse
 
 from scdiffkit import codecs
 from scdiffkit.config import GeneCodecConfig, make
-from scdiffkit.data import Cells
+from scdiffkit.data.cells import Cells
 from scdiffkit.errors import ConfigError
 
 TARGET = 1e4

@@ -191,7 +191,7 @@ def cells(payload: Payload) -> AnnData:
 
 def cells_payload(adata: AnnData) -> Payload:
     """As `cells` takes them: raw counts where there are any, and log values."""
-    from scdiffkit.preprocess import are_counts
+    from scdiffkit.preprocessing.pipeline import are_counts
 
     counts, data, var = adata.layers.get("counts"), adata.X, adata.var
     if counts is None and adata.raw is not None and are_counts(adata.raw.X):
@@ -384,7 +384,7 @@ def preprocess(
     import scdiffkit
     from scdiffkit.config import PreprocessConfig, make
     from scdiffkit.io import check_output
-    from scdiffkit.preprocess import check_label
+    from scdiffkit.preprocessing.pipeline import check_label
 
     if options.get("genes"):
         options = options | {"genes": tuple(options["genes"]), "hvg_flavor": options.get("hvg_flavor") or "list"}
@@ -404,10 +404,10 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
     from scdiffkit.cli.console import parse_bytes, parse_duration
     from scdiffkit.config import load_file, training_overrides
     from scdiffkit.errors import ScdiffError
-    from scdiffkit.fit import TrainStatus
     from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run
-    from scdiffkit.train import train as fit
+    from scdiffkit.training.loop import TrainStatus
+    from scdiffkit.training.pipeline import train as fit
 
     def show(status: TrainStatus) -> None:
         held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"
@@ -457,7 +457,7 @@ def sample(
     listener: Listener,
 ) -> Any:
     from scdiffkit.config import SampleConfig, make, sampler_options
-    from scdiffkit.generate import sample as draw
+    from scdiffkit.sampling.pipeline import sample as draw
 
     named = sampler_options(**{name: options.pop(name, None) for name in ("sampler", "steps", "ddim", "ddpm")})
     config = make(SampleConfig, **_given(options), **named)

@@ -29,7 +29,7 @@ import torch
 from scdiffkit.errors import RunError, ScdiffError
 
 AHEAD = 2  # results a thread may be ahead of the one that takes them
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scdiffkit.workers import serve; serve()"
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scdiffkit.sampling.pool import serve; serve()"
 log = logging.getLogger("scdiffkit")
 
 Said = tuple[int, str] | tuple[type[Warning], str]  # a log line with its level, or a warning

@@ -25,7 +25,7 @@ from scdiffkit.errors import DataError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, Rows, ahead, blocks, give_back
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
-from scdiffkit.preprocess import TOTAL, counts_of, lognormalise
+from scdiffkit.preprocessing.pipeline import TOTAL, counts_of, lognormalise
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from scdiffkit.denoiser import Denoiser
+from scdiffkit.diffusion.denoiser import Denoiser
 
 
 def ddim(

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from scdiffkit.config import HOLDOUT, PreprocessConfig, make
-from scdiffkit.data import Conditions, digests_of, fingerprint
-from scdiffkit.data import split as split_for_validation
+from scdiffkit.data.cells import Conditions, digests_of, fingerprint
+from scdiffkit.data.cells import split as split_for_validation
 from scdiffkit.errors import ConfigError, DataError, FileError, nearest
 from scdiffkit.io import Backed, CellWriter, check_output, columns, open_cells, write
-from scdiffkit.preprocess import Prepared, RawCells, is_prepared, prepare, raw_cells
+from scdiffkit.preprocessing.pipeline import Prepared, RawCells, is_prepared, prepare, raw_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,7 +20,7 @@ from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.registry import ABUNDANT, GENE_SETS, MEDIUM, N_VARIABLE, Space
 from scdiffkit.metrics.spaces import as_csr
-from scdiffkit.preprocess import prepare
+from scdiffkit.preprocessing.pipeline import prepare
 
 FEWEST_GENES = 10  # of a set
 FLAVORS = {"hvg_seurat": "seurat", "hvg_seurat_v3": "seurat_v3"}

@@ -27,8 +27,8 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning_fabric.strategies import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from scdiffkit.device import PRECISIONS, accelerator_of, log_device, make_fabric, precision_of
 from scdiffkit.errors import ConfigError, RunError
+from scdiffkit.runtime.device import PRECISIONS, accelerator_of, log_device, make_fabric, precision_of
 
 LOST_AFTER = timedelta(seconds=50)  # without a word from another process, in the middle of a step
 PATIENCE = timedelta(hours=1)  # while the first process validates, or saves to a slow disk

@@ -18,19 +18,17 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit
-from scdiffkit import codecs, vectors
+from scdiffkit import codecs
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.count import fold_of
 from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
-from scdiffkit.data import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
-from scdiffkit.device import device_of, devices_of, make_fabric, precision_of
+from scdiffkit.data.cells import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
+from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
-from scdiffkit.fit import TrainStatus, Validation, fit, follow, steps_planned
-from scdiffkit.holdout import FILTERS, TrainingData, data_fingerprint
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.preprocess import (
+from scdiffkit.preprocessing.pipeline import (
     FILE,
     Prepared,
     RawCells,
@@ -43,7 +41,10 @@ from scdiffkit.preprocess import (
     with_columns,
 )
 from scdiffkit.run import RUNS, Run, check_new_run
-from scdiffkit.team import gather, helpers, launcher, leave, started_outside
+from scdiffkit.runtime.device import device_of, devices_of, make_fabric, precision_of
+from scdiffkit.training import encoded
+from scdiffkit.training.distributed import gather, helpers, launcher, leave, started_outside
+from scdiffkit.training.loop import TrainStatus, Validation, fit, follow, steps_planned
 
 FEW_CELLS = 50
 MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 50, 1000
@@ -202,24 +203,30 @@ def train(
                 team.share((str(run.path), True))
             return run
         in_files = cells.on_disk or team is not None or c.devices > 1
-        if in_files and not vectors.are_written(run.vectors):
-            vectors.write(run.codec(), cells, train_rows, run.vectors, device_of(c.device))
+        if in_files and not encoded.are_written(run.vectors):
+            encoded.write(run.codec(), cells, train_rows, run.vectors, device_of(c.device))
         if team is None:
             if c.devices > 1:
                 # Measured once, here: processes that differ would not train as one.
-                command = ["-m", "scdiffkit.fit", c.device, precision_of(c.device, c.precision), str(c.devices)]
+                command = [
+                    "-m",
+                    "scdiffkit.training.loop",
+                    c.device,
+                    precision_of(c.device, c.precision),
+                    str(c.devices),
+                ]
                 stack.enter_context(helpers(command, c.devices))
             team = gather(c.device, c.precision, c.devices)
         codec, device = run.codec(), team.fabric.device
         validation = Validation(cells, codec, val_rows, run_config, team.fabric)
         team.share((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
-        x0 = vectors.open_written(codec, run.vectors, device) if in_files else None
+        x0 = encoded.open_written(codec, run.vectors, device) if in_files else None
         complete = fit(
-            run, team, x0 or vectors.in_memory(codec, cells, train_rows, device), validation,
+            run, team, x0 or encoded.in_memory(codec, cells, train_rows, device), validation,
             started=started, max_time=max_time, on_status=on_status,
         )  # fmt: skip
         if complete:
-            vectors.remove(run.vectors)
+            encoded.remove(run.vectors)
         for remark in run.remarks():
             log.warning(remark)
     return run

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.config import RunConfig, TrainConfig
-from scdiffkit.data import Cells, rows_of_step
-from scdiffkit.denoiser import Denoiser, drop_conditions
+from scdiffkit.data.cells import Cells, rows_of_step
+from scdiffkit.diffusion.denoiser import Denoiser, drop_conditions
 from scdiffkit.errors import RunError, ScdiffError
-from scdiffkit.gradients import Batch, Gradients, clip, compile_in_place, pays_to_compile
 from scdiffkit.io import ahead, interruption
 from scdiffkit.run import Run
-from scdiffkit.team import READY, Team, failing_together, gather, leave
-from scdiffkit.vectors import Vectors, are_written, open_written
+from scdiffkit.training.distributed import READY, Team, failing_together, gather, leave
+from scdiffkit.training.encoded import Vectors, are_written, open_written
+from scdiffkit.training.step import Batch, Gradients, clip, compile_in_place, pays_to_compile
 
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up

@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scdiffkit.codecs import Codec, CountCodec, GeneCodec
-from scdiffkit.data import Cells, to_device
+from scdiffkit.data.cells import Cells, to_device
 from scdiffkit.io import atomic_path
 from scdiffkit.io.atomic import writing
 

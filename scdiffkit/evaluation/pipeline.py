@@ -33,8 +33,11 @@ from anndata import AnnData
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
-from scdiffkit import report
-from scdiffkit.compared import (
+from scdiffkit.config import SampleConfig
+from scdiffkit.data.split import TrainingData, Unseen
+from scdiffkit.errors import ConfigError, FileError, RunError, nearest
+from scdiffkit.evaluation import report
+from scdiffkit.evaluation.cell_sets import (
     MIN_CELLS,
     Part,
     Remarks,
@@ -53,23 +56,9 @@ from scdiffkit.compared import (
     parts,
     separate,
 )
-from scdiffkit.config import SampleConfig
-from scdiffkit.errors import ConfigError, FileError, RunError, nearest
-from scdiffkit.gene_sets import choose_gene_sets
-from scdiffkit.generate import sample
-from scdiffkit.holdout import TrainingData, Unseen
-from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back, open_cells
-from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, in_space
-from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.metrics.layouts import LAYOUTS
-from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
-from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
-from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
-from scdiffkit.metrics.spaces import N_VARIABLE
-from scdiffkit.preprocess import raw_cells
-from scdiffkit.report.figures import Picture
-from scdiffkit.resample import (
+from scdiffkit.evaluation.gene_sets import choose_gene_sets
+from scdiffkit.evaluation.report.figures import Picture
+from scdiffkit.evaluation.resample import (
     MIN_CELLS_OF_TYPE,
     MOST_KNOWN,
     WITHOUT,
@@ -80,8 +69,19 @@ from scdiffkit.resample import (
     exact_shares,
     known_cells,
 )
+from scdiffkit.evaluation.verdict import CONFIDENCE, FAIR, FEW_CELLS, MARGIN, Basis, Verdict, auc_error, judge
+from scdiffkit.io import Backed, atomic_path, atomic_write_text, give_back, open_cells
+from scdiffkit.io.atomic import writing
+from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, in_space
+from scdiffkit.metrics.classifier import rf_auc
+from scdiffkit.metrics.layouts import LAYOUTS
+from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
+from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score, score_of
+from scdiffkit.metrics.spaces import N_VARIABLE
+from scdiffkit.preprocessing.pipeline import raw_cells
 from scdiffkit.run import Run
-from scdiffkit.verdict import CONFIDENCE, FAIR, FEW_CELLS, MARGIN, Basis, Verdict, auc_error, judge
+from scdiffkit.sampling.pipeline import sample
 
 log = logging.getLogger("scdiffkit")
 

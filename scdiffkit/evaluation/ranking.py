@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdiffkit.compared import MIN_CELLS, sha256
+from scdiffkit.data.split import Unseen
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
-from scdiffkit.evaluate import (
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, sha256
+from scdiffkit.evaluation.pipeline import (
     CELLS_OF_RESAMPLE,
     FAST_CELLS,
     RESAMPLES,
@@ -25,13 +26,12 @@ from scdiffkit.evaluate import (
     evaluate,
     unseen_among,
 )
-from scdiffkit.holdout import Unseen
+from scdiffkit.evaluation.report import comparison_html
 from scdiffkit.io import Backed, atomic_write_text, open_cells
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.metrics.score import Score
-from scdiffkit.preprocess import with_columns
-from scdiffkit.report import comparison_html
+from scdiffkit.preprocessing.pipeline import with_columns
 
 SCHEMA = 1
 REPORT, SCORES, TABLE = "compare.html", "compare.json", "compare.csv"

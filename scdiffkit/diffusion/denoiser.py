@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scdiffkit.config import PredictionType
+from scdiffkit.diffusion.schedule import Schedule
 from scdiffkit.models.layers import UNKNOWN
-from scdiffkit.schedule import Schedule
 
 
 class SpikeSlab(nn.Module):

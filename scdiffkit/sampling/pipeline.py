@@ -25,15 +25,15 @@ from torch import Tensor, nn
 import scdiffkit
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
-from scdiffkit.data import LIBRARY_SIZE, Conditions, fingerprint
-from scdiffkit.denoiser import Denoiser
-from scdiffkit.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
+from scdiffkit.data.cells import LIBRARY_SIZE, Conditions, fingerprint
+from scdiffkit.diffusion.denoiser import Denoiser
+from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 from scdiffkit.io import Backed, CellWriter, Rows, blocks, check_output, interruption, open_rows
-from scdiffkit.preprocess import counts_of, lognormalise
+from scdiffkit.preprocessing.pipeline import counts_of, lognormalise
 from scdiffkit.run import Run
-from scdiffkit.sampling import ddim, ddpm, dpm
-from scdiffkit.workers import Member, Process, Threads, in_order
+from scdiffkit.runtime.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
+from scdiffkit.sampling.pool import Member, Process, Threads, in_order
 
 DEFAULT_CELLS = 1000
 SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}

@@ -1,0 +1,1 @@
+"""The diffusion process: noise schedules, the denoiser and its samplers."""

@@ -1,0 +1,1 @@
+"""Evaluation: real and synthetic cells in, scores, a verdict and a report out."""

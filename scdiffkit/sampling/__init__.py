@@ -1,0 +1,1 @@
+"""Sampling: a run in, labelled cells out."""

@@ -1,0 +1,1 @@
+"""Training: cells in, a run out."""
