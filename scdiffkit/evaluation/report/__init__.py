@@ -11,20 +11,20 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.compared import Part
+from scdiffkit.evaluation.cell_sets import Part
+from scdiffkit.evaluation.report import figures
+from scdiffkit.evaluation.report.figures import Picture
+from scdiffkit.evaluation.verdict import GRADES, MEANING
 from scdiffkit.metrics.biology import welch_t
 from scdiffkit.metrics.marginals import ks_of_genes, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.score import BAD_MODELS, Score
 from scdiffkit.metrics.spaces import N_VARIABLE
-from scdiffkit.report import figures
-from scdiffkit.report.figures import Picture
-from scdiffkit.verdict import GRADES, MEANING
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from scdiffkit.compare import Comparison
-    from scdiffkit.evaluate import Evaluation
+    from scdiffkit.evaluation.pipeline import Evaluation
+    from scdiffkit.evaluation.ranking import Comparison
 
 GENES_SHOWN = 4  # most variable, and as many of those that differ most
 MARKERS_OF_TYPE, TYPES_SHOWN = 2, 15
