@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scdiffkit.data.split import split
+    from scdiffkit.evaluation.comparison import compare
     from scdiffkit.evaluation.pipeline import evaluate
-    from scdiffkit.evaluation.ranking import compare
     from scdiffkit.io import read, write
     from scdiffkit.preprocessing.pipeline import preprocess
     from scdiffkit.run import Run
@@ -41,7 +41,7 @@ _PUBLIC = {
     "Run": "scdiffkit.run",
     "sample": "scdiffkit.sampling.pipeline",
     "evaluate": "scdiffkit.evaluation.pipeline",
-    "compare": "scdiffkit.evaluation.ranking",
+    "compare": "scdiffkit.evaluation.comparison",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import getdoc
 from pathlib import Path
 
-from scdiffkit.evaluation.pipeline import Evaluation
+from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.metrics import METRICS, PROTOCOLS
 from scdiffkit.metrics.score import Score
 

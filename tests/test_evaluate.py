@@ -23,11 +23,11 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
 from scdiffkit.evaluation.cell_sets import draw_order, shuffle_within
-from scdiffkit.evaluation.pipeline import Evaluation
 from scdiffkit.evaluation.report import figures
+from scdiffkit.evaluation.report.layouts import tsne_layout, umap_layout
+from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.evaluation.verdict import COPIED
 from scdiffkit.metrics import METRICS
-from scdiffkit.metrics.layouts import tsne_layout, umap_layout
 from scdiffkit.preprocessing.pipeline import lognormalise, preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")

@@ -18,7 +18,7 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit import io
 from scdiffkit.errors import DataError, FileError, ScdiffWarning
-from scdiffkit.evaluation.pipeline import Evaluation
+from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.preprocessing.pipeline import lognormalise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells a side")

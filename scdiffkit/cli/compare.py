@@ -45,8 +45,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from scdiffkit.evaluation.ranking import REPORT
-    from scdiffkit.evaluation.ranking import compare as score
+    from scdiffkit.evaluation.comparison import compare as score
+    from scdiffkit.evaluation.output import COMPARISON_PAGE
 
     with progress("comparing") as update:
         comparison = score(
@@ -75,4 +75,4 @@ def compare(
     result("* nearest to real cells")
     for place, row in enumerate(comparison.ranking().itertuples(), 1):
         result(f"{place}. {row.name}: {row.verdict}, {row.distance:.0%} of the way from real cells to bad models")
-    result(f"report: {output / REPORT}")
+    result(f"report: {output / COMPARISON_PAGE}")

@@ -11,7 +11,7 @@ import typer
 from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 
 if TYPE_CHECKING:
-    from scdiffkit.evaluation.pipeline import Evaluation
+    from scdiffkit.evaluation.result import Evaluation
 
 TABLE_WIDTH = 120  # where the output is no terminal, or a narrow one
 BELOW = 3  # exit code of --fail-below

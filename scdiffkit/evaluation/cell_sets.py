@@ -1,46 +1,36 @@
-"""The sets of cells that an evaluation compares: loaded, brought to one scale and the same genes, equal in size.
+"""The sets of cells that an evaluation compares, and the cells that are drawn from them.
 
 Cells may stay in their files: these are read block by block for what needs all cells, and of very many only some, drawn
-at random, are brought into memory to be compared. Knows AnnData and obs columns; knows no metric.
+at random, are brought into memory to be compared. Knows no metric and no obs column.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.errors import DataError, ScdiffWarning, nearest
-from scdiffkit.io import Backed, Rows, ahead, blocks, give_back
+from scdiffkit.errors import DataError
+from scdiffkit.io import Rows, ahead, blocks, give_back
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
-from scdiffkit.preprocessing.pipeline import TOTAL, counts_of, lognormalise
+from scdiffkit.preprocessing.pipeline import lognormalise
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
-TARGET_SUM = 1e4
-MAX_LOG_VALUE = 20.0  # log1p of half a billion: larger values are not logarithms of counts
-FEWEST_GENES, MIN_CELLS = 100, 5
-SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly normalised in the same way
+log = logging.getLogger("scdiffkit")
+MIN_CELLS = 5  # of a set, to be compared at all
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
 SHARE_OF_DONORS, FEWEST_DONORS = 0.8, 5  # that a resample draws; that make drawing some of them worth it
-UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
-NO_TYPE = "(none)"
-AS_IT_IS = "log1p-normalised X, taken as it is"
-log = logging.getLogger("scdiffkit")
 
 
 @dataclass(frozen=True)
@@ -330,353 +320,9 @@ def candidates(others: Part, members: Part, reference: Part | None = None) -> Pa
     return Part(np.vstack([part.X for part in parts]), np.concatenate([part.types for part in parts]), of_cells)
 
 
-class Remarks:
-    """Collects what a reader of the scores must know."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def warn(self, message: str) -> None:
-        warnings.warn(message, ScdiffWarning, stacklevel=4)
-        self.warnings.append(message)
-
-
-def load(
-    cells: Mapping[str, AnnData | Backed],
-    sources: Mapping[str, str],
-    label: str | None,
-    conditions: Sequence[str] = (),
-    donor: str | None = None,
-    batch: str | None = None,
-) -> dict[str, Side]:
-    """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
-    (DataError)."""
-    target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
-    sides: dict[str, Side] = {}
-    for name, side in cells.items():
-        source = sources[name]
-        path = str(side.path) if isinstance(side, Backed) else source
-        who = f"The {name} cells" if path == "memory" else f"The {name} cells ({path})"
-        types, has_types = _types_of(side.obs, label, name, who)
-        of_conditions = _texts(side.obs, conditions, "--condition", name, who)
-        donors = _texts(side.obs, [donor] if donor else [], "--donor", name, who)
-        batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
-        made_here = name == "synthetic" or "scdiffkit" in side.uns
-        X, counts, genes, scale = _values(side, who, target_sum, made_here)
-        sides[name] = Side(
-            name=name,
-            source=source,
-            X=X,
-            counts=counts,
-            genes=genes,
-            types=types,
-            has_types=has_types,
-            conditions=of_conditions,
-            donors=donors,
-            batches=batches,
-            scale=scale,
-            n_cells=X.shape[0],
-            n_genes=X.shape[1],
-            codec_auc=dict(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
-            remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
-            sha256=sha256(Path(source)),
-        )
-    return sides
-
-
-def sha256(path: Path) -> str | None:
-    """Of a file; None of anything else."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _target_sum(cells: AnnData | Backed) -> float | None:
-    """Counts per cell that this tool recorded having normalised to."""
-    recorded = cells.uns.get("scdiffkit", {})
-    value = recorded.get("target_sum") or recorded.get("preprocess", {}).get("target_sum")
-    return float(value) if value else None
-
-
-def _values(
-    cells: AnnData | Backed, who: str, target_sum: float, made_here: bool
-) -> tuple[sparse.csr_matrix | InFile, sparse.csr_matrix | None, pd.Index, str]:
-    """log1p-normalised values (cells, genes), raw counts of the same genes where there are any and they are in memory,
-    the genes, and where the values came from, in words.
-
-    X that is log-normalised already is taken as it is: synthetic cells may hold fewer genes than they were
-    normalised over. Raw counts are normalised by obs["total_counts"], the library size that this tool leaves
-    in the cells it makes (also where a format has lost `uns`), else over all genes that the side has.
-    """
-    found: tuple[Rows, pd.Index, str] | DataError
-    try:
-        counts, place = counts_of(cells)
-        found = counts, _var_names(cells, place), place
-    except DataError as e:
-        found = e
-    X: Rows | None
-    if isinstance(cells, Backed):
-        X = cells.matrices.get("X")
-    else:
-        X = None if cells.X is None else sparse.csr_matrix(_in_memory(cells.X), dtype=np.float32)
-    ours = "scdiffkit" in cells.uns
-    if X is not None and _are_logged(X, who, ours):
-        genes = _checked(X.shape, _var_names(cells, "X"), who)
-        of_counts, places = None, None
-        if not isinstance(found, DataError) and _are_among(genes, found[1]):
-            of_counts, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
-        if isinstance(cells, Backed):
-            return InFile(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
-        if of_counts is not None and places is not None:
-            of_counts = of_counts[:, places]
-        return X, of_counts, genes, AS_IT_IS
-    if isinstance(found, DataError):
-        raise DataError(f"{who} are neither raw counts nor log1p-normalised. {found}") from found
-    counts, genes, place = found
-    sizes = None
-    if made_here and TOTAL in cells.obs:
-        sizes = cells.obs[TOTAL].to_numpy()
-        scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}, log1p"
-    else:
-        scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}, log1p"
-    _checked(counts.shape, genes, who)
-    if isinstance(cells, Backed):
-        return InFile(None, counts, target_sum, sizes), None, genes, scale
-    return lognormalise(counts, target_sum, sizes), counts, genes, scale
-
-
-def _var_names(cells: AnnData | Backed, place: str) -> pd.Index:
-    """Genes of the matrix in a place."""
-    if isinstance(cells, Backed):
-        return cells.var_of(place).index
-    return cells.raw.var_names if place == "raw" else cells.var_names
-
-
-def _are_among(wanted: pd.Index, genes: pd.Index) -> bool:
-    """Whether each of the genes that are wanted is in one place among others."""
-    return genes.equals(wanted) or not (genes.has_duplicates or len(wanted.difference(genes)))
-
-
-def _are_logged(X: Rows, who: str, ours: bool) -> bool:
-    """Whether X (cells, genes) holds logarithms of normalised counts, by all its values. DataError where some are no
-    numbers, or negative in cells that this tool made (ours)."""
-    unknown, low, high, whole = 0, 0.0, 0.0, True
-    for values in [X.data] if isinstance(X, sparse.csr_matrix) else _values_of(X, who):
-        if len(values):
-            unknown += int((~np.isfinite(values)).sum())
-            low, high = min(low, values.min()), max(high, values.max())
-            whole = whole and np.array_equal(values, np.rint(values))
-    if unknown:
-        raise DataError(
-            f"{who} have {unknown} values in X that are NaN or infinite: no score would mean anything. Remove these "
-            "cells, or make them again."
-        )
-    if low < 0 and ours:
-        raise DataError(f"{who} have negative values in X (down to {low:g}): sample them again.")
-    return not (low < 0 or whole) and (ours or high < MAX_LOG_VALUE)
-
-
-def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
-    """Those stored in a file, a block at a time."""
-    log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
-    for _, block in blocks(X):
-        yield block.data.astype(np.float32, copy=False)
-
-
-def _in_memory(X: Any) -> Any:
-    return X.to_memory() if hasattr(X, "to_memory") else X
-
-
-def _checked(shape: tuple[int, int], genes: pd.Index, who: str) -> pd.Index:
-    """The genes, when there are cells and genes can be matched by name."""
-    if 0 in shape:
-        raise DataError(f"{who} are empty ({shape[0]} cells x {shape[1]} genes).")
-    repeated = genes[genes.duplicated()].unique()
-    if len(repeated):
-        raise DataError(
-            f"{who} have {len(repeated)} gene names more than once (such as {repeated[0]!r}), so genes cannot be "
-            "matched by name: run adata.var_names_make_unique() first."
-        )
-    return genes
-
-
-def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tuple[np.ndarray, bool]:
-    """Types of cells (n,) as text; only synthetic cells may lack them."""
-    if label is None or (label not in obs and name == "synthetic"):
-        return np.full(len(obs), NO_TYPE, dtype=object), False
-    if label not in obs:
-        raise DataError(f"{who} have no obs column {label!r} (--label); {nearest(label, obs.columns)}")
-    types = obs[label].astype(object).where(obs[label].notna(), NO_TYPE).astype(str).to_numpy(dtype=object)
-    if len(types) > 2 * MIN_CELLS and len(set(types)) > len(types) / 2:
-        raise DataError(
-            f"{who} have {len(set(types))} different values of {label!r} (--label) in {len(types)} cells: choose a "
-            "column that groups cells, such as the cell type."
-        )
-    return types, True
-
-
-def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, who: str) -> np.ndarray | None:
-    """Values of columns as one text a cell, (n,); None where none is asked for. Only synthetic cells may lack them."""
-    missing = [column for column in columns if column not in obs]
-    if not columns or (missing and name == "synthetic"):
-        return None
-    if missing:
-        raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {nearest(missing[0], obs.columns)}")
-    values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
-    return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # a text once, not a cell
-
-
-def note_scales(sides: dict[str, Side], remarks: Remarks) -> None:
-    for side in sides.values():
-        remarks.notes.append(f"{side.name}: {side.n_cells} cells x {side.n_genes} genes; {side.scale}.")
-
-
-def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
-    """Leave on every side the genes that all have, in the order of their names."""
-    real, others = sides["real"], [side for side in sides.values() if side.name != "real"]
-    shared = real.genes
-    for side in others:
-        both = shared.intersection(side.genes)
-        if both.empty:
-            examples = "; ".join(f"{s.name}: {', '.join(map(str, s.genes[:3]))}" for s in (real, side))
-            raise DataError(
-                f"The real and the {side.name} cells have no gene in common ({examples}). Both need the same kind "
-                "of names in var_names, symbols or Ensembl ids, of the same species."
-            )
-        remarks.notes.append(
-            f"Genes: {len(real.genes.intersection(side.genes))} in both real and {side.name} cells; "
-            f"{len(real.genes.difference(side.genes))} only in real, "
-            f"{len(side.genes.difference(real.genes))} only in {side.name}."
-        )
-        shared = both
-    shared = shared.sort_values()
-    if len(shared) < FEWEST_GENES:
-        raise DataError(
-            f"Only {len(shared)} genes are in all sets of cells ({', '.join(map(str, shared[:3]))} ...); at least "
-            f"{FEWEST_GENES} are needed for scores that mean anything. Are genes named alike, symbols or Ensembl ids?"
-        )
-    for side in sides.values():
-        side.keep_genes(shared)
-
-
-def gather(
-    sides: dict[str, Side], most: int, seed: int, remarks: Remarks, counts_of: Sequence[str] = ()
-) -> dict[str, tuple[int, int]]:
-    """Look through all cells, and of those in files bring at most `most` a side into memory, to be compared; warns
-    where sides were hardly normalised alike. How many of how many, of the sides that have more.
-
-    counts_of: sides whose counts are wanted, too. The same seed chooses the same cells.
-    """
-    sampled = {}
-    for i, (name, side) in enumerate(sorted(sides.items())):
-        if isinstance(side.X, InFile):
-            log.info("%s: reading all %s cells", name, f"{side.X.shape[0]:,}")
-        side.gather(most, np.random.default_rng([seed, 9, i]), counts_too=name in counts_of)
-        if side.X.shape[0] < _everyone(side).n:
-            sampled[name] = (side.X.shape[0], _everyone(side).n)
-    sums = {side.name: _everyone(side).mean_sum for side in sides.values()}
-    for side in (side for side in sides.values() if side.name != "real"):
-        low, high = sorted([sums["real"], sums[side.name]])
-        if high > SCALE_RATIO * low:
-            remarks.warn(
-                f"The common genes of a cell sum to {sums['real']:.4g} in real and {sums[side.name]:.4g} in "
-                f"{side.name} cells. If they were normalised differently (to another total, or over other genes), "
-                "no score is meaningful: give both as raw counts of the same genes, or normalised alike."
-            )
-    for name, (n, of) in sampled.items():
-        within = " within types" if sides[name].has_types else ""
-        remarks.notes.append(f"{name}: {n:,} of {of:,} cells, drawn at random{within}, are compared.")
-    known = "train" if "train" in sides else "real"
-    if known in sampled:
-        what = "training" if known == "train" else "real"
-        remarks.notes.append(
-            f"nn_ratio, near_duplicates and membership_auc look for the nearest {what} cell among these "
-            f"{sampled[known][0]:,} alone: what is like another one escapes them. exact_duplicates is of all cells."
-        )
-    return sampled
-
-
-def _everyone(side: Side) -> Everyone:
+def everyone_of(side: Side) -> Everyone:
     assert side.everyone is not None, "gather comes first"
     return side.everyone
-
-
-def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray) -> None:
-    """Make two sides of the real cells, those that a model has not seen and those it was trained on (places)."""
-    sides["train"] = replace(sides["real"], name="train")
-    for name, rows in (("real", unseen), ("train", trained)):
-        sides[name].take(rows)
-        sides[name].n_cells = len(rows)
-
-
-def of_known_kinds(real: Side, train: Side) -> bool:
-    """Whether held-out cells are of the types and conditions that were trained on, but for a few."""
-    columns = [
-        (real.types, train.types) if real.has_types and train.has_types else None,
-        (real.conditions, train.conditions) if real.conditions is not None else None,
-    ]
-    pairs = [pair for pair in columns if pair is not None]
-    if not pairs:
-        return True
-    of_real, of_train = (list(zip(*(pair[side] for pair in pairs), strict=True)) for side in (0, 1))
-    trained = set(of_train)
-    return sum(kind not in trained for kind in of_real) <= UNLIKE * len(of_real)
-
-
-def other_donors(real: Part, train: Part) -> bool:
-    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
-    both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
-    return len(both) == 2 and both[0].isdisjoint(both[1])
-
-
-def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
-    """Take out of the real cells those that are also training cells: to a model they are not new.
-
-    To be called before genes that synthetic cells lack are left out: in few genes, cells are alike by chance.
-    """
-    real, train = sides["real"], sides["train"]
-    genes = real.genes.intersection(train.genes)
-    if genes.empty:
-        return  # which match_genes refuses
-    for side in (train, real):
-        if isinstance(side.X, InFile):
-            log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
-    new = ~np.isin(real.fingerprints(genes, 0), train.fingerprints(genes, 0))
-    if new.all():
-        return
-    if new.sum() < MIN_CELLS:
-        raise DataError(
-            f"{(~new).sum()} of the {len(new)} real cells are also in the training cells (--train), so hardly any "
-            "were held out. Give cells that the model was not trained on, or leave --train out."
-        )
-    remarks.warn(f"{(~new).sum()} of the {len(new)} real cells are also in --train and were left out.")
-    real.take(np.flatnonzero(new))
-
-
-def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[str, dict[str, int]]:
-    """Cells of each type in real and synthetic cells; notes the types that one of them lacks."""
-    real, synthetic = sides["real"], sides["synthetic"]
-    if not synthetic.has_types:
-        remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
-    of_types = {side.name: _everyone(side).types if side.has_types else {} for side in (real, synthetic)}
-    names = sorted({*of_types["real"], *of_types["synthetic"]})
-    if synthetic.has_types and not {*of_types["real"]} & {*of_types["synthetic"]}:
-        shown = "; ".join(f"{side}: {', '.join(sorted(of)[:5])}" for side, of in of_types.items())
-        raise DataError(
-            f"No {label} is in both real and synthetic cells ({shown}), so they cannot be compared within types: give "
-            "the column that holds the same names in both (--label), or leave it out."
-        )
-    counts = {name: {side: of_types[side].get(name, 0) for side in of_types} for name in names}
-    if synthetic.has_types:
-        for side, other in ((synthetic, real), (real, synthetic)):
-            missing = [name for name in names if not counts[name][side.name]]
-            if missing:
-                remarks.notes.append(
-                    f"Types of the {other.name} cells that no {side.name} cell has: {', '.join(missing)}."
-                )
-    return counts
 
 
 def parts(sides: dict[str, Side], max_cells: int, seed: int) -> tuple[Part, Part, Part]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.evaluation.cell_sets import Part, Side, candidates, order_of, other_donors
+from scdiffkit.evaluation.cell_sets import Part, Side, candidates, order_of
 from scdiffkit.evaluation.gene_sets import GeneSets
+from scdiffkit.evaluation.matching import other_donors
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share

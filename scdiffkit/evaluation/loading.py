@@ -1,0 +1,214 @@
+"""Cells as they were given become sets of cells on one scale: log1p-normalised, with their types and other columns."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scdiffkit.errors import DataError, nearest
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Side
+from scdiffkit.io import Backed, Rows, blocks
+from scdiffkit.preprocessing.pipeline import TOTAL, counts_of, lognormalise
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+log = logging.getLogger("scdiffkit")
+TARGET_SUM = 1e4
+MAX_LOG_VALUE = 20.0  # log1p of half a billion: larger values are not logarithms of counts
+NO_TYPE = "(none)"
+AS_IT_IS = "log1p-normalised X, taken as it is"
+
+
+def load(
+    cells: Mapping[str, AnnData | Backed],
+    sources: Mapping[str, str],
+    label: str | None,
+    conditions: Sequence[str] = (),
+    donor: str | None = None,
+    batch: str | None = None,
+) -> dict[str, Side]:
+    """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
+    (DataError)."""
+    target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
+    sides: dict[str, Side] = {}
+    for name, side in cells.items():
+        source = sources[name]
+        path = str(side.path) if isinstance(side, Backed) else source
+        who = f"The {name} cells" if path == "memory" else f"The {name} cells ({path})"
+        types, has_types = _types_of(side.obs, label, name, who)
+        of_conditions = _texts(side.obs, conditions, "--condition", name, who)
+        donors = _texts(side.obs, [donor] if donor else [], "--donor", name, who)
+        batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
+        made_here = name == "synthetic" or "scdiffkit" in side.uns
+        X, counts, genes, scale = _values(side, who, target_sum, made_here)
+        sides[name] = Side(
+            name=name,
+            source=source,
+            X=X,
+            counts=counts,
+            genes=genes,
+            types=types,
+            has_types=has_types,
+            conditions=of_conditions,
+            donors=donors,
+            batches=batches,
+            scale=scale,
+            n_cells=X.shape[0],
+            n_genes=X.shape[1],
+            codec_auc=dict(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
+            sha256=sha256(Path(source)),
+        )
+    return sides
+
+
+def sha256(path: Path) -> str | None:
+    """Of a file; None of anything else."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _target_sum(cells: AnnData | Backed) -> float | None:
+    """Counts per cell that this tool recorded having normalised to."""
+    recorded = cells.uns.get("scdiffkit", {})
+    value = recorded.get("target_sum") or recorded.get("preprocess", {}).get("target_sum")
+    return float(value) if value else None
+
+
+def _values(
+    cells: AnnData | Backed, who: str, target_sum: float, made_here: bool
+) -> tuple[sparse.csr_matrix | InFile, sparse.csr_matrix | None, pd.Index, str]:
+    """log1p-normalised values (cells, genes), raw counts of the same genes where there are any and they are in memory,
+    the genes, and where the values came from, in words.
+
+    X that is log-normalised already is taken as it is: synthetic cells may hold fewer genes than they were
+    normalised over. Raw counts are normalised by obs["total_counts"], the library size that this tool leaves
+    in the cells it makes (also where a format has lost `uns`), else over all genes that the side has.
+    """
+    found: tuple[Rows, pd.Index, str] | DataError
+    try:
+        counts, place = counts_of(cells)
+        found = counts, _var_names(cells, place), place
+    except DataError as e:
+        found = e
+    X: Rows | None
+    if isinstance(cells, Backed):
+        X = cells.matrices.get("X")
+    else:
+        X = None if cells.X is None else sparse.csr_matrix(_in_memory(cells.X), dtype=np.float32)
+    ours = "scdiffkit" in cells.uns
+    if X is not None and _are_logged(X, who, ours):
+        genes = _checked(X.shape, _var_names(cells, "X"), who)
+        of_counts, places = None, None
+        if not isinstance(found, DataError) and _are_among(genes, found[1]):
+            of_counts, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
+        if isinstance(cells, Backed):
+            return InFile(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
+        if of_counts is not None and places is not None:
+            of_counts = of_counts[:, places]
+        return X, of_counts, genes, AS_IT_IS
+    if isinstance(found, DataError):
+        raise DataError(f"{who} are neither raw counts nor log1p-normalised. {found}") from found
+    counts, genes, place = found
+    sizes = None
+    if made_here and TOTAL in cells.obs:
+        sizes = cells.obs[TOTAL].to_numpy()
+        scale = f"raw counts in {place}, normalised by obs['total_counts'] to {target_sum:g}, log1p"
+    else:
+        scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}, log1p"
+    _checked(counts.shape, genes, who)
+    if isinstance(cells, Backed):
+        return InFile(None, counts, target_sum, sizes), None, genes, scale
+    return lognormalise(counts, target_sum, sizes), counts, genes, scale
+
+
+def _var_names(cells: AnnData | Backed, place: str) -> pd.Index:
+    """Genes of the matrix in a place."""
+    if isinstance(cells, Backed):
+        return cells.var_of(place).index
+    return cells.raw.var_names if place == "raw" else cells.var_names
+
+
+def _are_among(wanted: pd.Index, genes: pd.Index) -> bool:
+    """Whether each of the genes that are wanted is in one place among others."""
+    return genes.equals(wanted) or not (genes.has_duplicates or len(wanted.difference(genes)))
+
+
+def _are_logged(X: Rows, who: str, ours: bool) -> bool:
+    """Whether X (cells, genes) holds logarithms of normalised counts, by all its values. DataError where some are no
+    numbers, or negative in cells that this tool made (ours)."""
+    unknown, low, high, whole = 0, 0.0, 0.0, True
+    for values in [X.data] if isinstance(X, sparse.csr_matrix) else _values_of(X, who):
+        if len(values):
+            unknown += int((~np.isfinite(values)).sum())
+            low, high = min(low, values.min()), max(high, values.max())
+            whole = whole and np.array_equal(values, np.rint(values))
+    if unknown:
+        raise DataError(
+            f"{who} have {unknown} values in X that are NaN or infinite: no score would mean anything. Remove these "
+            "cells, or make them again."
+        )
+    if low < 0 and ours:
+        raise DataError(f"{who} have negative values in X (down to {low:g}): sample them again.")
+    return not (low < 0 or whole) and (ours or high < MAX_LOG_VALUE)
+
+
+def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
+    """Those stored in a file, a block at a time."""
+    log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
+    for _, block in blocks(X):
+        yield block.data.astype(np.float32, copy=False)
+
+
+def _in_memory(X: Any) -> Any:
+    return X.to_memory() if hasattr(X, "to_memory") else X
+
+
+def _checked(shape: tuple[int, int], genes: pd.Index, who: str) -> pd.Index:
+    """The genes, when there are cells and genes can be matched by name."""
+    if 0 in shape:
+        raise DataError(f"{who} are empty ({shape[0]} cells x {shape[1]} genes).")
+    repeated = genes[genes.duplicated()].unique()
+    if len(repeated):
+        raise DataError(
+            f"{who} have {len(repeated)} gene names more than once (such as {repeated[0]!r}), so genes cannot be "
+            "matched by name: run adata.var_names_make_unique() first."
+        )
+    return genes
+
+
+def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tuple[np.ndarray, bool]:
+    """Types of cells (n,) as text; only synthetic cells may lack them."""
+    if label is None or (label not in obs and name == "synthetic"):
+        return np.full(len(obs), NO_TYPE, dtype=object), False
+    if label not in obs:
+        raise DataError(f"{who} have no obs column {label!r} (--label); {nearest(label, obs.columns)}")
+    types = obs[label].astype(object).where(obs[label].notna(), NO_TYPE).astype(str).to_numpy(dtype=object)
+    if len(types) > 2 * MIN_CELLS and len(set(types)) > len(types) / 2:
+        raise DataError(
+            f"{who} have {len(set(types))} different values of {label!r} (--label) in {len(types)} cells: choose a "
+            "column that groups cells, such as the cell type."
+        )
+    return types, True
+
+
+def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, who: str) -> np.ndarray | None:
+    """Values of columns as one text a cell, (n,); None where none is asked for. Only synthetic cells may lack them."""
+    missing = [column for column in columns if column not in obs]
+    if not columns or (missing and name == "synthetic"):
+        return None
+    if missing:
+        raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {nearest(missing[0], obs.columns)}")
+    values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
+    return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # a text once, not a cell

@@ -1,0 +1,184 @@
+"""What must hold between sets of cells before they are compared: the same genes and scale, and no cell in both."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Part, Side, everyone_of
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger("scdiffkit")
+FEWEST_GENES = 100
+SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly normalised in the same way
+UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
+
+
+class Remarks:
+    """Collects what a reader of the scores must know."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        warnings.warn(message, ScdiffWarning, stacklevel=4)
+        self.warnings.append(message)
+
+
+def note_scales(sides: dict[str, Side], remarks: Remarks) -> None:
+    for side in sides.values():
+        remarks.notes.append(f"{side.name}: {side.n_cells} cells x {side.n_genes} genes; {side.scale}.")
+
+
+def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
+    """Leave on every side the genes that all have, in the order of their names."""
+    real, others = sides["real"], [side for side in sides.values() if side.name != "real"]
+    shared = real.genes
+    for side in others:
+        both = shared.intersection(side.genes)
+        if both.empty:
+            examples = "; ".join(f"{s.name}: {', '.join(map(str, s.genes[:3]))}" for s in (real, side))
+            raise DataError(
+                f"The real and the {side.name} cells have no gene in common ({examples}). Both need the same kind "
+                "of names in var_names, symbols or Ensembl ids, of the same species."
+            )
+        remarks.notes.append(
+            f"Genes: {len(real.genes.intersection(side.genes))} in both real and {side.name} cells; "
+            f"{len(real.genes.difference(side.genes))} only in real, "
+            f"{len(side.genes.difference(real.genes))} only in {side.name}."
+        )
+        shared = both
+    shared = shared.sort_values()
+    if len(shared) < FEWEST_GENES:
+        raise DataError(
+            f"Only {len(shared)} genes are in all sets of cells ({', '.join(map(str, shared[:3]))} ...); at least "
+            f"{FEWEST_GENES} are needed for scores that mean anything. Are genes named alike, symbols or Ensembl ids?"
+        )
+    for side in sides.values():
+        side.keep_genes(shared)
+
+
+def gather(
+    sides: dict[str, Side], most: int, seed: int, remarks: Remarks, counts_of: Sequence[str] = ()
+) -> dict[str, tuple[int, int]]:
+    """Look through all cells, and of those in files bring at most `most` a side into memory, to be compared; warns
+    where sides were hardly normalised alike. How many of how many, of the sides that have more.
+
+    counts_of: sides whose counts are wanted, too. The same seed chooses the same cells.
+    """
+    sampled = {}
+    for i, (name, side) in enumerate(sorted(sides.items())):
+        if isinstance(side.X, InFile):
+            log.info("%s: reading all %s cells", name, f"{side.X.shape[0]:,}")
+        side.gather(most, np.random.default_rng([seed, 9, i]), counts_too=name in counts_of)
+        if side.X.shape[0] < everyone_of(side).n:
+            sampled[name] = (side.X.shape[0], everyone_of(side).n)
+    sums = {side.name: everyone_of(side).mean_sum for side in sides.values()}
+    for side in (side for side in sides.values() if side.name != "real"):
+        low, high = sorted([sums["real"], sums[side.name]])
+        if high > SCALE_RATIO * low:
+            remarks.warn(
+                f"The common genes of a cell sum to {sums['real']:.4g} in real and {sums[side.name]:.4g} in "
+                f"{side.name} cells. If they were normalised differently (to another total, or over other genes), "
+                "no score is meaningful: give both as raw counts of the same genes, or normalised alike."
+            )
+    for name, (n, of) in sampled.items():
+        within = " within types" if sides[name].has_types else ""
+        remarks.notes.append(f"{name}: {n:,} of {of:,} cells, drawn at random{within}, are compared.")
+    known = "train" if "train" in sides else "real"
+    if known in sampled:
+        what = "training" if known == "train" else "real"
+        remarks.notes.append(
+            f"nn_ratio, near_duplicates and membership_auc look for the nearest {what} cell among these "
+            f"{sampled[known][0]:,} alone: what is like another one escapes them. exact_duplicates is of all cells."
+        )
+    return sampled
+
+
+def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray, remarks: Remarks) -> None:
+    """Make two sides of the real cells, those that a model has not seen and those it was trained on (places)."""
+    sides["train"] = replace(sides["real"], name="train")
+    for name, rows in (("real", unseen), ("train", trained)):
+        sides[name].take(rows)
+        sides[name].n_cells = len(rows)
+    remarks.notes.append(
+        f"real is what the model was trained on: {len(unseen):,} of its cells, which it has not seen, are compared as "
+        f"real cells, and the {len(trained):,} that it was trained on as training cells."
+    )
+
+
+def of_known_kinds(real: Side, train: Side) -> bool:
+    """Whether held-out cells are of the types and conditions that were trained on, but for a few."""
+    columns = [
+        (real.types, train.types) if real.has_types and train.has_types else None,
+        (real.conditions, train.conditions) if real.conditions is not None else None,
+    ]
+    pairs = [pair for pair in columns if pair is not None]
+    if not pairs:
+        return True
+    of_real, of_train = (list(zip(*(pair[side] for pair in pairs), strict=True)) for side in (0, 1))
+    trained = set(of_train)
+    return sum(kind not in trained for kind in of_real) <= UNLIKE * len(of_real)
+
+
+def other_donors(real: Part, train: Part) -> bool:
+    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
+    both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
+    return len(both) == 2 and both[0].isdisjoint(both[1])
+
+
+def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
+    """Take out of the real cells those that are also training cells: to a model they are not new.
+
+    To be called before genes that synthetic cells lack are left out: in few genes, cells are alike by chance.
+    """
+    real, train = sides["real"], sides["train"]
+    genes = real.genes.intersection(train.genes)
+    if genes.empty:
+        return  # which match_genes refuses
+    for side in (train, real):
+        if isinstance(side.X, InFile):
+            log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
+    new = ~np.isin(real.fingerprints(genes, 0), train.fingerprints(genes, 0))
+    if new.all():
+        return
+    if new.sum() < MIN_CELLS:
+        raise DataError(
+            f"{(~new).sum()} of the {len(new)} real cells are also in the training cells (--train), so hardly any "
+            "were held out. Give cells that the model was not trained on, or leave --train out."
+        )
+    remarks.warn(f"{(~new).sum()} of the {len(new)} real cells are also in --train and were left out.")
+    real.take(np.flatnonzero(new))
+
+
+def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[str, dict[str, int]]:
+    """Cells of each type in real and synthetic cells; notes the types that one of them lacks."""
+    real, synthetic = sides["real"], sides["synthetic"]
+    if not synthetic.has_types:
+        remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
+    of_types = {side.name: everyone_of(side).types if side.has_types else {} for side in (real, synthetic)}
+    names = sorted({*of_types["real"], *of_types["synthetic"]})
+    if synthetic.has_types and not {*of_types["real"]} & {*of_types["synthetic"]}:
+        shown = "; ".join(f"{side}: {', '.join(sorted(of)[:5])}" for side, of in of_types.items())
+        raise DataError(
+            f"No {label} is in both real and synthetic cells ({shown}), so they cannot be compared within types: give "
+            "the column that holds the same names in both (--label), or leave it out."
+        )
+    counts = {name: {side: of_types[side].get(name, 0) for side in of_types} for name in names}
+    if synthetic.has_types:
+        for side, other in ((synthetic, real), (real, synthetic)):
+            missing = [name for name in names if not counts[name][side.name]]
+            if missing:
+                remarks.notes.append(
+                    f"Types of the {other.name} cells that no {side.name} cell has: {', '.join(missing)}."
+                )
+    return counts

@@ -1,0 +1,129 @@
+"""Which pictures a report has, and what is drawn on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scdiffkit.evaluation.cell_sets import Part, Side, draw_order
+from scdiffkit.evaluation.report import figures
+from scdiffkit.evaluation.report.figures import Picture
+from scdiffkit.evaluation.report.layouts import LAYOUTS
+from scdiffkit.metrics.biology import welch_t
+from scdiffkit.metrics.marginals import ks_of_genes, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.spaces import N_VARIABLE
+
+if TYPE_CHECKING:
+    pass
+
+GENES_SHOWN = 4  # most variable, and as many of those that differ most
+MARKERS_OF_TYPE = 2
+TYPES_SHOWN = 15
+CELL_FIGURES = {
+    "library_size": "log10 counts per cell",
+    "genes_detected": "log10 genes per cell",
+    "mitochondrial_share": "mitochondrial share",
+}
+
+
+class Drawing:
+    """The report's pictures. Layouts are computed in the pool while metrics are; pictures are drawn from them.
+
+    sides: of which as many real as synthetic cells, at most `most` of each, are shown in the layouts. label: name of
+    the types. layouts: names of LAYOUTS.
+    """
+
+    def __init__(
+        self, sides: dict[str, Side], most: int, label: str | None, seed: int, layouts: Sequence[str],
+        pool: ThreadPoolExecutor,
+    ) -> None:  # fmt: skip
+        self.genes, self.label, self.seed = np.asarray(sides["real"].genes, dtype=str), label, seed
+        self.shown = _cells_to_draw(sides, seed, most)
+        self.layouts = {
+            name: pool.submit(LAYOUTS[name], *(part.X for part in self.shown), seed=seed) for name in layouts
+        }
+        self.pictures: dict[str, Picture] = {}
+
+    def draw(self, first: Part, second: Part, third: Part) -> None:
+        """Draw the pictures, by their titles, the layouts first, of real, other real and synthetic cells."""
+        types = [part.types if self.label and part.has_types else None for part in self.shown]
+        drawn = {
+            "Single cells": _cells(first, third),
+            "Single genes": _genes(self.genes, first.X, third.X),
+            "Mean, variance and zeros of genes": figures.trends(first.X, third.X),
+            "Genes that vary together": figures.correlations(
+                self.genes, {"real": first.X, "other real cells": second.X, "synthetic": third.X}
+            ),
+        }
+        if first.has_types and third.has_types and len(set(first.types)) > 1:
+            drawn["Marker genes"] = _markers(self.genes, first, third, str(self.label))
+        embeddings = {
+            name: figures.embedding(name, *layout.result(), types, self.label, self.seed)
+            for name, layout in self.layouts.items()
+        }
+        self.pictures = embeddings | drawn
+
+    def positions(self) -> pd.DataFrame:
+        """The cells of the first layout, as Evaluation.cells has them."""
+        frames = []
+        for side, part, xy in zip(("real", "synthetic"), self.shown, next(iter(self.layouts.values())).result()):
+            types = part.types[: len(xy)] if self.label and part.has_types else np.full(len(xy), None)
+            frames.append(pd.DataFrame({"side": side, "type": types, "x": xy[:, 0], "y": xy[:, 1]}))
+        return pd.concat(frames, ignore_index=True)
+
+
+def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, Part]:
+    """As many real as synthetic cells."""
+    real, synthetic = sides["real"], sides["synthetic"]
+    n = min(real.X.shape[0], synthetic.X.shape[0], most)
+    orders = (
+        draw_order(side.types, np.random.default_rng([seed, 7, i]))[:n] for i, side in enumerate((real, synthetic))
+    )
+    a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
+    return a, b
+
+
+def _cells(first: Part, third: Part) -> Picture:
+    names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (first, third))]
+    pairs = [tuple(part.of_cells[name] for part in (first, third)) for name in names]
+    logs = [
+        (np.log10(a + 1), np.log10(b + 1)) if name != "mitochondrial_share" else (a, b)
+        for name, (a, b) in zip(names, pairs)
+    ]
+    alt = f"Distributions over cells, real (solid) and synthetic (dashed): {', '.join(CELL_FIGURES[n] for n in names)}."
+    return figures.distributions([CELL_FIGURES[name] for name in names], logs, alt)
+
+
+def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
+    """The most variable genes, and those whose distributions differ most."""
+    variable = np.argsort(-variance_per_gene(real), kind="stable")[:GENES_SHOWN]
+    candidates = np.argsort(-variance_per_gene(real), kind="stable")[:N_VARIABLE]
+    ks = ks_of_genes(real[:, candidates].toarray(), synthetic[:, candidates].toarray())
+    differ = [g for g in candidates[np.argsort(-ks, kind="stable")] if g not in variable][:GENES_SHOWN]
+    chosen = [*variable, *differ]
+    pairs = [tuple(x[:, g].toarray().ravel() for x in (real, synthetic)) for g in chosen]
+    titles = [f"{names[g]} ({'variable' if i < len(variable) else 'differs most'})" for i, g in enumerate(chosen)]
+    alt = f"Distributions of log1p-normalised values, real (solid) and synthetic (dashed), of {', '.join(titles)}."
+    return figures.distributions(titles, pairs, alt)
+
+
+def _markers(names: np.ndarray, first: Part, third: Part, label: str) -> Picture:
+    """The strongest markers of the most frequent types of the real cells."""
+    counts = pd.Series(first.types).value_counts()
+    types = sorted(counts.index[:TYPES_SHOWN])
+    chosen: list[int] = []
+    for name in types:
+        strongest = np.argsort(-welch_t(first.X, first.types == name), kind="stable")
+        chosen += [g for g in strongest[: 2 * MARKERS_OF_TYPE] if g not in chosen][:MARKERS_OF_TYPE]
+    sides = {}
+    for side, part in (("real", first), ("synthetic", third)):
+        of_types = [part.X[part.types == name][:, chosen] for name in types]
+        none = np.zeros(len(chosen))
+        share = np.array([1 - zeros_per_gene(x) if x.shape[0] else none for x in of_types])
+        sides[side] = (share, np.array([mean_per_gene(x) if x.shape[0] else none for x in of_types]))
+    return figures.dots(names[chosen].tolist(), types, sides, label)

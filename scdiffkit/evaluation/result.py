@@ -1,0 +1,274 @@
+"""What an evaluation found: scores, verdict, and the same as tables and plain values."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scdiffkit.errors import nearest
+from scdiffkit.evaluation.report.render import render
+from scdiffkit.evaluation.verdict import FAIR, Basis, Verdict, judge
+from scdiffkit.metrics import PROTOCOLS
+from scdiffkit.metrics.profiles import FULL
+from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score
+
+SCHEMA = 3
+BY_CHANCE = 0.01  # probability from which on a type may be missing by chance
+HELD_OUT = (
+    "The real cells, which the model has not seen, against cells it was trained on: what a perfect model, or a "
+    "perfect copy of the training cells, would score."
+)
+CEILINGS = {
+    "shuffled": "Real cells with every gene shuffled between the cells of one type ({}): right genes, no relations "
+    "between them. A model that does not beat this has learned nothing beyond the types.",
+    "pooled": "Cells that are all the mean of the real ones: no types, no spread.",
+    "copies": "Copies of the cells that were trained on (of the real cells, where those are not given).",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    scores: of every metric. of_types, of_donors: of each cell type the scores OF_TYPES within it, of each donor the
+    scores OF_DONORS against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
+    inputs: for "real", "synthetic" and perhaps "train", where they came from, their size, scale and, for files,
+    SHA-256. n_cells: cells on each side of a comparison. n_genes: genes compared. types: cells of each type by side,
+    without those of `real` that were trained on (None without a label). skipped: metrics that could not be computed,
+    and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
+    cells: those of its first picture, a row each: side ("real" or "synthetic"), type (text, None without a label), x
+    and y in the layout; None without `out`. sampled: of the sides that stayed in their files and were too many to be
+    all compared, how many of how many cells were. basis: whether the model has seen the real cells: "given" (those it
+    was trained on were given), "holdout", "validation" or "none" (found out, see `evaluate`), or "unknown". alike:
+    whether the real cells are of the kinds that were trained on. remarks: what the synthetic cells say of how they
+    were made.
+    metrics: the names of metrics and profiles that were asked for.
+    genes: a row each, of the first resample: gene; mean, variance and share of zeros of its log1p-normalised values in
+    real, other real (reference; training cells, where those are given) and synthetic cells; and the Kolmogorov-Smirnov
+    statistics between real and synthetic (ks) and real and other real cells (ks_reference).
+    """
+
+    scores: list[Score]
+    of_types: dict[str, list[Score]]
+    of_donors: dict[str, list[Score]]
+    inputs: dict[str, dict[str, Any]]
+    n_cells: int
+    n_genes: int
+    resamples: int
+    seed: int
+    max_cells: int
+    label: str | None
+    conditions: tuple[str, ...]
+    donor: str | None
+    batch: str | None
+    protocol: str | None
+    of_protocol: list[Score]
+    floor_definition: str
+    types: dict[str, dict[str, int]] | None
+    skipped: dict[str, str]
+    notes: list[str]
+    warnings: list[str]
+    html: Path | None = None
+    cells: pd.DataFrame | None = None
+    sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    basis: Basis = "unknown"
+    alike: bool = True
+    remarks: list[str] = field(default_factory=list)
+    metrics: tuple[str, ...] = (FULL,)
+    genes: pd.DataFrame | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the scores mean, in words."""
+        return judge(
+            self.scores,
+            n_cells=self.n_cells,
+            basis=self.basis,
+            alike=self.alike,
+            unscored_types=self.unscored_types(),
+            remarks=self.remarks,
+            floor_is="real cells against training cells"
+            if self.floor_definition == HELD_OUT
+            else "two halves of the real cells",
+            within=f"within {self.label}" if self.label else "between cells",
+            worst_type=self.worst_type(),
+            worst_auc=self.worst_type_auc(),
+            poor_types=self.poor_types(),
+            missing_types=self.missing_types(),
+            lost_types=self.lost_types(),
+        )
+
+    def __getitem__(self, metric: str) -> Score:
+        """The score of a metric by its name; KeyError when there is none."""
+        for score in self.scores:
+            if score.metric == metric:
+                return score
+        raise KeyError(f"There is no metric {metric!r}; {nearest(metric, [s.metric for s in self.scores])}")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per metric; columns metric, family, value, value_low, value_high, floor, floor_low, floor_high,
+        shuffled, pooled, copies (bad models; NaN where one says nothing), bad_model (the one that the metric is set
+        against), position, at_floor, direction, best, definition, source."""
+        return pd.DataFrame([_row(score) for score in self.scores])
+
+    def types_to_frame(self) -> pd.DataFrame:
+        """One row per cell type and metric; column type and those of `to_frame`."""
+        return pd.DataFrame([{"type": name, **_row(s)} for name, scores in self.of_types.items() for s in scores])
+
+    def donors_to_frame(self) -> pd.DataFrame:
+        """One row per donor and metric; column donor and those of `to_frame`."""
+        return pd.DataFrame([{"donor": name, **_row(s)} for name, scores in self.of_donors.items() for s in scores])
+
+    def missing_types(self) -> list[str]:
+        """The types of the real cells that no synthetic cell has; none where those have no types."""
+        counts = self.types or {}
+        if not any(count["synthetic"] for count in counts.values()):
+            return []
+        return [name for name, count in counts.items() if count["real"] and not count["synthetic"]]
+
+    def lost_types(self) -> list[str]:
+        """Of the missing types those with so many real cells that chance would hardly leave them out."""
+        counts = self.types or {}
+        n = {side: sum(count[side] for count in counts.values()) for side in ("real", "synthetic")}
+        share = n["real"] / max(1, sum(n.values()))  # a cell of the type is a real one with this probability
+        return [name for name in self.missing_types() if share ** counts[name]["real"] < BY_CHANCE]
+
+    def unscored_types(self) -> list[str]:
+        """The types that both sides have, but too few cells of to be scored."""
+        both = [name for name, n in (self.types or {}).items() if n["real"] and n["synthetic"]]
+        return [name for name in both if name not in self.of_types]
+
+    def worst_type(self) -> str | None:
+        """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when
+        none was scored, or all are as real cells are."""
+        off = self._positions_of_types()
+        worst = max(off, key=off.__getitem__, default=None)
+        return worst if worst is not None and off[worst] > 0 else None
+
+    def worst_type_auc(self) -> tuple[str, Score] | None:
+        """The type whose synthetic cells a random forest tells best from its real ones, beyond what it tells among
+        real cells, and its score (rf_auc within the type); None where no type has enough cells."""
+        aucs = [(name, s) for name, scores in self.of_types.items() for s in scores if s.metric == "rf_auc"]
+        return max(aucs, key=lambda found: found[1].value - max(found[1].floor, found[1].best), default=None)
+
+    def poor_types(self) -> list[str]:
+        """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
+        resamples are too few to tell."""
+        if self.resamples < FEWEST_RESAMPLES:
+            return []
+        off = self._positions_of_types()
+        return sorted((name for name in off if off[name] > FAIR), key=lambda name: -off[name])
+
+    def _positions_of_types(self) -> dict[str, float]:
+        return {
+            name: float(np.mean([0.0 if score.at_floor else score.position for score in scores]))
+            for name, scores in self.of_types.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as it stands in metrics.json: plain values, every number finite.
+
+        schema: 3 (2 lacked basis, alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but
+        word, sentence, reasons, uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores
+        (list), of_types {type: list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, floor} or null
+        (the type whose cells a forest tells best), poor_types, missing_types, unscored_types, definitions {floor,
+        shuffled, pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked
+        for), inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared,
+        of how many]}, label, conditions, donor, batch, protocol {name, genes, source, flaws, metrics, scores} or null,
+        seed, command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions
+        {package: version}. Scores are as Score.to_dict gives them.
+        """
+        worst_auc = self.worst_type_auc()
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict.to_dict(),
+            "scores": [score.to_dict() for score in self.scores],
+            "of_types": {name: [score.to_dict() for score in scores] for name, scores in self.of_types.items()},
+            "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
+            "worst_type": self.worst_type(),
+            "worst_type_auc": worst_auc
+            and {"type": worst_auc[0], "value": worst_auc[1].value, "floor": worst_auc[1].floor},
+            "poor_types": self.poor_types(),
+            "missing_types": self.missing_types(),
+            "unscored_types": self.unscored_types(),
+            "basis": self.basis,
+            "alike": self.alike,
+            "remarks": self.remarks,
+            "definitions": {"floor": self.floor_definition, **ceilings_of(self.label)},
+            "cells_compared": self.n_cells,
+            "genes_compared": self.n_genes,
+            "resamples": self.resamples,
+            "max_cells": self.max_cells,
+            "metrics": list(self.metrics),
+            "inputs": self.inputs,
+            "sampled": {name: list(numbers) for name, numbers in self.sampled.items()},
+            "label": self.label,
+            "conditions": list(self.conditions),
+            "donor": self.donor,
+            "batch": self.batch,
+            "protocol": None
+            if self.protocol is None
+            else asdict(PROTOCOLS[self.protocol])
+            | {"name": self.protocol, "scores": [score.to_dict() for score in self.of_protocol]},
+            "seed": self.seed,
+            "command": self.command(),
+            "types": self.types,
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "warnings": self.warnings,
+            "versions": _versions(),
+        }
+
+    def command(self) -> str:
+        """What repeats these scores in a shell."""
+        words = ["scdiff", "evaluate", *(self.inputs[side]["source"] for side in ("real", "synthetic"))]
+        options: dict[str, Any] = {
+            "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
+        }  # fmt: skip
+        if self.basis == "given":
+            options["--train"] = self.inputs["train"]["source"]
+        options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
+        words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+        words += [word for column in self.conditions for word in ("--condition", column)]
+        words += [] if self.metrics == (FULL,) else ["--metrics", ",".join(self.metrics)]
+        words += ["--backed"] if self.sampled else []
+        return shlex.join(words)
+
+    def _repr_html_(self) -> str:
+        """Verdict and scores, for a notebook."""
+        return render("summary.html.j2", about=self, found=self.verdict)
+
+
+def ceilings_of(label: str | None) -> dict[str, str]:
+    """What the bad models are, by name."""
+    return {name: text.format(label or "no types given: between all cells") for name, text in CEILINGS.items()}
+
+
+def _row(score: Score) -> dict[str, Any]:
+    """A score as a row of plain cells."""
+    row: dict[str, Any] = {}
+    for key, value in score.to_dict().items():
+        if key.endswith("_range"):
+            low, high = value or (np.nan, np.nan)
+            row |= {key.replace("range", "low"): low, key.replace("range", "high"): high}
+        else:
+            row[key] = np.nan if value is None else value
+    return row
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that the scores depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "pot", "anndata"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
+            found[name] = "unknown"
+    return found

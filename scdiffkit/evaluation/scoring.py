@@ -1,0 +1,224 @@
+"""Resamples scored by every metric, in parallel, and the figures of all resamples put together."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import cpu_count
+from threadpoolctl import threadpool_limits
+
+from scdiffkit.errors import ConfigError
+from scdiffkit.evaluation.cell_sets import Part, Side, parts
+from scdiffkit.evaluation.gene_sets import choose_gene_sets
+from scdiffkit.evaluation.resample import (
+    MIN_CELLS_OF_TYPE,
+    WITHOUT,
+    Round,
+    computable,
+    donors_left_out,
+    donors_to_score,
+    exact_shares,
+    known_cells,
+)
+from scdiffkit.io import give_back
+from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space
+from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.score import Score, score_of
+from scdiffkit.metrics.spaces import N_VARIABLE
+
+# Imported before there are threads: two that import parts of one library at once may find it half made.
+IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.decomposition", "sklearn.ensemble",
+                       "sklearn.linear_model", "sklearn.manifold", "sklearn.metrics", "sklearn.model_selection",
+                       "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing")  # fmt: skip
+log = logging.getLogger("scdiffkit")
+
+Figures = dict[str, list[dict[str, float]]]  # of each metric, by resample: value, floor and bad models
+
+
+@dataclass
+class Found:
+    """Figures of all resamples: of metrics, of a protocol's metrics, and of metrics within types and donors, by name.
+
+    skipped: metrics that could not be computed, and why. genes: see Evaluation.genes.
+    """
+
+    metrics: Figures = field(default_factory=dict)
+    protocol: Figures = field(default_factory=dict)
+    types: dict[str, Figures] = field(default_factory=dict)
+    donors: dict[str, Figures] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    genes: pd.DataFrame | None = None
+
+
+class Scorer:
+    """Scores resamples one after the other.
+
+    sides: all sets of cells. sets: those that are scored against one another; without "train", resamples are of two
+    halves of the real cells. n: cells of each set in a resample. chosen: names of metrics; spaces: the sets of genes
+    that they take. label: name of the types. draws: whether pictures are one of the steps of `progress`.
+    """
+
+    def __init__(
+        self,
+        sides: dict[str, Side],
+        sets: dict[str, Side],
+        n: int,
+        *,
+        chosen: Collection[str],
+        spaces: Collection[Space],
+        protocol: str | None,
+        label: str | None,
+        resamples: int,
+        seed: int,
+        pool: ThreadPoolExecutor,
+        draws: bool,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self.sides, self.sets, self.n, self.chosen, self.label = sides, sets, n, chosen, label
+        self.protocol, self.resamples, self.seed, self.pool, self.draws = protocol, resamples, seed, pool, draws
+        self.progress = progress or (lambda what, i, n: None)
+        self.gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, spaces)
+        self.protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
+        self.found = Found()
+        # First, and alone: of all cells, it takes memory that grows with them.
+        self.exact = pool.submit(exact_shares, sides)
+        self.exact.result()
+        self._exact_of_donors: dict[str, dict[str, float]] = {}
+        self._first_drawn: tuple[Part, Part, Part] | None = None
+        give_back()
+
+    def score(self, r: int, draw: Callable[[Part, Part, Part], None] | None = None) -> None:
+        """Score resample r; draw: called with the first resample's cells while metrics are computed."""
+        drawn = parts(self.sets, self.n, self.seed + 1000 * r)
+        self._first_drawn = self._first_drawn or drawn
+        known, made = known_cells(self.sides, self.n, self.seed + 1000 * r)
+        resample = Round(
+            *drawn, pool=self.pool, known=known, made=made, trained="train" in self.sides,
+            second_trained="train" in self.sets, gene_sets=self.gene_sets, chosen=self.chosen, bad_models=r == 0,
+            seed=self.seed + r,
+        )  # fmt: skip
+        to_score, skipped = computable(resample, self.label)
+        if r == 0:
+            self.found.skipped = skipped
+        to_score = [metric for metric in to_score if r == 0 or metric.name in self.found.metrics]  # beside bad models
+        steps = len(to_score) * self.resamples + self.draws
+        resample.prepare(to_score)
+        scores = {
+            metric: self.exact if metric.name == "exact_duplicates" else self.pool.submit(resample.score, metric)
+            for metric in to_score
+        }
+        of_types, of_donors = self.pool.submit(resample.score_types), self.pool.submit(resample.score_donors)
+        if draw is not None:
+            self.progress("pictures", r * len(to_score), steps)
+            draw(*self._first_drawn)
+        for i, (metric, score) in enumerate(scores.items(), draw is not None):
+            self.progress(f"{metric.family}: {metric.name}", r * len(to_score) + i, steps)
+            self.found.metrics.setdefault(metric.name, []).append(score.result())
+            give_back()
+        _add(self.found.types, of_types.result(), first=r == 0)
+        _add(self.found.donors, of_donors.result(), first=r == 0)
+        self._score_exact_of_donors(resample)
+        if self.protocol is not None:
+            self.progress(self.protocol, (r + 1) * len(to_score), steps)
+            self._score_protocol(drawn, r)
+        if r == 0:
+            self._note(resample)
+
+    def _score_exact_of_donors(self, resample: Round) -> None:
+        for name in donors_to_score(resample):
+            if name not in self._exact_of_donors:
+                self._exact_of_donors[name] = exact_shares(self.sides, name)
+            of_donor = self.found.donors.setdefault(name, {})
+            of_donor.setdefault("exact_duplicates", []).append(self._exact_of_donors[name])
+
+    def _score_protocol(self, drawn: tuple[Part, Part, Part], r: int) -> None:
+        """The metrics of the protocol, in its genes."""
+        assert self.protocol is not None
+        assert self.protocol_genes is not None
+        in_genes = [part.in_genes(self.protocol_genes) for part in drawn]
+        resample = Round(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.seed + r)
+        metrics: list[Metric] = []
+        for metric in (METRICS[name] for name in PROTOCOLS[self.protocol].metrics):
+            if all(need in part.of_cells for need in metric.needs for part in drawn):
+                metrics.append(metric)
+            else:
+                self.found.skipped[metric.name] = WITHOUT[metric.needs[0]]
+        resample.prepare(metrics)
+        for metric, figures in zip(metrics, self.pool.map(resample.score, metrics), strict=True):
+            self.found.protocol.setdefault(metric.name, []).append(figures)
+
+    def _note(self, resample: Round) -> None:
+        self.found.genes = _genes_table(self.sides["real"].genes, resample.first, resample.second, resample.third)
+        few = donors_left_out(resample)
+        if few:
+            self.found.notes.append(
+                f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
+                f"{', '.join(few)}."
+            )
+        zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (resample.first, resample.third)]
+        self.found.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
+
+
+def scores_of(figures: Figures) -> list[Score]:
+    return [score_of(METRICS[metric], of_metric) for metric, of_metric in figures.items()]
+
+
+def scores_by_name(groups: dict[str, Figures]) -> dict[str, list[Score]]:
+    return {name: scores_of(figures) for name, figures in sorted(groups.items())}
+
+
+@contextmanager
+def metrics_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as cores. Ctrl-C waits for the tasks that run, not for those that have not begun."""
+    for name in IMPORTED_BY_METRICS:
+        importlib.import_module(name)
+    pool = ThreadPoolExecutor(cpu_count())
+    # One thread of BLAS for each of the pool's: faster, and sums do not depend on how many cores there are.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="umap")  # on a fixed seed and given neighbours, which are meant
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float]]], *, first: bool) -> None:
+    """Add one resample's figures by group and metric: those that the first resample has, beside bad models."""
+    for name, of_metrics in scored.items():
+        for metric, figures in of_metrics.items():
+            if first or metric in groups.get(name, ()):
+                groups.setdefault(name, {}).setdefault(metric, []).append(figures)
+
+
+def _genes_table(genes: pd.Index, first: Part, second: Part, third: Part) -> pd.DataFrame:
+    """Evaluation.genes, of real, other real and synthetic cells."""
+    found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
+    sides = {"real": first, "reference": second, "synthetic": third}
+    for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
+        found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in sides.items()}
+    return pd.DataFrame(found | {"ks": ks_per_gene(first.X, third.X), "ks_reference": ks_per_gene(first.X, second.X)})
+
+
+def _genes_of(protocol: str, real: Side) -> np.ndarray:
+    """Places of the genes that a protocol looks at, in the order of the genes."""
+    which, n_genes = PROTOCOLS[protocol].genes, real.X.shape[1]
+    if which == "all" or n_genes <= N_VARIABLE:
+        return np.arange(n_genes)
+    if which == "cv":
+        return np.sort(np.argsort(-cv_per_gene(real.X), kind="stable")[:N_VARIABLE])
+    sets = choose_gene_sets(real.X, real.counts, ["hvg_seurat_v3"], N_VARIABLE)
+    if sets.missing:
+        raise ConfigError(
+            f"--protocol {protocol} chooses genes by raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
+        )
+    return sets.places["hvg_seurat_v3"]
