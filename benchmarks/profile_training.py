@@ -22,7 +22,7 @@ import torch
 from atlas import write_atlas
 from torch.profiler import ProfilerActivity, profile
 
-from scdiffkit.training.loop import TrainStatus
+from scdiffkit.training.status import TrainStatus
 
 OPERATORS, WARM = 14, 2  # statuses, one a second, before the profile
 

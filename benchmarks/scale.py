@@ -34,7 +34,7 @@ import numpy as np
 from atlas import write_atlas
 from scipy.optimize import curve_fit
 
-from scdiffkit.training.loop import TrainStatus
+from scdiffkit.training.status import TrainStatus
 
 STEPS, CODEC_STEPS = 200, 100
 COMMANDS = ("preprocess", "train", "sample", "evaluate")

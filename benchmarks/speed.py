@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scdiffkit.config import SampleConfig
 from scdiffkit.run import Run
 from scdiffkit.runtime.device import make_fabric
-from scdiffkit.training.loop import TrainStatus
+from scdiffkit.training.status import TrainStatus
 
 CELLS, GENES, TYPES = 2000, 2000, 12
 STEPS = 20  # of DDIM

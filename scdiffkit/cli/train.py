@@ -122,8 +122,8 @@ def train(
         limit = max(1.0, limit - seconds_since_start())
     from scdiffkit.config import build_run_config, load_file, training_overrides
     from scdiffkit.training.distributed import is_first
-    from scdiffkit.training.loop import TrainStatus
     from scdiffkit.training.pipeline import train as fit
+    from scdiffkit.training.status import TrainStatus
 
     overrides = training_overrides(
         codec=codec, n_top_genes=n_top_genes, patch_size=patch_size, hidden_size=hidden_size, depth=depth,

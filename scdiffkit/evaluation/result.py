@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from scdiffkit.evaluation.verdict import FAIR, Basis, Verdict, judge
 from scdiffkit.metrics import PROTOCOLS
 from scdiffkit.metrics.profiles import FULL
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score
+from scdiffkit.runtime.versions import OF_SCORES, versions
 
 SCHEMA = 3
 BY_CHANCE = 0.01  # probability from which on a type may be missing by chance
@@ -223,7 +223,7 @@ class Evaluation:
             "skipped": self.skipped,
             "notes": self.notes,
             "warnings": self.warnings,
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **versions(OF_SCORES)},
         }
 
     def command(self) -> str:
@@ -261,14 +261,3 @@ def _row(score: Score) -> dict[str, Any]:
         else:
             row[key] = np.nan if value is None else value
     return row
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that the scores depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "pot", "anndata"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
-            found[name] = "unknown"
-    return found

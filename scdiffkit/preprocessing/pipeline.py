@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ from scipy import sparse
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, CellWriter, OnDisk, Rows, Selected, Stacked, blocks, give_back, interruption, on_disk
+from scdiffkit.runtime.versions import version_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -176,7 +176,7 @@ def prepare(
     if choose_genes:
         var["highly_variable"] = _choose_genes(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
-    record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": _version()}}
+    record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": version_of("scdiffkit")}}
     kept = {c: [str(x) for x in obs[c].cat.categories] for c in raw.colors if hasattr(obs[c], "cat")}
     return Prepared(
         counts, totals, obs, var, {"scdiffkit": record, "log1p": {}, **color_lists(kept, raw.colors)}, config, rows
@@ -851,10 +851,3 @@ def _scanpy_selection(cells: AnnData, config: PreprocessConfig, **options: Any) 
 def _plain(value: Any) -> Any:
     """numpy's types, as they come back from h5ad, as Python's own."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
-def _version() -> str:
-    try:
-        return metadata.version("scdiffkit")
-    except metadata.PackageNotFoundError:  # run from a source tree that was not installed
-        return "unknown"

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor, nn
 
-import scdiffkit
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data.cells import LIBRARY_SIZE, Conditions, fingerprint
@@ -33,6 +31,7 @@ from scdiffkit.io import Backed, CellWriter, Rows, blocks, check_output, interru
 from scdiffkit.preprocessing.pipeline import counts_of, lognormalise
 from scdiffkit.run import Run
 from scdiffkit.runtime.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
+from scdiffkit.runtime.versions import OF_CELLS, versions
 from scdiffkit.sampling.pool import Member, Process, Threads, in_order
 
 DEFAULT_CELLS = 1000
@@ -585,9 +584,5 @@ def _provenance(run: Run, config: SampleConfig, n: int, remarks: list[str]) -> d
         "conditions": list(run_config.conditions),
         "target_sum": run_config.preprocess.target_sum,
         **({"codec_auc": provenance["codec_auc"]} if provenance.get("codec_auc") else {}),
-        "versions": {
-            "scdiffkit": scdiffkit.__version__,
-            "torch": str(torch.__version__),
-            "anndata": metadata.version("anndata"),
-        },
+        "versions": versions(OF_CELLS),
     }

@@ -8,50 +8,43 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from anndata import AnnData
-from scipy import sparse
 
-import scdiffkit
 from scdiffkit import codecs
-from scdiffkit.codecs import Codec, CountCodec
-from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs import CountCodec
 from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
 from scdiffkit.data.cells import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, CellsLike, open_cells
-from scdiffkit.metrics import in_space
-from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.preprocessing.pipeline import (
     FILE,
     Prepared,
     RawCells,
     check_label,
     is_prepared,
-    lognormalise,
     prepare,
     prepared_config,
     raw_cells,
     with_columns,
 )
 from scdiffkit.run import RUNS, Run, check_new_run
-from scdiffkit.runtime.device import device_of, devices_of, make_fabric, precision_of
+from scdiffkit.runtime.device import device_of, devices_of, precision_of
+from scdiffkit.runtime.versions import OF_MODELS, versions
 from scdiffkit.training import encoded
-from scdiffkit.training.distributed import gather, helpers, launcher, leave, started_outside
-from scdiffkit.training.loop import TrainStatus, Validation, fit, follow, steps_planned
+from scdiffkit.training.codec import CHECK_SHARE_OF_TIME, codec_auc, fit_codec, log_codec
+from scdiffkit.training.distributed import gather, helpers, leave, started_outside
+from scdiffkit.training.loop import fit, follow, steps_planned
+from scdiffkit.training.resume import older_ids, resumed_config
+from scdiffkit.training.status import TrainStatus
+from scdiffkit.training.validation import Validation
 
-FEW_CELLS = 50
-MIN_CELLS_FOR_AUC, MAX_CELLS_FOR_AUC = 50, 1000
-AUC_DRAWS = 3
-CODEC_SHARE_OF_TIME, CHECK_SHARE_OF_TIME = 0.5, 0.25  # at most, of what is left of --max-time at their beginning
-SECONDS_OF_A_DRAW = 5.0  # that checking the codec takes on two cores
 log = logging.getLogger("scdiffkit")
+FEW_CELLS = 50
 
 
 def train(
@@ -96,7 +89,7 @@ def train(
     overrides = dict(overrides or {}) | training_overrides(holdout=holdout, holdout_by=holdout_by)
     existing = Run.open(out) if resume else None
     if existing:
-        run_config = _resumed_config(existing, arch, preset, label, conditions, config, overrides)
+        run_config = resumed_config(existing, arch, preset, label, conditions, config, overrides)
     else:
         columns = tuple(dict.fromkeys([c for c in (label, *conditions) if c]))
         given = {"conditions": columns} if columns else {}
@@ -142,7 +135,7 @@ def train(
         of_run = run.provenance()["data"]
         same = data_id == of_run["fingerprint"]
         if "split" not in of_run:
-            same = of_run["fingerprint"] in _older_ids(genes, settings, cells)
+            same = of_run["fingerprint"] in older_ids(genes, settings, cells)
         if not same:
             raise RunError(
                 f"{run.path} was trained on other cells ({run.provenance()['data']['source']}), with other "
@@ -158,12 +151,12 @@ def train(
             num_categories=known_conditions.num_categories,
         )
         deadline = math.inf if max_time is None else started + max_time
-        cut_short = _fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
+        cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
         ceiling = None
         if isinstance(codec, CountCodec) and not cut_short:
             now = time.monotonic()
             until = now + CHECK_SHARE_OF_TIME * (deadline - now)
-            ceiling = _codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
+            ceiling = codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
         provenance = {
             "run_id": fingerprint(run_config.to_yaml(), data_id),
             "data": {
@@ -174,7 +167,7 @@ def train(
                 "files": [str(Path(file).resolve()) for file in files],
                 "split": training_data.to_dict(),
             },
-            "versions": versions(),
+            "versions": versions(OF_MODELS),
             **({"codec_auc": ceiling} if ceiling else {}),
             **({"codec_cut_short": cut_short} if cut_short else {}),
         }
@@ -196,7 +189,7 @@ def train(
             "run %s: %d cells to train, %d for validation%s", run.path, len(train_rows), len(val_rows),
             f", {left_out} left out" if c.holdout else "",
         )  # fmt: skip
-        _log_codec(run.provenance().get("codec_auc"))
+        log_codec(run.provenance().get("codec_auc"))
         if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
             log.info("the run is complete; give a larger --max-steps to train on")
             if team is not None:
@@ -232,16 +225,6 @@ def train(
     return run
 
 
-def versions() -> dict[str, str]:
-    """Of this package and those that the result depends on."""
-    return {
-        "scdiffkit": scdiffkit.__version__,
-        "torch": str(torch.__version__),
-        "anndata": metadata.version("anndata"),
-        "numpy": np.__version__,
-    }
-
-
 def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int) -> None:
     """ScdiffWarning that names what there are few training cells of; codes (n, K) of those cells."""
     few = [f"{len(codes)} in all"] if len(codes) < FEW_CELLS else []
@@ -256,143 +239,6 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
             ScdiffWarning,
             stacklevel=3,
         )
-
-
-def _fit_codec(
-    codec: Codec,
-    cells: Cells,
-    rows: np.ndarray,
-    val_rows: np.ndarray,
-    run_config: RunConfig,
-    started: float,
-    deadline: float,
-    on_status: Callable[[TrainStatus], None] | None,
-) -> dict[str, int] | None:
-    """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
-    if not isinstance(codec, CountCodec):
-        codec.fit(cells, rows)
-        return None
-    batch_size, begun = codec.config.batch_size, time.monotonic()
-    until = begun + CODEC_SHARE_OF_TIME * (deadline - begun)
-    cut_short: dict[str, int] | None = None
-
-    def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
-        nonlocal cut_short
-        now = time.monotonic()
-        if on_status:
-            rate = step * batch_size / max(now - begun, 1e-9)
-            on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
-        out_of_time = now >= until
-        cut_short = {"steps": step, "planned": steps} if out_of_time and step < steps else None
-        return out_of_time
-
-    device = make_fabric(run_config.train.device, "32").device
-    codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
-    return cut_short
-
-
-def _codec_auc(
-    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
-) -> dict[str, float] | None:
-    """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
-
-    held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
-    against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures, by
-    chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
-    held out for the figures to mean anything.
-    """
-    if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
-        return None
-    n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
-    generator = torch.Generator().manual_seed(seed)
-    draws = []
-    for draw in range(AUC_DRAWS):
-        rng = np.random.default_rng([seed, 4, draw])
-        places = rng.choice(len(rows), 2 * n, replace=False)
-        held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
-        draws.append((held_out, rows[seen], fold_of(len(rows))[seen], rows[places[n:]]))
-    known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
-    cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
-
-    def decoded(at: np.ndarray, fold: np.ndarray | None = None) -> sparse.csr_matrix:
-        counts, size, codes = cells.batch(np.searchsorted(known, at))
-        folds = None if fold is None else torch.from_numpy(fold)
-        x0 = codec.encode(counts, size, codes, generator=generator, fold=folds)
-        counts, size = codec.decode(x0, codes, size, generator)
-        return lognormalise(sparse.csr_matrix(counts.numpy()), codec.target_sum, size.numpy())
-
-    def real(at: np.ndarray) -> sparse.csr_matrix:
-        here = np.searchsorted(known, at)
-        return lognormalise(cells.counts[here], codec.target_sum, cells.library_size[here])
-
-    aucs: dict[str, list[float]] = {}
-    for held_out, seen, fold, other in draws:
-        if time.monotonic() + SECONDS_OF_A_DRAW > until:
-            break
-        sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "floor": real(held_out)}
-        for name, side in sides.items():
-            aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
-    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)
-    return {name: round(float(np.mean(values)), 4) for name, values in aucs.items()} | {
-        "standard_error": round(standard_error, 4)
-    }
-
-
-def _log_codec(auc: Mapping[str, float] | None) -> None:
-    if auc:
-        log.info(
-            "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
-            "training cells %.2f, real cells %.2f (0.5: not at all; chance alone: +- %.2f). Diffusion can hardly do "
-            "better than the codec.",
-            auc["held_out"], auc["training"], auc["floor"], auc.get("standard_error", math.nan),
-        )  # fmt: skip
-
-
-def _resumed_config(
-    run: Run,
-    arch: str | None,
-    preset: str | None,
-    label: str | None,
-    conditions: Sequence[str],
-    config: Mapping[str, Any] | None,
-    overrides: Mapping[str, Any] | None,
-) -> RunConfig:
-    """The run's own configuration; what is asked for may differ in its length, device and checkpoints only."""
-    stored = run.config()
-    if config:
-        raise RunError("--resume goes on with the run's own configuration; leave --config out.")
-    asked: dict[str, Any] = {"model.arch": arch, "preset": preset}
-    columns = tuple(dict.fromkeys(c for c in (label, *conditions) if c))
-    if columns:
-        asked["conditions"] = columns
-    asked |= dict(overrides or {})
-    values = stored.to_dict()
-    # How many processes there are is of the machine, not of the run: what started them knows.
-    if launcher() == "torchrun":
-        values["train"] |= {"devices": 1, "num_nodes": 1}
-    elif launcher() is None:
-        values["train"]["num_nodes"] = 1
-    free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
-    free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.devices", "train.num_nodes"}
-    free.add("train.compile")  # what one machine compiles another may not
-    for key, value in asked.items():
-        if value is None:
-            continue
-        section: Any = values
-        *parents, leaf = key.split(".")
-        for part in parents:
-            section = section.get(part, {})
-        was = section.get(leaf)
-        if key in free:
-            section[leaf] = value
-            if leaf in ("max_steps", "max_epochs"):
-                section["max_epochs" if leaf == "max_steps" else "max_steps"] = None
-        elif (list(value) if isinstance(value, tuple) else value) != was:
-            raise RunError(
-                f"{run.path} was trained with {key} = {was!r}, not {value!r}. Leave the option out to resume, or "
-                "start a new run with another --out."
-            )
-    return RunConfig.from_dict(values)
 
 
 def _prepare(
@@ -459,19 +305,6 @@ def _prepare(
     of_all = training_data(prepared, stored)
     prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))
     return prepared, run_config.model_copy(update={"preprocess": stored}), of_all
-
-
-def _older_ids(genes: list[str], settings: str, cells: Cells) -> list[str]:
-    """The fingerprints that older versions gave runs: before cells could be held out, and before they could stay in
-    files."""
-    found = [fingerprint("\n".join(genes), settings, cells.digest())]
-    if cells.on_disk:
-        return found
-    counts = sparse.csr_matrix(cells.counts[0 : len(cells)])
-    counts.sort_indices()
-    arrays = (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64))
-    settings = settings.replace(" join='inner'", "")
-    return [*found, fingerprint("\n".join(genes), settings, *arrays, cells.library_size, cells.codes)]
 
 
 def _new_path(source: str | None, arch: str) -> Path:

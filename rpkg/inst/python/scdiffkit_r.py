@@ -406,8 +406,8 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
     from scdiffkit.errors import ScdiffError
     from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run
-    from scdiffkit.training.loop import TrainStatus
     from scdiffkit.training.pipeline import train as fit
+    from scdiffkit.training.status import TrainStatus
 
     def show(status: TrainStatus) -> None:
         held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"

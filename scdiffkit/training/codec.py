@@ -1,0 +1,123 @@
+"""The first stage of training: the codec is fitted, and its own losses are measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from scdiffkit.codecs import Codec, CountCodec
+from scdiffkit.codecs.count import fold_of
+from scdiffkit.config import RunConfig
+from scdiffkit.data.cells import Cells
+from scdiffkit.metrics import in_space
+from scdiffkit.metrics.classifier import rf_auc
+from scdiffkit.preprocessing.pipeline import (
+    lognormalise,
+)
+from scdiffkit.runtime.device import make_fabric
+from scdiffkit.training.status import TrainStatus
+
+log = logging.getLogger("scdiffkit")
+MIN_CELLS_FOR_AUC = 50
+MAX_CELLS_FOR_AUC = 1000
+AUC_DRAWS = 3
+# at most, of what is left of --max-time at their beginning
+CODEC_SHARE_OF_TIME = 0.5
+CHECK_SHARE_OF_TIME = 0.25
+SECONDS_OF_A_DRAW = 5.0  # that checking the codec takes on two cores
+
+
+def fit_codec(
+    codec: Codec,
+    cells: Cells,
+    rows: np.ndarray,
+    val_rows: np.ndarray,
+    run_config: RunConfig,
+    started: float,
+    deadline: float,
+    on_status: Callable[[TrainStatus], None] | None,
+) -> dict[str, int] | None:
+    """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
+    if not isinstance(codec, CountCodec):
+        codec.fit(cells, rows)
+        return None
+    batch_size, begun = codec.config.batch_size, time.monotonic()
+    until = begun + CODEC_SHARE_OF_TIME * (deadline - begun)
+    cut_short: dict[str, int] | None = None
+
+    def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
+        nonlocal cut_short
+        now = time.monotonic()
+        if on_status:
+            rate = step * batch_size / max(now - begun, 1e-9)
+            on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
+        out_of_time = now >= until
+        cut_short = {"steps": step, "planned": steps} if out_of_time and step < steps else None
+        return out_of_time
+
+    device = make_fabric(run_config.train.device, "32").device
+    codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
+    return cut_short
+
+
+def codec_auc(
+    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
+) -> dict[str, float] | None:
+    """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
+
+    held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
+    against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures, by
+    chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
+    held out for the figures to mean anything.
+    """
+    if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
+        return None
+    n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for draw in range(AUC_DRAWS):
+        rng = np.random.default_rng([seed, 4, draw])
+        places = rng.choice(len(rows), 2 * n, replace=False)
+        held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
+        draws.append((held_out, rows[seen], fold_of(len(rows))[seen], rows[places[n:]]))
+    known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
+    cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
+
+    def decoded(at: np.ndarray, fold: np.ndarray | None = None) -> sparse.csr_matrix:
+        counts, size, codes = cells.batch(np.searchsorted(known, at))
+        folds = None if fold is None else torch.from_numpy(fold)
+        x0 = codec.encode(counts, size, codes, generator=generator, fold=folds)
+        counts, size = codec.decode(x0, codes, size, generator)
+        return lognormalise(sparse.csr_matrix(counts.numpy()), codec.target_sum, size.numpy())
+
+    def real(at: np.ndarray) -> sparse.csr_matrix:
+        here = np.searchsorted(known, at)
+        return lognormalise(cells.counts[here], codec.target_sum, cells.library_size[here])
+
+    aucs: dict[str, list[float]] = {}
+    for held_out, seen, fold, other in draws:
+        if time.monotonic() + SECONDS_OF_A_DRAW > until:
+            break
+        sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "floor": real(held_out)}
+        for name, side in sides.items():
+            aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
+    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)
+    return {name: round(float(np.mean(values)), 4) for name, values in aucs.items()} | {
+        "standard_error": round(standard_error, 4)
+    }
+
+
+def log_codec(auc: Mapping[str, float] | None) -> None:
+    if auc:
+        log.info(
+            "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
+            "training cells %.2f, real cells %.2f (0.5: not at all; chance alone: +- %.2f). Diffusion can hardly do "
+            "better than the codec.",
+            auc["held_out"], auc["training"], auc["floor"], auc.get("standard_error", math.nan),
+        )  # fmt: skip

@@ -1,0 +1,75 @@
+"""What a resumed run may be asked for, and whether the cells are those that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.config import RunConfig
+from scdiffkit.data.cells import Cells, fingerprint
+from scdiffkit.errors import RunError
+from scdiffkit.run import Run
+from scdiffkit.training.distributed import launcher
+
+
+def resumed_config(
+    run: Run,
+    arch: str | None,
+    preset: str | None,
+    label: str | None,
+    conditions: Sequence[str],
+    config: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any] | None,
+) -> RunConfig:
+    """The run's own configuration; what is asked for may differ in its length, device and checkpoints only."""
+    stored = run.config()
+    if config:
+        raise RunError("--resume goes on with the run's own configuration; leave --config out.")
+    asked: dict[str, Any] = {"model.arch": arch, "preset": preset}
+    columns = tuple(dict.fromkeys(c for c in (label, *conditions) if c))
+    if columns:
+        asked["conditions"] = columns
+    asked |= dict(overrides or {})
+    values = stored.to_dict()
+    # How many processes there are is of the machine, not of the run: what started them knows.
+    if launcher() == "torchrun":
+        values["train"] |= {"devices": 1, "num_nodes": 1}
+    elif launcher() is None:
+        values["train"]["num_nodes"] = 1
+    free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
+    free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.devices", "train.num_nodes"}
+    free.add("train.compile")  # what one machine compiles another may not
+    for key, value in asked.items():
+        if value is None:
+            continue
+        section: Any = values
+        *parents, leaf = key.split(".")
+        for part in parents:
+            section = section.get(part, {})
+        was = section.get(leaf)
+        if key in free:
+            section[leaf] = value
+            if leaf in ("max_steps", "max_epochs"):
+                section["max_epochs" if leaf == "max_steps" else "max_steps"] = None
+        elif (list(value) if isinstance(value, tuple) else value) != was:
+            raise RunError(
+                f"{run.path} was trained with {key} = {was!r}, not {value!r}. Leave the option out to resume, or "
+                "start a new run with another --out."
+            )
+    return RunConfig.from_dict(values)
+
+
+def older_ids(genes: list[str], settings: str, cells: Cells) -> list[str]:
+    """The fingerprints that older versions gave runs: before cells could be held out, and before they could stay in
+    files."""
+    found = [fingerprint("\n".join(genes), settings, cells.digest())]
+    if cells.on_disk:
+        return found
+    counts = sparse.csr_matrix(cells.counts[0 : len(cells)])
+    counts.sort_indices()
+    arrays = (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64))
+    settings = settings.replace(" join='inner'", "")
+    return [*found, fingerprint("\n".join(genes), settings, *arrays, cells.library_size, cells.codes)]
