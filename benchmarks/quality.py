@@ -66,7 +66,8 @@ from scdiffkit.metrics.biology import macro_f1
 from scdiffkit.metrics.coverage import precision_recall
 from scdiffkit.metrics.joint import mmd_pca
 from scdiffkit.metrics.marginals import mean_mae, mean_per_gene, variance_mae, variance_per_gene, zeros_mae
-from scdiffkit.preprocessing.pipeline import find_counts, lognormalise
+from scdiffkit.preprocessing.counts import find_counts
+from scdiffkit.preprocessing.normalise import lognormalise
 
 HERE = Path(__file__).resolve().parent
 UNLABELLED, MIN_CELLS = "unlabelled", 3

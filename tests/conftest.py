@@ -20,7 +20,7 @@ def wide() -> AnnData:
 @pytest.fixture(scope="session")
 def demo() -> AnnData:
     """700 real cells x 765 genes, 10 types in obs["cell_type"], X raw counts."""
-    from scdiffkit.preprocessing.pipeline import demo_cells
+    from scdiffkit.datasets import demo_cells
 
     return demo_cells()
 

@@ -13,7 +13,7 @@ import scdiffkit
 from scdiffkit.cli import app
 from scdiffkit.config import SampleConfig, build_run_config, make
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.preprocessing.pipeline import find_counts
+from scdiffkit.preprocessing.counts import find_counts
 
 TINY = {
     "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2,

@@ -28,7 +28,8 @@ from scdiffkit.evaluation.report.layouts import tsne_layout, umap_layout
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.evaluation.verdict import COPIED
 from scdiffkit.metrics import METRICS
-from scdiffkit.preprocessing.pipeline import lognormalise, preprocess
+from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.preprocessing.pipeline import preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
 

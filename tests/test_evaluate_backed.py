@@ -19,7 +19,7 @@ import scdiffkit
 from scdiffkit import io
 from scdiffkit.errors import DataError, FileError, ScdiffWarning
 from scdiffkit.evaluation.result import Evaluation
-from scdiffkit.preprocessing.pipeline import lognormalise
+from scdiffkit.preprocessing.normalise import lognormalise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells a side")
 

@@ -12,7 +12,7 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.evaluation.gene_sets import choose_gene_sets, counts_per_cell
 from scdiffkit.metrics import GENE_SETS, METRICS
-from scdiffkit.preprocessing.pipeline import lognormalise
+from scdiffkit.preprocessing.normalise import lognormalise
 
 MEANS = np.repeat([0.005, 0.01, 0.05, 0.1, 0.5, 2.0], 100)
 

@@ -402,7 +402,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
         return rows
 
     monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 20_000)
-    monkeypatch.setattr("scdiffkit.preprocessing.pipeline.HEAD", 100)
+    monkeypatch.setattr("scdiffkit.preprocessing.counts.FIRST_CELLS", 100)
     monkeypatch.setattr(OnDisk, "__getitem__", counted)
     assert draw(deep, 30, like=tmp_path / "a.h5ad").n_obs == 30
     assert 0 < most < 25_000 < like.X.nnz / 5

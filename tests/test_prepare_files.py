@@ -17,7 +17,7 @@ from scdiffkit.cli import app
 from scdiffkit.config import PreprocessConfig
 from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.io import open_backed, open_cells, read
-from scdiffkit.preprocessing import pipeline as MODULE
+from scdiffkit.preprocessing import counts, genes, pipeline
 from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare, preprocess
 
 
@@ -83,7 +83,7 @@ def test_counts_are_found_where_they_are(place: str, tiny: AnnData, tmp_path: Pa
 
 
 def test_values_further_down_that_are_no_counts(tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "HEAD", 10)
+    monkeypatch.setattr(counts, "FIRST_CELLS", 10)
     cells = tiny.copy()
     cells.X.data[-1] = 0.5
     backed = open_backed(in_file(cells, tmp_path / "cells.h5ad"))
@@ -167,10 +167,10 @@ def test_cell_names_that_files_share_are_told_apart(tiny: AnnData) -> None:
 
 def test_genes_are_chosen_on_some_of_very_many_cells(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    cv = MODULE._coefficient_of_variation
+    cv = genes._coefficient_of_variation
     whole = preprocess(tiny, n_top_genes=20, hvg_flavor="cv")
-    monkeypatch.setattr(MODULE, "MAX_CELLS_TO_CHOOSE", 200)
-    monkeypatch.setattr(MODULE, "_coefficient_of_variation", lambda X: seen.append(X.shape[0]) or cv(X))
+    monkeypatch.setattr(genes, "MAX_CELLS_TO_CHOOSE", 200)
+    monkeypatch.setattr(genes, "_coefficient_of_variation", lambda X: seen.append(X.shape[0]) or cv(X))
     some = preprocess(tiny, n_top_genes=20, hvg_flavor="cv")
     assert (some.n_obs, seen) == (240, [200])
     both = (some.var["highly_variable"] & whole.var["highly_variable"]).sum()
@@ -182,15 +182,15 @@ def test_small_batches_are_among_the_cells_that_genes_are_chosen_on(
 ) -> None:
     tiny = tiny.copy()
     tiny.obs["donor"] = pd.Categorical(["small"] * 30 + ["large"] * 210)
-    chosen = MODULE._scanpy_genes
+    chosen = genes._scanpy_genes
     seen: list[dict[str, int]] = []
-    monkeypatch.setattr(MODULE, "MAX_CELLS_TO_CHOOSE", 100)
+    monkeypatch.setattr(genes, "MAX_CELLS_TO_CHOOSE", 100)
 
     def looked_on(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
         seen.append(dict(cells.obs["donor"].value_counts()))
         return chosen(cells, config)
 
-    monkeypatch.setattr(MODULE, "_scanpy_genes", looked_on)
+    monkeypatch.setattr(genes, "_scanpy_genes", looked_on)
     preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", batch_key="donor", min_counts=0, min_genes=0)
     assert seen == [{"large": 70, "small": 30}]
 
@@ -205,12 +205,12 @@ def test_an_interrupt_that_comes_while_a_library_tidies_up_stops_the_writing(
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    class Writer(MODULE.CellWriter):
+    class Writer(pipeline.CellWriter):
         def append(self, *args: Any) -> None:
             super().append(*args)
             Finaliser()
 
-    monkeypatch.setattr(MODULE, "CellWriter", Writer)
+    monkeypatch.setattr(pipeline, "CellWriter", Writer)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -16,16 +16,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig
+from scdiffkit.datasets import demo_cells
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.preprocessing.pipeline import (
-    check_label,
-    demo_cells,
-    find_counts,
-    is_prepared,
-    lognormalise,
-    prepared_config,
-    preprocess,
-)
+from scdiffkit.preprocessing.columns import check_label
+from scdiffkit.preprocessing.counts import find_counts
+from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.preprocessing.pipeline import is_prepared, prepared_config, preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -138,7 +134,7 @@ def test_gene_filter(tiny: AnnData) -> None:
 def test_library_sizes_are_of_the_genes_that_stay(
     min_cells: int, apart: int, tiny: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdiffkit.preprocessing.pipeline.KEPT_APART", apart)
+    monkeypatch.setattr("scdiffkit.preprocessing.filters.KEPT_APART", apart)
     cells = tiny.copy()
     cells.X[:, [5, 9]] = 0
     cells.X[[3, 200], 5] = 7  # a gene in two cells
@@ -328,7 +324,7 @@ def test_labels_that_cannot_be_used(column: list[Any] | None, said: str, tiny: A
     if column is not None:
         adata.obs["label"] = column
     with pytest.raises(DataError, match=said):
-        check_label(adata, key)
+        check_label(adata.obs, key)
     with pytest.raises(DataError, match=said):
         preprocess(adata, label=["cell_type", key])
 

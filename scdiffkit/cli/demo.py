@@ -24,8 +24,8 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Train, sample and evaluate on 700 real blood cells, in about three minutes on two cores."""
+    from scdiffkit.datasets import demo_cells
     from scdiffkit.io import check_output, write
-    from scdiffkit.preprocessing.pipeline import demo_cells
 
     started = time.monotonic()
     real, cells, run, report = (output / name for name in ("real.h5ad", "cells.h5ad", "run", "report"))

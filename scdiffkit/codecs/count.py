@@ -36,7 +36,7 @@ from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.io import Rows, Selected, ahead, blocks
-from scdiffkit.preprocessing.pipeline import lognormalise
+from scdiffkit.preprocessing.normalise import lognormalise
 
 FOLDS = 5
 NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
 from scdiffkit.io import Rows, Selected, ahead, blocks, give_back, on_disk
-from scdiffkit.preprocessing.pipeline import TOTAL, Prepared, color_lists, colors_of
+from scdiffkit.preprocessing.columns import TOTAL, color_lists, colors_of
+from scdiffkit.preprocessing.pipeline import Prepared
 
 LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
 FEW_OF_A_CATEGORY = 10  # training cells: fewer teach a model next to nothing of it

@@ -20,7 +20,8 @@ from scdiffkit.data.cells import Conditions, digests_of, fingerprint
 from scdiffkit.data.cells import split as split_for_validation
 from scdiffkit.errors import ConfigError, DataError, FileError, nearest
 from scdiffkit.io import Backed, CellWriter, check_output, columns, open_cells, write
-from scdiffkit.preprocessing.pipeline import Prepared, RawCells, is_prepared, prepare, raw_cells
+from scdiffkit.preprocessing.join import RawCells, raw_cells
+from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare
 
 if TYPE_CHECKING:
     from anndata import AnnData

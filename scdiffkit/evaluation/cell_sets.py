@@ -21,7 +21,7 @@ from scdiffkit.errors import DataError
 from scdiffkit.io import Rows, ahead, blocks, give_back
 from scdiffkit.io.backed import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
-from scdiffkit.preprocessing.pipeline import lognormalise
+from scdiffkit.preprocessing.normalise import lognormalise
 
 if TYPE_CHECKING:
     pass

@@ -28,7 +28,7 @@ from scdiffkit.evaluation.ranking import Comparison, ranked
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.io import Backed, open_cells
 from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_metrics
-from scdiffkit.preprocessing.pipeline import with_columns
+from scdiffkit.preprocessing.columns import with_columns
 
 
 def compare(

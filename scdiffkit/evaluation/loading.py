@@ -16,7 +16,9 @@ from scipy import sparse
 from scdiffkit.errors import DataError, nearest
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Side
 from scdiffkit.io import Backed, Rows, blocks
-from scdiffkit.preprocessing.pipeline import TOTAL, counts_of, lognormalise
+from scdiffkit.preprocessing.columns import TOTAL
+from scdiffkit.preprocessing.counts import counts_of
+from scdiffkit.preprocessing.normalise import lognormalise
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -53,7 +53,7 @@ from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
-from scdiffkit.preprocessing.pipeline import raw_cells
+from scdiffkit.preprocessing.join import raw_cells
 from scdiffkit.run import Run
 from scdiffkit.sampling.pipeline import sample
 

@@ -28,7 +28,8 @@ from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 from scdiffkit.io import Backed, CellWriter, Rows, blocks, check_output, interruption, open_rows
-from scdiffkit.preprocessing.pipeline import counts_of, lognormalise
+from scdiffkit.preprocessing.counts import counts_of
+from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.run import Run
 from scdiffkit.runtime.device import accelerator_of, devices_of, is_out_of_memory, make_fabric, precision_of
 from scdiffkit.runtime.versions import OF_CELLS, versions

@@ -17,9 +17,7 @@ from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import Cells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.preprocessing.pipeline import (
-    lognormalise,
-)
+from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.runtime.device import make_fabric
 from scdiffkit.training.status import TrainStatus
 

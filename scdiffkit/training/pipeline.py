@@ -21,17 +21,9 @@ from scdiffkit.data.cells import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditi
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, CellsLike, open_cells
-from scdiffkit.preprocessing.pipeline import (
-    FILE,
-    Prepared,
-    RawCells,
-    check_label,
-    is_prepared,
-    prepare,
-    prepared_config,
-    raw_cells,
-    with_columns,
-)
+from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
+from scdiffkit.preprocessing.join import RawCells, raw_cells
+from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare, prepared_config
 from scdiffkit.run import RUNS, Run, check_new_run
 from scdiffkit.runtime.device import device_of, devices_of, precision_of
 from scdiffkit.runtime.versions import OF_MODELS, versions
@@ -285,7 +277,7 @@ def _prepare(
         choose = run_config.codec.name == "gene"
         raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
         for column in run_config.conditions:
-            check_label(raw, column)
+            check_label(raw.obs, column)
         of_all = training_data(raw, run_config.preprocess)
         raw = raw.take(np.flatnonzero(~of_all.held_out(raw.obs)))
         prepared = prepare(raw, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
@@ -300,7 +292,7 @@ def _prepare(
                 "the raw counts."
             )
     for column in run_config.conditions:
-        check_label(cells, column)
+        check_label(cells.obs, column)
     prepared = Prepared.of(cells)
     of_all = training_data(prepared, stored)
     prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))

@@ -18,7 +18,7 @@ from scipy import sparse
 from scdiffkit.errors import ConfigError, FileError
 from scdiffkit.io import Backed, Selected, Stacked, ahead, blocks, open_backed, open_cells, read, write
 from scdiffkit.io.cells import _left_of_limits, available_memory
-from scdiffkit.preprocessing.pipeline import counts_of
+from scdiffkit.preprocessing.counts import counts_of
 
 STORES = ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr"]
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from scdiffkit.metrics import GENE_SETS, METRICS, Direction, Metric, Space, in_space, metric
-from scdiffkit.preprocessing.pipeline import lognormalise
+from scdiffkit.preprocessing.normalise import lognormalise
 
 every_metric = pytest.mark.parametrize("m", METRICS.values(), ids=METRICS.keys())
 RNG = np.random.default_rng(0)

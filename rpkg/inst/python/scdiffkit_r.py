@@ -191,7 +191,7 @@ def cells(payload: Payload) -> AnnData:
 
 def cells_payload(adata: AnnData) -> Payload:
     """As `cells` takes them: raw counts where there are any, and log values."""
-    from scdiffkit.preprocessing.pipeline import are_counts
+    from scdiffkit.preprocessing.counts import are_counts
 
     counts, data, var = adata.layers.get("counts"), adata.X, adata.var
     if counts is None and adata.raw is not None and are_counts(adata.raw.X):
@@ -384,7 +384,7 @@ def preprocess(
     import scdiffkit
     from scdiffkit.config import PreprocessConfig, make
     from scdiffkit.io import check_output
-    from scdiffkit.preprocessing.pipeline import check_label
+    from scdiffkit.preprocessing.columns import check_label
 
     if options.get("genes"):
         options = options | {"genes": tuple(options["genes"]), "hvg_flavor": options.get("hvg_flavor") or "list"}
@@ -393,7 +393,7 @@ def preprocess(
     adata = _input(data)
     adata = scdiffkit.read(adata) if isinstance(adata, str) else adata
     for name in label or []:
-        check_label(adata, name)
+        check_label(adata.obs, name)
     prepared = scdiffkit.preprocess(adata, make(PreprocessConfig, **_given(options)), label=label)
     if output is not None:
         return str(scdiffkit.write(prepared, output, force=force))

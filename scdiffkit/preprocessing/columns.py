@@ -1,0 +1,93 @@
+"""Columns of obs: labels that can be used, colours, and those that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scdiffkit.errors import DataError, nearest
+from scdiffkit.io import Backed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# obs columns that are added
+TOTAL = "total_counts"
+FILE = "file"
+
+
+def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None], first: int = 0) -> AnnData | Backed:
+    """The same cells; of millions in a file, only these columns of obs (all, where one is not there), and numbers from
+    `first` on for their names."""
+    columns = list(dict.fromkeys(column for column in wanted if column))
+    if not isinstance(cells, Backed) or any(column not in cells.obs for column in columns):
+        return cells
+    columns += [TOTAL] if TOTAL in cells.obs and TOTAL not in columns else []
+    return replace(cells, obs=cells.obs[columns].set_axis(pd.RangeIndex(first, first + cells.n_obs)))
+
+
+def colors_of(obs: pd.DataFrame, uns: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """scanpy's uns["COLUMN_colors"] as column -> category -> colour; of columns whose colours fit their categories."""
+    found = {}
+    for column in obs.select_dtypes("category"):
+        categories, colors = obs[column].cat.categories, uns.get(f"{column}_colors")
+        if isinstance(colors, (list, tuple, np.ndarray)) and len(colors) == len(categories):
+            found[str(column)] = {str(name): str(color) for name, color in zip(categories, colors, strict=True)}
+    return found
+
+
+def color_lists(
+    categories: Mapping[str, Sequence[str]], colors: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[str]]:
+    """The reverse: uns["COLUMN_colors"] of the columns, each with its categories, for which there is a colour each."""
+    return {
+        f"{column}_colors": [colors[column][name] for name in names]
+        for column, names in categories.items()
+        if names and all(name in colors.get(column, {}) for name in names)
+    }
+
+
+def check_label(obs: pd.DataFrame, key: str) -> None:
+    """Check that an obs column can label cells.
+
+    Raises DataError when it is missing, has missing values, has one value, or another value for every cell.
+    """
+    if key not in obs:
+        raise DataError(f"There is no obs column {key!r}; {nearest(key, obs.columns)}")
+    column = obs[key]
+    missing, different = int(column.isna().sum()), int(column.nunique())
+    if missing:
+        raise DataError(
+            f"obs column {key!r} has no value for {missing} of {len(column)} cells: fill them in, or drop "
+            f"these cells "
+            f"(adata = adata[adata.obs[{key!r}].notna()])."
+        )
+    if different <= 1:
+        value = repr(str(column.iloc[0])) if len(column) else "no cell"
+        raise DataError(f"obs column {key!r} has one value ({value}): there is nothing to learn from it; leave it out.")
+    if different == len(column):
+        raise DataError(
+            f"obs column {key!r} has another value for each of the {different} cells: it names cells "
+            f"instead of "
+            "labelling groups of them; choose a column such as the cell type."
+        )
+
+
+def check_columns(obs: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    for column in columns:
+        if column not in obs and column != FILE:  # which is there once they are joined
+            raise DataError(f"{name} has no obs column {column!r}; {nearest(column, obs.columns)}")
+
+
+def take_rows(obs: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Some rows of obs, categories that no longer occur left out, as AnnData does."""
+    if len(rows) == len(obs):
+        return obs
+    obs = obs.iloc[rows].copy()
+    for column in obs.select_dtypes("category"):
+        obs[column] = obs[column].cat.remove_unused_categories()
+    return obs

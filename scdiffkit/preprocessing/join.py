@@ -1,0 +1,161 @@
+"""Several sets of cells as one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import union_categoricals
+
+from scdiffkit.config import PreprocessConfig
+from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.io import Backed, Rows, Selected, Stacked
+from scdiffkit.preprocessing.columns import FILE, check_columns, colors_of, take_rows
+from scdiffkit.preprocessing.counts import counts_of, selected
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+log = logging.getLogger("scdiffkit")
+FEW_SHARED = 0.5  # of a file's genes
+
+
+def raw_cells(
+    cells: AnnData | Backed | Mapping[str, AnnData | Backed], config: PreprocessConfig, labels: Sequence[str] = ()
+) -> RawCells:
+    """The raw counts of cells, or of several sets of them as one; labels: obs columns that all must have.
+
+    cells: several sets by name; config.join says which genes these are given, and a gene that a set lacks is a zero
+    there. obs columns that all have are kept, obs["file"] holds the names.
+    """
+    if not isinstance(cells, Mapping):
+        return _raw(cells)
+    for name, part in cells.items():
+        check_columns(part.obs, [*labels, *([config.batch_key] if config.batch_key else [])], name)
+    return _join({name: _raw(part) for name, part in cells.items()}, config.join)
+
+
+class RawCells(NamedTuple):
+    """Raw counts (cells, genes) with obs and var; source: where they were; record: earlier uns["scdiffkit"]."""
+
+    counts: Rows
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    source: str
+    record: dict[str, Any]
+    colors: dict[str, dict[str, str]]  # obs column -> category -> colour
+
+    def take(self, rows: np.ndarray) -> RawCells:
+        """These cells (places, ascending) only."""
+        if len(rows) == len(self.obs):
+            return self
+        return self._replace(counts=selected(self.counts, rows, None), obs=take_rows(self.obs, rows))
+
+
+def _raw(cells: AnnData | Backed) -> RawCells:
+    """The raw counts of one set of cells; nothing else than obs and var columns is carried on."""
+    from anndata.utils import make_index_unique
+
+    counts, source = counts_of(cells)
+    if isinstance(cells, Backed):
+        var = cells.var_of(source)
+    else:
+        var = cells.raw.var if source == "raw" else cells.var
+    if source == "raw" and counts.shape[1] != cells.n_vars:
+        log.info("raw has %d genes, X %d: those of raw are used", counts.shape[1], cells.n_vars)
+    for axis, n in (("cells", counts.shape[0]), ("genes", counts.shape[1])):
+        if n == 0:
+            raise DataError(f"The data has no {axis} ({counts.shape[0]} cells x {counts.shape[1]} genes).")
+    repeated = var.index[var.index.duplicated()].unique()
+    if len(repeated):
+        examples = ", ".join(repr(str(gene)) for gene in repeated[:3])
+        raise DataError(
+            f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
+        )
+    obs = cells.obs.copy(deep=not isinstance(cells, Backed))  # what a file gave is nobody else's
+    if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # one that takes its table of names away
+        n = int(obs.index.duplicated().sum())
+        obs.index = make_index_unique(obs.index)
+        warnings.warn(
+            f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.",
+            ScdiffWarning,
+            4,
+        )
+    return RawCells(
+        counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns)
+    )
+
+
+def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> RawCells:
+    """Several sets of cells as one."""
+    parts = list(named.values())
+    shared = parts[0].var.index
+    everything = shared
+    for part in parts[1:]:
+        shared = shared[shared.isin(part.var.index)]
+        everything = everything.append(part.var.index[~part.var.index.isin(everything)])
+    if shared.empty:
+        some = list(named.items())[:3]
+        examples = "; ".join(f"{name}: {', '.join(map(str, part.var.index[:3]))}" for name, part in some)
+        raise DataError(
+            f"The files have no gene in common ({examples}). All need the same kind of names in var_names, symbols or "
+            "Ensembl ids, of the same species."
+        )
+    chosen = shared if join == "inner" else everything
+    fewest = min(len(part.var) for part in parts)
+    if join == "inner" and len(shared) < FEW_SHARED * fewest:
+        warnings.warn(
+            f"Only {len(shared)} genes are in all {len(parts)} files (the smallest has {fewest}); the others are left "
+            "out. --join outer keeps them, as zeros where a file lacks them.",
+            ScdiffWarning,
+            4,
+        )
+    log.info("Genes of %d files: %d in all, %d in any; join %s", len(parts), len(shared), len(everything), join)
+    places = [part.var.index.get_indexer(chosen) for part in parts]
+    counts = Stacked(
+        [
+            part.counts if part.var.index.equals(chosen) else Selected(part.counts, None, place)
+            for part, place in zip(parts, places, strict=True)
+        ]
+    )
+    columns = [c for c in parts[0].obs if all(c in part.obs for part in parts)]
+    obs = pd.DataFrame(index=_unique_names(parts))
+    for column in columns:
+        values = [part.obs[column] for part in parts]
+        if any(isinstance(v.dtype, pd.CategoricalDtype) for v in values):
+            obs[column] = union_categoricals([_named_categories(v) for v in values], sort_categories=False)
+        else:
+            together = pd.concat(values)
+            obs[column] = (together.map(str, na_action="ignore") if together.dtype == object else together).array
+    if FILE in obs:
+        log.info("obs['file'] is replaced: it names the files now")
+    of_file = np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts])
+    obs[FILE] = pd.Categorical.from_codes(of_file, pd.Index(list(named), dtype=object))
+    var = parts[0].var
+    for part in parts[1:] if join == "outer" else ():
+        var = pd.concat([var, part.var.loc[~part.var.index.isin(var.index), part.var.columns.isin(var.columns)]])
+    colors: dict[str, dict[str, str]] = {}
+    for part in reversed(parts):
+        for column, of in part.colors.items():
+            colors[column] = colors.get(column, {}) | of
+    source = " and ".join(sorted({part.source for part in parts}))
+    return RawCells(counts, obs, var.loc[chosen].copy(), source, {}, colors)
+
+
+def _named_categories(values: pd.Series) -> pd.Categorical:
+    """As categories that are text and in no order, as those of several files can be put together."""
+    column = pd.Categorical(values)
+    return pd.Categorical.from_codes(column.codes, pd.Index([str(c) for c in column.categories], dtype=object))
+
+
+def _unique_names(parts: Sequence[RawCells]) -> pd.Index:
+    """Cell names of all parts; where parts share some, each gets its file's number."""
+    names = parts[0].obs.index.append([part.obs.index for part in parts[1:]])
+    if names.is_unique:
+        return names
+    log.info("Cell names occur in several files: -0, -1, ... was added, the number of the file")
+    return pd.Index([f"{name}-{i}" for i, part in enumerate(parts) for name in part.obs.index])

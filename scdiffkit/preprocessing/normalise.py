@@ -1,0 +1,25 @@
+"""Log-normalisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    pass
+
+
+def lognormalise(
+    counts: sparse.csr_matrix, target_sum: float, library_size: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """log1p of counts (n, genes) scaled from each cell's library size to `target_sum` (CSR float32).
+
+    library_size: (n,), where the matrix does not hold all genes; default the sum of each cell's counts. An empty
+    cell stays all zero.
+    """
+    size = np.asarray(counts.sum(axis=1, dtype=np.float64) if library_size is None else library_size).ravel()
+    factors = np.divide(target_sum, size, out=np.zeros(len(size)), where=size > 0)
+    values = np.log1p(counts.data * np.repeat(factors, np.diff(counts.indptr))).astype(np.float32)
+    return sparse.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
