@@ -27,7 +27,7 @@ from scdiffkit.codecs import CODECS
 from scdiffkit.config import SampleConfig, make
 from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.io import CellWriter
-from scdiffkit.sampling import pipeline
+from scdiffkit.sampling import worker
 
 OPERATORS = 12
 spent: dict[str, float] = collections.defaultdict(float)
@@ -87,8 +87,8 @@ class timed:
         self.wrap(Denoiser, "predict", "network and sampler")
         for codec in CODECS.values():
             self.wrap(codec, "decode", "decode: shares, counts")
-        self.wrap(pipeline, "_csr", "dense counts to sparse")
-        self.wrap(pipeline, "lognormalise", "log-normalise")
+        self.wrap(worker, "_csr", "dense counts to sparse")
+        self.wrap(worker, "lognormalise", "log-normalise")
         self.wrap(CellWriter, "append", "write")
 
     def wrap(self, owner: Any, name: str, stage: str) -> None:

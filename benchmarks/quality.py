@@ -55,10 +55,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import SampleConfig
-from scdiffkit.data.cells import Conditions
-from scdiffkit.data.cells import split as data_split
+from scdiffkit.data.conditions import Conditions
+from scdiffkit.data.split import split_for_validation as data_split
 from scdiffkit.evaluation.cell_sets import shuffle_within
 from scdiffkit.evaluation.gene_sets import choose_gene_sets
 from scdiffkit.io import atomic_write_text
@@ -391,7 +391,7 @@ def scdiffkit_cells(
             codes = Conditions.from_dict(run.conditions()).encode(train.obs)
             learnt, _ = data_split(codes, run.config().train.val_fraction, seed)
             places = rows_like(train.obs.iloc[learnt], test.obs, dataset.keys, seed)
-            fold = torch.from_numpy(fold_of(len(learnt))[places])
+            fold = torch.from_numpy(assign_folds(len(learnt))[places])
             made["seen"] = through_codec(run, train[learnt[places]], seed, fold=fold)
             made["held_out"] = through_codec(run, reference, seed)
     return Generated(made, seconds)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdiffkit.codecs.source import batches
-from scdiffkit.data.cells import Cells, Conditions, rows_of_step, split
+from scdiffkit.data.cells import Cells, rows_of_step
+from scdiffkit.data.conditions import Conditions
+from scdiffkit.data.split import split_for_validation
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.preprocessing.pipeline import Prepared, preprocess
 
@@ -182,7 +184,7 @@ def test_epochs_differ_and_seeds_differ():
 
 @given(st.integers(1, 500), st.floats(0, 0.5), st.integers(0, 5))
 def test_the_split_is_a_partition(n, share, seed):
-    train, val = split(np.ones((n, 0), dtype=int), share, seed)
+    train, val = split_for_validation(np.ones((n, 0), dtype=int), share, seed)
     assert sorted([*train, *val]) == list(range(n))
     assert len(val) == round(n * share)
 
@@ -190,10 +192,10 @@ def test_the_split_is_a_partition(n, share, seed):
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=60), st.floats(0, 0.9), st.integers(0, 5))
 def test_nothing_is_held_out_that_training_would_not_see(types, share, seed):
     codes = np.array(types)[:, None]
-    train, val = split(codes, share, seed)
+    train, val = split_for_validation(codes, share, seed)
     assert sorted([*train, *val]) == list(range(len(types)))
     assert set(types) == set(codes[train, 0])
-    unlabelled = split(codes[:, :0], share, seed)[1]
+    unlabelled = split_for_validation(codes[:, :0], share, seed)[1]
     assert set(val) <= set(unlabelled)  # the same cells but for those that were needed
 
 

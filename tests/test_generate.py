@@ -26,7 +26,8 @@ from scdiffkit.errors import ConfigError, DataError, FileError, RunError, Scdiff
 from scdiffkit.io import OnDisk
 from scdiffkit.models import ARCHITECTURES
 from scdiffkit.run import Run
-from scdiffkit.sampling.pipeline import _in_order_of, steps_of
+from scdiffkit.sampling.plan import steps_of
+from scdiffkit.sampling.worker import _in_order_of
 
 SMALL = {
     "codec.name": "gene",

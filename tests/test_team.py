@@ -22,7 +22,8 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import GeneCodecConfig, PreprocessConfig
-from scdiffkit.data.cells import Cells, Conditions
+from scdiffkit.data.cells import Cells
+from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import open_backed
 from scdiffkit.preprocessing.pipeline import prepare

@@ -24,10 +24,17 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from scdiffkit.codecs.autoencoder import TAILS_MIN_COUNTS, TAILS_PRIOR, Autoencoder
+from scdiffkit.codecs.components import (
+    FEWEST_CELLS,
+    FEWEST_GENES,
+    NEVER_SEEN,
+    CrossFittedPCA,
+    assign_folds,
+    check_variation,
+)
 from scdiffkit.codecs.likelihood import (
     MAX_CHUNK,
-    Dispersion,
-    Tails,
     draw_counts,
     mixture_negative_log_likelihood,
     negative_log_likelihood,
@@ -38,29 +45,19 @@ from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.io import Rows, Selected, ahead, blocks
 from scdiffkit.preprocessing.normalise import lognormalise
 
-FOLDS = 5
-NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
-MAX_COMPONENTS = 24
-REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
+log = logging.getLogger("scdiffkit")
 MAX_CELLS_FOR_COMPONENTS = 20_000
 BEYOND_SAMPLE = 1.5  # times the range of x0 among so many: cells of rare types lie further out
-FEWEST_CELLS, FEWEST_GENES = 3, 2  # with which there is a component that leaves out a fold
 MAX_VAL_CELLS = 2048
-HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
-CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
-SLOPE_PRIOR = 0.1  # variance over genes of the power with which dispersion follows the expected count
-TAILS_STEPS, TAILS_BATCH, TAILS_LR = 150, 128, 0.05
-DISPERSION_MIN_COUNTS, TAILS_MIN_COUNTS = 0.02, 0.2  # a cell, of genes for which they can be told; runs rely on them
-TAILS_START = ((-3.0, 0.0, -3.0), (-1.2, 0.0, 0.8))  # log odds, and log levels, of the low, usual and high cells
-TAILS_PRIOR = (4.0, 0.5)  # variances of both
+TAILS_STEPS = 150
+TAILS_BATCH = 128
+TAILS_LR = 0.05
 CONDITION_DROPOUT = 0.1
 DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
-INITIAL_DISPERSION = 10.0
 OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # the codec's tensors in its state
     "net.loadings": "loadings",
     "net.offsets": "offsets",
 }
-log = logging.getLogger("scdiffkit")
 
 
 class CountCodec:
@@ -90,13 +87,13 @@ class CountCodec:
         self.lowest = self.highest = torch.empty(0)  # of x0 among the training cells, (D,)
         self.sizes = torch.zeros(2)  # median and largest library size
         self.loadings = self.offsets = torch.empty(0)  # of the principal components, (FOLDS + 1, G, K), (FOLDS + 1, K)
-        self.net: _Autoencoder | None = None
+        self.net: Autoencoder | None = None
         if self.latent_dim:
             self.net = self._new_net()
 
-    def _new_net(self) -> _Autoencoder:
+    def _new_net(self) -> Autoencoder:
         assert self.latent_dim is not None
-        net = _Autoencoder(self.config, self.num_genes, self.latent_dim, self.num_categories)
+        net = Autoencoder(self.config, self.num_genes, self.latent_dim, self.num_categories)
         return net.requires_grad_(False).eval()
 
     @property
@@ -143,10 +140,10 @@ class CountCodec:
             sampled = np.random.default_rng([seed, 5]).choice(len(rows), MAX_CELLS_FOR_COMPONENTS, replace=False)
             sampled.sort()
         values = self._log_normalised(cells, rows[sampled])
-        _check_there_is_something_to_learn(values)
+        check_variation(values)
         totals = torch.from_numpy(_sums(cells.counts, rows))
         log.info("count codec: principal components of %d of %d training cells", len(sampled), len(rows))
-        spectral = _CrossFitted(values, fold_of(len(rows))[sampled], c.latent_dim, seed)
+        spectral = CrossFittedPCA(values, assign_folds(len(rows))[sampled], c.latent_dim, seed)
         if c.latent_dim and spectral.components < c.latent_dim:
             warnings.warn(
                 f"codec.latent_dim {c.latent_dim} is more than {len(rows)} training cells and {self.num_genes} genes "
@@ -162,9 +159,9 @@ class CountCodec:
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = _Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
+            net = Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
         self.loadings, self.offsets = spectral.loadings, spectral.offsets
-        components = self._projected(values, fold_of(len(rows))[sampled])
+        components = self._projected(values, assign_folds(len(rows))[sampled])
         del values
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
@@ -289,7 +286,7 @@ class CountCodec:
         self, cells: Source, rows: np.ndarray, batch_size: int, seed: list[int], device: torch.device | str
     ) -> Generator[_Batch]:
         """Endless batches of training cells in random order, the next made while one is worked on."""
-        folds = fold_of(len(rows))
+        folds = assign_folds(len(rows))
         return ahead(
             self._batch(part, folds[places], device) for places, part in cells.shuffled(rows, batch_size, seed)
         )
@@ -355,7 +352,7 @@ class CountCodec:
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, D) of x0 given a cell; the library size is known, its deviation 0.
 
-        fold (B,): of a training cell, see `fold_of`; None for cells that were not in training.
+        fold (B,): of a training cell, see `assign_folds`; None for cells that were not in training.
         """
         of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
         rows = sparse.csr_matrix(counts.cpu().numpy())
@@ -365,7 +362,7 @@ class CountCodec:
         self, cells: Source, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same of all the training cells `rows`, in order, a block at a time."""
-        folds, done = fold_of(len(rows)), 0
+        folds, done = assign_folds(len(rows)), 0
         for part in batches(cells, rows):
             components = self._components(part.counts[:], part.library_size, folds[done : done + len(part)])
             yield self._posterior(components, torch.from_numpy(part.library_size), device)
@@ -446,7 +443,7 @@ class CountCodec:
             "latent_dim": self.latent_dim,
         }
 
-    def _net(self) -> _Autoencoder:
+    def _net(self) -> Autoencoder:
         if self.net is None:
             raise RuntimeError("the codec is fitted first")
         return self.net
@@ -466,152 +463,9 @@ def _draw(mean: Tensor, deviation: Tensor, generator: torch.Generator | None) ->
     return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
 
 
-class _Autoencoder(nn.Module):
-    """Encoder and decoder; K latent coordinates, G genes."""
-
-    log_size: Tensor
-    mean_count: Tensor
-
-    def __init__(self, config: CountCodecConfig, num_genes: int, latent_dim: int, num_categories: list[int]) -> None:
-        super().__init__()
-        self.config, self.latent_dim = config, latent_dim
-        hidden = config.hidden_size
-        self.register_buffer("mean_count", torch.ones(num_genes))
-        self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
-        self.skip = nn.Linear(latent_dim + 1, latent_dim)
-        self.encoder = nn.Sequential(*_layer(latent_dim + 1, hidden), *_layer(hidden, hidden))
-        self.moments = nn.Linear(hidden, 2 * latent_dim)
-        self.decoder = nn.Sequential(*_layer(latent_dim, hidden))
-        self.output = nn.Linear(hidden, num_genes, bias=False)
-        self.bias = nn.Parameter(torch.zeros(num_genes))
-        columns = num_categories if config.condition_decoder else []
-        self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
-        self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
-        self.dispersion_slope = nn.Parameter(torch.zeros(num_genes))
-        odds, levels = torch.tensor(TAILS_START)
-        self.tail_odds = nn.Parameter(odds.repeat(num_genes, 1))
-        self.tail_levels = nn.Parameter(levels.repeat(num_genes, 1))
-        with torch.no_grad():  # at first the latent coordinates are the components
-            self.skip.weight.zero_()
-            self.skip.weight[:, :latent_dim] = 0.8 * torch.eye(latent_dim)
-            self.skip.bias.zero_()
-            self.moments.weight.mul_(0.1)
-            self.moments.bias.zero_()
-            self.moments.bias[latent_dim:] = -1.0
-            self.output.weight.mul_(0.1)
-
-    def encode(self, components: Tensor, library_size: Tensor) -> tuple[Tensor, Tensor]:
-        """Principal components (B, K) -> mean and log variance (B, K) of the posterior."""
-        size = (library_size.log() - self.log_size[0]) / self.log_size[1]
-        features = torch.cat([components, size[:, None]], dim=1)
-        shift, log_var = self.moments(self.encoder(features)).chunk(2, dim=1)
-        return self.skip(features) + shift, log_var.clamp(-8, 4)
-
-    def shares(self, z: Tensor, codes: Tensor) -> Tensor:
-        """Every gene's expected share of the counts (B, G), from z (B, K) and condition codes (B, columns)."""
-        logits = self.output(self.decoder(z)) + self.bias
-        for k, shift in enumerate(self.shifts):
-            logits = logits + F.embedding(codes[:, k], F.pad(shift, (0, 0, 1, 0)))  # code 0, unknown: no shift
-        return F.softmax(logits, dim=1)
-
-    def dispersion(self) -> Dispersion | None:
-        """Of the genes' counts; None with a Poisson likelihood."""
-        if self.config.likelihood == "poisson":
-            return None
-        usual = F.log_softmax(self.bias, dim=0).detach() + self.log_size[0]  # log expected count of the average cell
-        genes = (self.mean_count >= DISPERSION_MIN_COUNTS).nonzero()[:, 0]
-        return Dispersion(genes, self.log_dispersion[genes], self.dispersion_slope[genes], usual[genes])
-
-    def tails(self) -> Tails | None:
-        """How the genes that have tails scatter beyond the negative binomial."""
-        if self.config.likelihood == "poisson":
-            return None
-        genes = (self.mean_count >= TAILS_MIN_COUNTS).nonzero()[:, 0]
-        log_weights = F.log_softmax(self.tail_odds[genes], dim=1)
-        log_factors = self.tail_levels[genes]
-        log_factors = log_factors - torch.logsumexp(log_weights + log_factors, dim=1, keepdim=True)
-        return Tails(genes, log_weights, log_factors)
-
-    def penalty(self) -> Tensor:
-        """Minus the log of the Gaussian priors of the decoder's weights, to a constant."""
-        # Genes seen too rarely say little of how they vary.
-        informed = (self.mean_count / (self.mean_count + HALF_INFORMED)).clamp(min=0.01)
-        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * informed)).sum()
-        total = total + self.slope_penalty()
-        return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * CONDITION_PRIOR)
-
-    def slope_penalty(self) -> Tensor:
-        """The same of the dispersions' slopes, each about all genes' mean."""
-        return (self.dispersion_slope - self.dispersion_slope.mean()).square().sum() / (2 * SLOPE_PRIOR)
-
-
-def _layer(n_in: int, n_out: int) -> list[nn.Module]:
-    return [nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.SiLU()]
-
-
-class _CrossFitted:
-    """Principal components of log-normalised cells (n, G), and those of models that left out a fold (n,) each.
-
-    loadings (FOLDS + 1, G, K) and offsets (FOLDS + 1, K): components = values @ loadings - offsets. Index 0 is the fit
-    to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
-    """
-
-    def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, components: int | None, seed: int) -> None:
-        n, genes = values.shape
-        limit = max(1, min(components or MAX_COMPONENTS, genes - 1, int(0.8 * n) - 1))
-        full, center = _principal_axes(values, limit, seed)  # (G, K), (G,)
-        unseen = np.zeros((n, full.shape[1]))
-        fits = [(full, center)]
-        for k in range(1, FOLDS + 1):
-            axes, mean = _principal_axes(values[fold != k], full.shape[1], seed)
-            u, _, vt = np.linalg.svd(axes.T @ full)
-            axes = axes @ (u @ vt)
-            fits.append((axes, mean))
-            unseen[fold == k] = values[fold == k] @ axes - mean @ axes
-        seen_spread = np.maximum((values @ full).std(axis=0), 1e-6)
-        spread = np.maximum(unseen.std(axis=0), 1e-6)
-        self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
-        kept = full.shape[1]
-        if components is None:  # up to the first that is noise
-            noise = np.flatnonzero(self.share_of_spread < REPRODUCIBLE)
-            kept = max(2, int(noise[0])) if len(noise) else kept
-            kept = min(kept, full.shape[1])
-        self.components = kept
-        self.share_of_spread = self.share_of_spread[:kept]
-        stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
-        self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
-        self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))
-
-
 def _sums(counts: Rows, rows: np.ndarray) -> np.ndarray:
     """Sum of each gene's counts over `rows`, (G,)."""
     sums = np.zeros(counts.shape[1])
     for _, block in blocks(Selected(counts, rows)):
         sums += np.bincount(block.indices, block.data, len(sums))
     return sums
-
-
-def _check_there_is_something_to_learn(values: sparse.csr_matrix) -> None:
-    """DataError when no gene of the log-normalised cells (n, G) varies."""
-    values = values.astype(np.float64)
-    mean = np.asarray(values.mean(axis=0))
-    if float((values.multiply(values).mean(axis=0) - mean**2).max()) < 1e-9:
-        raise DataError(
-            "Every gene has the same share of the counts in all cells, so there is nothing to learn. Give other cells."
-        )
-
-
-def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first k principal axes (G, k) of cells (n, G), and the mean cell (G,)."""
-    from sklearn.decomposition import PCA
-
-    k = min(k, min(values.shape) - 1)
-    if (values.max(axis=0) - values.min(axis=0)).max() < 1e-5:  # nothing varies: any axes do
-        return np.eye(values.shape[1], k), np.asarray(values.mean(axis=0)).ravel()
-    pca = PCA(k, svd_solver="arpack", random_state=seed).fit(values)
-    return pca.components_.T, np.asarray(pca.mean_).ravel()
-
-
-def fold_of(n: int) -> np.ndarray:
-    """The fold, 1..FOLDS, of each of n training cells in their order."""
-    return np.arange(n) % FOLDS + 1

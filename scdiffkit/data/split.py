@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from scdiffkit.config import HOLDOUT, PreprocessConfig, make
-from scdiffkit.data.cells import Conditions, digests_of, fingerprint
-from scdiffkit.data.cells import split as split_for_validation
+from scdiffkit.data.cells import digests_of, fingerprint
+from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError, DataError, FileError, nearest
 from scdiffkit.io import Backed, CellWriter, check_output, columns, open_cells, write
 from scdiffkit.preprocessing.join import RawCells, raw_cells
@@ -247,3 +247,19 @@ def _copy(cells: Backed, rows: np.ndarray, path: Path, *, force: bool) -> None:
             some = rows[start : start + 2048]
             of_layers = {name: cells.matrices[place][some] for name, place in layers.items()}
             out.append(cells.matrices[first][some], of_layers, cells.obs.iloc[some])
+
+
+def split_for_validation(codes: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for validation, each sorted, of cells with codes (n, K); the same for the same seed.
+
+    Cells are held out at random, but none of a combination of conditions that training would not see at all.
+    """
+    n = len(codes)
+    order = np.random.default_rng([seed, 1]).permutation(n)
+    held_out = np.zeros(n, dtype=bool)
+    held_out[order[: round(n * val_fraction)]] = True
+    if codes.shape[1]:
+        _, combination = np.unique(codes, axis=0, return_inverse=True)
+        learnt = np.bincount(combination.ravel()[~held_out], minlength=n) > 0
+        held_out &= learnt[combination.ravel()]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

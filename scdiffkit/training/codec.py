@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from scdiffkit.codecs import Codec, CountCodec
-from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import Cells
 from scdiffkit.metrics import in_space
@@ -83,7 +83,7 @@ def codec_auc(
         rng = np.random.default_rng([seed, 4, draw])
         places = rng.choice(len(rows), 2 * n, replace=False)
         held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
-        draws.append((held_out, rows[seen], fold_of(len(rows))[seen], rows[places[n:]]))
+        draws.append((held_out, rows[seen], assign_folds(len(rows))[seen], rows[places[n:]]))
     known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
     cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
 

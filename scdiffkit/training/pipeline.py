@@ -17,8 +17,9 @@ from anndata import AnnData
 from scdiffkit import codecs
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
-from scdiffkit.data.cells import FEW_OF_A_CATEGORY, LIBRARY_SIZE, Cells, Conditions, fingerprint, listed_briefly, split
-from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint
+from scdiffkit.data.cells import LIBRARY_SIZE, Cells, fingerprint
+from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
+from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
@@ -120,7 +121,7 @@ def train(
     genes = [str(g) for g in prepared.var.index[chosen]]
     settings = f"{run_config.preprocess} {known_conditions.categories}"
     data_id = fingerprint("\n".join(genes), settings, repr(training_data))
-    train_rows, val_rows = split(cells.codes, c.val_fraction, run_config.seed)
+    train_rows, val_rows = split_for_validation(cells.codes, c.val_fraction, run_config.seed)
     cut_short: dict[str, int] | None = None
     if existing:
         run = existing

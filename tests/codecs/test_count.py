@@ -12,7 +12,7 @@ import scdiffkit
 from scdiffkit import codecs
 from scdiffkit.cli import app
 from scdiffkit.codecs import count
-from scdiffkit.codecs.count import fold_of
+from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
 from scdiffkit.data.cells import Cells
 from scdiffkit.errors import DataError, ScdiffWarning
@@ -159,7 +159,7 @@ def test_variances_and_zeros_are_recovered(known, recovered):
 def test_x0_of_training_cells_is_standardised(known, recovered):
     codec, x0, _ = recovered
     counts, sizes, codes = known[0].batch(np.arange(600))
-    fold = torch.from_numpy(fold_of(600))
+    fold = torch.from_numpy(assign_folds(600))
     draws = [codec.encode(counts, sizes, codes, fold=fold, generator=generator(i)) for i in range(20)]
     encoded = torch.stack(draws).flatten(0, 1)
     assert encoded.shape == (20 * 600, codec.dim)
@@ -223,7 +223,7 @@ def test_training_cells_are_encoded_like_unseen_ones(monkeypatch, most):
     cells = cells_of(counts)
     codec = fitted(cells, np.arange(n), latent_dim=8, max_steps=5)
     training = cells.batch(np.arange(n))
-    fold = torch.from_numpy(fold_of(n))
+    fold = torch.from_numpy(assign_folds(n))
 
     def spread(batch, fold=None):
         return codec.posterior(*batch, fold=fold)[0][:, :-1].std(0).mean().item()
@@ -242,7 +242,7 @@ def test_moments_of_a_part_of_the_cells_leave_room_for_all(monkeypatch):
     cells = cells_of(counts)
     rows = np.arange(2000)
     codec = fitted(cells, rows, max_steps=5)
-    x0 = codec.encode(*cells.batch(rows), fold=torch.from_numpy(fold_of(2000)), generator=generator())
+    x0 = codec.encode(*cells.batch(rows), fold=torch.from_numpy(assign_folds(2000)), generator=generator())
     low, high = codec.bounds
     assert low < x0.min()
     assert high > x0.max()

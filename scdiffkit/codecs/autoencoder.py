@@ -1,0 +1,108 @@
+"""The network of the count codec: components of a cell to latent coordinates, and these to the genes' rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scdiffkit.codecs.likelihood import (
+    Dispersion,
+    Tails,
+)
+from scdiffkit.config import CountCodecConfig
+
+HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
+CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
+SLOPE_PRIOR = 0.1  # variance over genes of the power with which dispersion follows the expected count
+# counts a cell, of genes for which they can be told; runs rely on them
+DISPERSION_MIN_COUNTS = 0.02
+TAILS_MIN_COUNTS = 0.2
+TAILS_START = ((-3.0, 0.0, -3.0), (-1.2, 0.0, 0.8))  # log odds, and log levels, of the low, usual and high cells
+TAILS_PRIOR = (4.0, 0.5)  # variances of both
+INITIAL_DISPERSION = 10.0
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder; K latent coordinates, G genes."""
+
+    log_size: Tensor
+    mean_count: Tensor
+
+    def __init__(self, config: CountCodecConfig, num_genes: int, latent_dim: int, num_categories: list[int]) -> None:
+        super().__init__()
+        self.config, self.latent_dim = config, latent_dim
+        hidden = config.hidden_size
+        self.register_buffer("mean_count", torch.ones(num_genes))
+        self.register_buffer("log_size", torch.tensor([0.0, 1.0]))  # mean and standard deviation
+        self.skip = nn.Linear(latent_dim + 1, latent_dim)
+        self.encoder = nn.Sequential(*_layer(latent_dim + 1, hidden), *_layer(hidden, hidden))
+        self.moments = nn.Linear(hidden, 2 * latent_dim)
+        self.decoder = nn.Sequential(*_layer(latent_dim, hidden))
+        self.output = nn.Linear(hidden, num_genes, bias=False)
+        self.bias = nn.Parameter(torch.zeros(num_genes))
+        columns = num_categories if config.condition_decoder else []
+        self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
+        self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
+        self.dispersion_slope = nn.Parameter(torch.zeros(num_genes))
+        odds, levels = torch.tensor(TAILS_START)
+        self.tail_odds = nn.Parameter(odds.repeat(num_genes, 1))
+        self.tail_levels = nn.Parameter(levels.repeat(num_genes, 1))
+        with torch.no_grad():  # at first the latent coordinates are the components
+            self.skip.weight.zero_()
+            self.skip.weight[:, :latent_dim] = 0.8 * torch.eye(latent_dim)
+            self.skip.bias.zero_()
+            self.moments.weight.mul_(0.1)
+            self.moments.bias.zero_()
+            self.moments.bias[latent_dim:] = -1.0
+            self.output.weight.mul_(0.1)
+
+    def encode(self, components: Tensor, library_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Principal components (B, K) -> mean and log variance (B, K) of the posterior."""
+        size = (library_size.log() - self.log_size[0]) / self.log_size[1]
+        features = torch.cat([components, size[:, None]], dim=1)
+        shift, log_var = self.moments(self.encoder(features)).chunk(2, dim=1)
+        return self.skip(features) + shift, log_var.clamp(-8, 4)
+
+    def shares(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Every gene's expected share of the counts (B, G), from z (B, K) and condition codes (B, columns)."""
+        logits = self.output(self.decoder(z)) + self.bias
+        for k, shift in enumerate(self.shifts):
+            logits = logits + F.embedding(codes[:, k], F.pad(shift, (0, 0, 1, 0)))  # code 0, unknown: no shift
+        return F.softmax(logits, dim=1)
+
+    def dispersion(self) -> Dispersion | None:
+        """Of the genes' counts; None with a Poisson likelihood."""
+        if self.config.likelihood == "poisson":
+            return None
+        usual = F.log_softmax(self.bias, dim=0).detach() + self.log_size[0]  # log expected count of the average cell
+        genes = (self.mean_count >= DISPERSION_MIN_COUNTS).nonzero()[:, 0]
+        return Dispersion(genes, self.log_dispersion[genes], self.dispersion_slope[genes], usual[genes])
+
+    def tails(self) -> Tails | None:
+        """How the genes that have tails scatter beyond the negative binomial."""
+        if self.config.likelihood == "poisson":
+            return None
+        genes = (self.mean_count >= TAILS_MIN_COUNTS).nonzero()[:, 0]
+        log_weights = F.log_softmax(self.tail_odds[genes], dim=1)
+        log_factors = self.tail_levels[genes]
+        log_factors = log_factors - torch.logsumexp(log_weights + log_factors, dim=1, keepdim=True)
+        return Tails(genes, log_weights, log_factors)
+
+    def penalty(self) -> Tensor:
+        """Minus the log of the Gaussian priors of the decoder's weights, to a constant."""
+        # Genes seen too rarely say little of how they vary.
+        informed = (self.mean_count / (self.mean_count + HALF_INFORMED)).clamp(min=0.01)
+        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * informed)).sum()
+        total = total + self.slope_penalty()
+        return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * CONDITION_PRIOR)
+
+    def slope_penalty(self) -> Tensor:
+        """The same of the dispersions' slopes, each about all genes' mean."""
+        return (self.dispersion_slope - self.dispersion_slope.mean()).square().sum() / (2 * SLOPE_PRIOR)
+
+
+def _layer(n_in: int, n_out: int) -> list[nn.Module]:
+    return [nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.SiLU()]

@@ -1,0 +1,77 @@
+"""Principal components that are cross-fitted: of each cell by axes that it had no part in."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from scdiffkit.errors import DataError
+
+FOLDS = 5
+NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
+MAX_COMPONENTS = 24
+REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
+# with which there is a component that leaves out a fold
+FEWEST_CELLS = 3
+FEWEST_GENES = 2
+
+
+class CrossFittedPCA:
+    """Principal components of log-normalised cells (n, G), and those of models that left out a fold (n,) each.
+
+    loadings (FOLDS + 1, G, K) and offsets (FOLDS + 1, K): components = values @ loadings - offsets. Index 0 is the fit
+    to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
+    """
+
+    def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, components: int | None, seed: int) -> None:
+        n, genes = values.shape
+        limit = max(1, min(components or MAX_COMPONENTS, genes - 1, int(0.8 * n) - 1))
+        full, center = _principal_axes(values, limit, seed)  # (G, K), (G,)
+        unseen = np.zeros((n, full.shape[1]))
+        fits = [(full, center)]
+        for k in range(1, FOLDS + 1):
+            axes, mean = _principal_axes(values[fold != k], full.shape[1], seed)
+            u, _, vt = np.linalg.svd(axes.T @ full)
+            axes = axes @ (u @ vt)
+            fits.append((axes, mean))
+            unseen[fold == k] = values[fold == k] @ axes - mean @ axes
+        seen_spread = np.maximum((values @ full).std(axis=0), 1e-6)
+        spread = np.maximum(unseen.std(axis=0), 1e-6)
+        self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
+        kept = full.shape[1]
+        if components is None:  # up to the first that is noise
+            noise = np.flatnonzero(self.share_of_spread < REPRODUCIBLE)
+            kept = max(2, int(noise[0])) if len(noise) else kept
+            kept = min(kept, full.shape[1])
+        self.components = kept
+        self.share_of_spread = self.share_of_spread[:kept]
+        stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
+        self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
+        self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))
+
+
+def check_variation(values: sparse.csr_matrix) -> None:
+    """DataError when no gene of the log-normalised cells (n, G) varies."""
+    values = values.astype(np.float64)
+    mean = np.asarray(values.mean(axis=0))
+    if float((values.multiply(values).mean(axis=0) - mean**2).max()) < 1e-9:
+        raise DataError(
+            "Every gene has the same share of the counts in all cells, so there is nothing to learn. Give other cells."
+        )
+
+
+def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k principal axes (G, k) of cells (n, G), and the mean cell (G,)."""
+    from sklearn.decomposition import PCA
+
+    k = min(k, min(values.shape) - 1)
+    if (values.max(axis=0) - values.min(axis=0)).max() < 1e-5:  # nothing varies: any axes do
+        return np.eye(values.shape[1], k), np.asarray(values.mean(axis=0)).ravel()
+    pca = PCA(k, svd_solver="arpack", random_state=seed).fit(values)
+    return pca.components_.T, np.asarray(pca.mean_).ravel()
+
+
+def assign_folds(n: int) -> np.ndarray:
+    """The fold, 1..FOLDS, of each of n training cells in their order."""
+    return np.arange(n) % FOLDS + 1

@@ -1,0 +1,269 @@
+"""Conditions: obs columns as integer codes and back, their composition, and combinations that were never seen."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
+from scdiffkit.preprocessing.columns import color_lists, colors_of
+
+log = logging.getLogger("scdiffkit")
+FEW_OF_A_CATEGORY = 10  # training cells: fewer teach a model next to nothing of it
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The condition columns, their categories in order, and how many training cells had each combination.
+
+    Code 0 means "unknown"; category i of a column has code i + 1. colors: column -> category -> colour, of columns
+    for which scanpy's uns["COLUMN_colors"] was there. ordered: columns whose categories have an order.
+    """
+
+    categories: dict[str, list[str]]  # column -> categories
+    combinations: list[tuple[tuple[int, ...], int]]  # codes of the columns, cells
+    colors: dict[str, dict[str, str]] = field(default_factory=dict)
+    ordered: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, columns: Sequence[str], uns: Mapping[str, Any] | None = None) -> Conditions:
+        """Categories that occur in `obs` (n rows), in their own order, and the counts of combinations."""
+        categories, ordered = {}, []
+        for column in columns:
+            values = obs[column].astype("category").cat.remove_unused_categories()
+            categories[column] = [str(c) for c in values.cat.categories]
+            ordered += [column] if values.cat.ordered else []
+        found = cls(categories, [])
+        codes, counts = np.unique(found.encode(obs), axis=0, return_counts=True)
+        combinations = [(tuple(map(int, row)), int(n)) for row, n in zip(codes, counts, strict=True)]
+        colors = {column: of for column, of in colors_of(obs, uns or {}).items() if column in categories}
+        return cls(categories, combinations, colors, ordered)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.categories)
+
+    @property
+    def num_categories(self) -> list[int]:
+        return [len(c) for c in self.categories.values()]
+
+    def code(self, column: str, value: str) -> int:
+        """Code of one category, or DataError naming the nearest."""
+        self.check_column(column)
+        if value not in self.categories[column]:
+            raise DataError(f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}")
+        return self.categories[column].index(value) + 1
+
+    def check_column(self, column: str) -> None:
+        """DataError naming the nearest, and the remedy, when `column` is none of the conditions."""
+        if column not in self.categories:
+            raise DataError(
+                f"The run was not trained with the condition {column!r}; {nearest(column, self.categories)} "
+                f"Train with --condition {column} to use it."
+            )
+
+    def encode(self, obs: pd.DataFrame) -> np.ndarray:
+        """Codes (n, K) of the condition columns of `obs`; a category never seen in training is a DataError."""
+        codes = np.zeros((len(obs), len(self.categories)), dtype=np.int64)
+        for k, column in enumerate(self.categories):
+            if column not in obs:
+                raise DataError(f"There is no obs column {column!r}; {nearest(column, obs.columns)}")
+            values = obs[column].astype("category")
+            of_category = [self.code(column, str(c)) if (values == c).any() else 0 for c in values.cat.categories]
+            if values.isna().any():
+                raise DataError(f"obs column {column!r} has {values.isna().sum()} missing values; drop or fill them.")
+            codes[:, k] = np.asarray(of_category, dtype=np.int64)[values.cat.codes.to_numpy()]
+        return codes
+
+    def decode(self, codes: np.ndarray) -> pd.DataFrame:
+        """Codes (n, K) -> categorical columns with the training data's categories; "unknown" is missing."""
+        return pd.DataFrame(
+            {
+                column: pd.Categorical.from_codes(
+                    codes[:, k] - 1, categories=pd.Index(categories, dtype=object), ordered=column in self.ordered
+                )
+                for k, (column, categories) in enumerate(self.categories.items())
+            },
+            index=range(len(codes)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "categories": self.categories,
+            "combinations": [{"codes": list(codes), "cells": n} for codes, n in self.combinations],
+            "colors": self.colors,
+            "ordered": self.ordered,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Conditions:
+        combinations = [(tuple(c["codes"]), c["cells"]) for c in values["combinations"]]
+        return cls(
+            dict(values["categories"]), combinations, dict(values.get("colors", {})), list(values.get("ordered", []))
+        )
+
+    def present(self, codes: np.ndarray) -> Present:
+        """The categories that cells with these codes (n, K) have."""
+        return Present(
+            {
+                column: [categories[code - 1] for code in np.unique(codes[:, k]) if code]
+                for k, (column, categories) in enumerate(self.categories.items())
+            },
+            self.colors,
+        )
+
+    def remarks(self, codes: np.ndarray) -> list[str]:
+        """What a user of cells drawn with these codes (n, K) must know about what the model has seen of their kind."""
+        found = []
+        drawn = list(map(tuple, np.unique(codes, axis=0).tolist()))
+        seen = {c for c, _ in self.combinations}
+        unseen = [c for c in drawn if c not in seen]
+        if unseen:
+            found.append(
+                f"Extrapolated: no training cell had {self._named(range(len(self.columns)), unseen)}; nothing in the "
+                "training data can tell how well the model draws them."
+            )
+        few = [
+            f"{n} of {column}={self.categories[column][code - 1]}"
+            for k, column in enumerate(self.columns)
+            for code in sorted({c[k] for c in drawn} - {0})
+            if (n := sum(cells for c, cells in self.combinations if c[k] == code)) < FEW_OF_A_CATEGORY
+        ]
+        if few:
+            found.append(
+                f"Few training cells: {listed_briefly(few)}. What the model draws from so few is not to be relied on."
+            )
+        return found
+
+    def compose(self, n: int, where: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
+        """Codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
+
+        Exact up to rounding, by largest remainders. Where training cells had some of the combinations asked for,
+        those are drawn, and no others. Where they had none, each is drawn all the same, with a ScdiffWarning: its
+        share is as if the asked columns were independent of one another, and the other columns follow the
+        training cells that match most of the asked values.
+        Raises DataError for a column or value never seen, ConfigError for a column without a value and for a
+        value given twice.
+        """
+        allowed = {column: self._codes(column, values) for column, values in (where or {}).items()}
+        columns = [self.columns.index(column) for column in allowed]
+        kept: list[tuple[tuple[int, ...], float]] = []
+        seen = set()
+        for codes, cells in self.combinations:
+            asked = tuple(codes[k] for k in columns)
+            if all(code in values for code, values in zip(asked, allowed.values(), strict=True)):
+                kept.append((codes, cells))
+                seen.add(asked)
+        unseen = [asked for asked in itertools.product(*allowed.values()) if asked not in seen]
+        if not kept:
+            self._warn_of_extrapolation(columns, unseen)
+            kept = [part for asked in unseen for part in self._extrapolated(dict(zip(columns, asked, strict=True)))]
+        elif unseen:
+            log.info("No training cell had %s: left out; asked for alone, it is drawn", self._named(columns, unseen))
+        return self.apportion(n, kept)
+
+    def _codes(self, column: str, values: Sequence[str]) -> list[int]:
+        """Codes of the values that `where` asks for in one column."""
+        if not values:
+            self.check_column(column)
+            raise ConfigError(f"--where asks for no value of {column!r}: give one or more, or leave the column out.")
+        for value in values:
+            if values.count(value) > 1:
+                raise ConfigError(
+                    f"--where asks for {column}={value} more than once: give each value once. Several values of a "
+                    "column have the shares they have among the training cells."
+                )
+        return [self.code(column, value) for value in values]
+
+    def _extrapolated(self, asked: Mapping[int, int]) -> list[tuple[tuple[int, ...], float]]:
+        """Codes and shares to draw one combination of values that no training cell had; asked: column number -> code.
+
+        The shares come to that of the combination if its columns were independent, so that of several
+        combinations the commoner one has more cells.
+        """
+        total = sum(cells for _, cells in self.combinations)
+        share = math.prod(
+            sum(cells for codes, cells in self.combinations if codes[k] == code) / total for k, code in asked.items()
+        )
+        matches = [sum(codes[k] == code for k, code in asked.items()) for codes, _ in self.combinations]
+        closest = [self.combinations[i] for i, m in enumerate(matches) if m == max(matches)]
+        of_closest = sum(cells for _, cells in closest)
+        shares: dict[tuple[int, ...], float] = {}
+        for codes, cells in closest:
+            drawn = tuple(asked.get(k, code) for k, code in enumerate(codes))
+            shares[drawn] = shares.get(drawn, 0.0) + share * cells / of_closest
+        return list(shares.items())
+
+    def _warn_of_extrapolation(self, columns: Sequence[int], unseen: Sequence[tuple[int, ...]]) -> None:
+        warnings.warn(
+            f"No training cell had {self._named(columns, unseen)}: the model extrapolates from cells that had these "
+            "values in other combinations, and nothing in the training data can tell how well.",
+            ScdiffWarning,
+            stacklevel=5,  # the caller of sample()
+        )
+
+    def _named(self, columns: Sequence[int], combinations: Sequence[tuple[int, ...]], at_most: int = 5) -> str:
+        """ "cell_type=B and condition=stim, or ..." for codes of the columns with these numbers."""
+        named = [
+            " and ".join(
+                f"{self.columns[k]}={self.categories[self.columns[k]][code - 1]}"
+                for k, code in zip(columns, codes, strict=True)
+            )
+            for codes in combinations[:at_most]
+        ]
+        more = len(combinations) - at_most
+        return ", or ".join(named) + (f", or {more} more combinations" if more > 0 else "")
+
+    def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
+        """Codes (n, K) with the composition of `obs`; n None: as many cells as obs has.
+
+        ScdiffWarning for combinations that no training cell had; DataError for a value never seen.
+        """
+        if not len(obs):
+            raise DataError("There are no cells whose composition could be copied.")
+        codes, counts = np.unique(self.encode(obs), axis=0, return_counts=True)
+        shares = [(tuple(map(int, c)), int(m)) for c, m in zip(codes, counts, strict=True)]
+        seen = {c for c, _ in self.combinations}
+        unseen = [c for c, _ in shares if c not in seen]
+        if unseen:
+            self._warn_of_extrapolation(range(len(self.columns)), unseen)
+        return self.apportion(n or len(obs), shares)
+
+    def apportion(self, n: int, combinations: Sequence[tuple[tuple[int, ...], float]]) -> np.ndarray:
+        """n rows of codes in the proportions given, by largest remainders."""
+        shares = np.array([cells for _, cells in combinations], dtype=np.float64)
+        exact = n * shares / shares.sum()
+        rows = np.floor(exact).astype(int)
+        for i in np.argsort(-(exact - rows), kind="stable")[: n - rows.sum()]:
+            rows[i] += 1
+        codes = np.array([codes for codes, _ in combinations], dtype=np.int64).reshape(len(combinations), -1)
+        return np.repeat(codes, rows, axis=0)
+
+
+@dataclass(frozen=True)
+class Present:
+    """The categories that some synthetic cells have, in their order, and the colours of all there are."""
+
+    categories: dict[str, list[str]]  # column -> categories
+    colors: dict[str, dict[str, str]]
+
+    def drop_absent(self, obs: pd.DataFrame) -> None:
+        """Leave no categories in obs that no cell has: scanpy and Seurat take each for a group."""
+        for column, categories in self.categories.items():
+            obs[column] = obs[column].cat.set_categories(pd.Index(categories, dtype=object))
+
+    def uns(self) -> dict[str, list[str]]:
+        """uns["COLUMN_colors"] as scanpy has them, a colour a category."""
+        return color_lists(self.categories, self.colors)
+
+
+def listed_briefly(texts: Sequence[str], at_most: int = 10) -> str:
+    return ", ".join(texts[:at_most]) + (f", and {len(texts) - at_most} more" if len(texts) > at_most else "")

@@ -1,0 +1,128 @@
+"""Which cells are drawn: the codes of their conditions, and their library sizes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdiffkit.config import SampleConfig
+from scdiffkit.data.cells import LIBRARY_SIZE
+from scdiffkit.data.conditions import Conditions
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
+from scdiffkit.io import Backed, Rows, blocks
+from scdiffkit.preprocessing.counts import counts_of
+
+DEFAULT_CELLS = 1000
+FAR_DEEPER = 10  # times the deepest training cell: a library size beyond that is asked of the model with a warning
+
+
+def composition_of(
+    conditions: Conditions,
+    n: int | None,
+    where: Mapping[str, str | Sequence[str]] | None,
+    like: AnnData | Backed | None,
+    depth_too: bool,
+) -> np.ndarray:
+    """Codes (n, K) of the cells to draw; depth_too: whether `like` tells more than the composition."""
+    if n is not None and n < 1:
+        raise ConfigError(f"The number of cells must be at least 1, not {n}.")
+    if like is not None:
+        if where:
+            raise ConfigError("Give --where or --like, not both: --like copies the whole composition.")
+        if not (conditions.columns or depth_too):
+            raise DataError("The run has no conditions, so there is no composition to copy; give -n instead of --like.")
+        return conditions.composition_of(like.obs, n)
+    wanted = {
+        column: [str(v) for v in ([values] if isinstance(values, str) or np.ndim(values) == 0 else values)]
+        for column, values in (where or {}).items()
+    }
+    return conditions.compose(n or DEFAULT_CELLS, wanted)
+
+
+def library_sizes_of(
+    codec: Any,
+    genes: list[str],
+    conditions: Conditions,
+    codes: np.ndarray,
+    like: AnnData | Backed | None,
+    config: SampleConfig,
+) -> np.ndarray | None:
+    """The library size (n,) at which each cell of codes (n, K) is decoded; None: as the model draws it."""
+    median, largest = codec.library_sizes()
+    if config.library_size == "like":
+        depths = None if like is None else _depths(like, genes)
+        if like is None or depths is None:
+            return None
+        sizes = _dealt(depths, conditions.encode(like.obs), codes, config.seed)
+    else:
+        sizes = np.full(len(codes), median if config.library_size == "median" else config.library_size, np.float32)
+    if sizes.max() > FAR_DEEPER * largest:
+        warnings.warn(
+            f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times that of the deepest training cell "
+            f"({largest:.0f}): the model extrapolates.",
+            ScdiffWarning,
+            stacklevel=3,
+        )
+    return sizes
+
+
+def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
+    """Library sizes (m,) of cells over the run's genes; None, with a ScdiffWarning, where they have no raw counts."""
+    if "scdiffkit" in cells.uns and LIBRARY_SIZE in cells.obs:  # over all genes, also where few were kept
+        depths = pd.to_numeric(cells.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
+    else:
+        try:
+            counts, place = counts_of(cells)
+            if isinstance(cells, Backed):
+                names = cells.var_of(place).index
+            else:
+                names = cells.raw.var_names if place == "raw" else cells.var_names
+            there = names.isin(genes)
+            depths = _sums(counts, there)
+        except DataError as e:
+            warnings.warn(
+                f"The cells of --like tell no library sizes, so only their composition is copied. {e}",
+                ScdiffWarning,
+                stacklevel=4,
+            )
+            return None
+        if there.sum() < len(genes):
+            warnings.warn(
+                f"The cells of --like have {there.sum()} of the run's {len(genes)} genes: the library sizes copied are "
+                "sums over these alone. --library-size median or like, without --like, gives whole ones.",
+                ScdiffWarning,
+                stacklevel=4,
+            )
+    if not (depths > 0).all():  # NaN included
+        raise DataError(
+            f"{int((~(depths > 0)).sum())} cells of --like have no counts, so there is no library size to copy: drop "
+            "them, or give --library-size median."
+        )
+    return depths
+
+
+def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
+    """Sums (m,) of each cell's counts over the genes that are `there`, (genes,) bool; from a file a block at a time."""
+    sums = np.empty(counts.shape[0], dtype=np.float32)
+    for part, block in blocks(counts):
+        sums[part] = block @ there.astype(np.float64)
+    return sums
+
+
+def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
+    """Depths (m,) of cells with codes of_cells (m, K), each to a row of codes (n, K) with the same codes -> (n,).
+
+    As many rows as cells with some codes: each depth once. More or fewer: as equally often as can be, which ones
+    by chance.
+    """
+    rng = np.random.default_rng([seed, 0, 1])
+    sizes = np.empty(len(codes), dtype=np.float32)
+    for combination in np.unique(codes, axis=0):
+        rows = (codes == combination).all(axis=1)
+        sizes[rows] = np.resize(rng.permutation(depths[(of_cells == combination).all(axis=1)]), rows.sum())
+    return sizes

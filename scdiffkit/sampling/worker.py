@@ -1,0 +1,195 @@
+"""What draws the cells of a batch, on one device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import Tensor, nn
+
+from scdiffkit.codecs import CountCodec
+from scdiffkit.config import SampleConfig
+from scdiffkit.data.cells import LIBRARY_SIZE
+from scdiffkit.data.conditions import Conditions
+from scdiffkit.diffusion.denoiser import Denoiser
+from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
+from scdiffkit.errors import RunError
+from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.run import Run
+from scdiffkit.runtime.device import is_out_of_memory, make_fabric
+from scdiffkit.sampling.plan import Request, guidance_of, steps_of
+
+log = logging.getLogger("scdiffkit")
+BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
+BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells as they leave the codec: X log-normalised, counts raw integers, both CSR (B, G); obs (B rows)."""
+
+    X: sparse.csr_matrix
+    counts: sparse.csr_matrix
+    obs: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
+
+    start: number of the first cell, among all; block: cells in a block.
+    """
+
+    start: int
+    block: int
+    codes: np.ndarray
+    sizes: np.ndarray | None
+
+    @property
+    def blocks(self) -> list[tuple[int, slice]]:
+        """Number and cells of each block."""
+        return [
+            ((self.start + at) // self.block, slice(at, at + self.block))
+            for at in range(0, len(self.codes), self.block)
+        ]
+
+
+class Drawer:
+    """Draws batches of a run's cells on one device, from several threads."""
+
+    def __init__(self, run: Run, request: Request, config: SampleConfig, device: str) -> None:
+        self.request, self.config = request, config
+        self.fabric = make_fabric(device, config.precision)
+        self.denoiser, self.codec = run.denoiser().to(self.fabric.device), run.codec()
+        self.network = self.denoiser.network = _Network(self.denoiser.network, config.batch_size)
+        self.conditions = Conditions.from_dict(run.conditions())
+        self.guidance = guidance_of(run, self.conditions, config)
+        self.steps = steps_of(config, self.denoiser.schedule.num_train_timesteps)
+
+    def __call__(self, job: Job) -> Batch:
+        try:
+            with torch.inference_mode(), self.fabric.autocast():
+                raw, size = self._drawn(job)
+            X = lognormalise(raw, self.codec.target_sum, size)
+        except (MemoryError, RuntimeError) as e:
+            if not is_out_of_memory(e):
+                raise
+            fewer = " or fewer --devices" if self.config.devices > 1 else ""
+            raise RunError(
+                f"Memory does not hold a batch of {len(job.codes)} cells: give a --batch-size below that{fewer}."
+            ) from e
+        obs = self.conditions.decode(job.codes)
+        obs[LIBRARY_SIZE] = size
+        obs.index = self.request.names(job.start, len(job.codes))
+        return Batch(X, raw.astype(np.int32), obs)
+
+    def _drawn(self, job: Job) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Raw counts (B, G) and library sizes (B,)."""
+        device = self.fabric.device
+        generators = [torch.Generator(device).manual_seed(self.request.seed_of_block(i)) for i, _ in job.blocks]
+        codes = torch.from_numpy(job.codes).to(device)
+
+        def noise(x: Tensor) -> Tensor:
+            parts = [
+                torch.randn(part.shape, generator=generator, device=device, dtype=x.dtype)
+                for part, generator in zip(x.split(job.block), generators, strict=True)
+            ]
+            return torch.cat(parts)
+
+        x0 = _diffuse(self.denoiser, codes, self.codec.dim, self.config, self.guidance, self.steps, noise)
+        parts, sizes = [], []
+        for generator, (_, cells) in zip(generators, job.blocks, strict=True):
+            size = None if job.sizes is None else torch.from_numpy(job.sizes[cells]).to(device)
+            if size is not None and isinstance(self.codec, CountCodec):
+                size = _in_order_of(size, self.codec.library_size(x0[cells]), codes[cells])
+            counts, library_size = self.codec.decode(x0[cells], codes[cells], size, generator)
+            parts.append(_csr(counts.cpu()))
+            sizes.append(library_size.cpu().numpy())
+        return sparse.vstack(parts, format="csr"), np.concatenate(sizes)
+
+
+class _Network(nn.Module):
+    """A network as sampling calls it: at most so many cells at once, fewer where memory does not hold them, and no
+    longer once stopped."""
+
+    def __init__(self, network: nn.Module, most: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.most = most
+        self.stopped = threading.Event()
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
+        while True:
+            if self.stopped.is_set():
+                raise CancelledError
+            most = min(self.most or len(x_t), len(x_t))
+            parts = (a.split(most) for a in (x_t, t, *(() if conditions is None else (conditions,))))
+            try:
+                return torch.cat([self.network(*part) for part in zip(*parts, strict=True)])
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+            # The noise was drawn for the whole batch, so that the cells are the same.
+            self.most = most // 2
+            log.info("memory does not hold %d cells at once: the network goes over %d at a time", most, self.most)
+            if x_t.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
+    """Dense counts (B, G) on the CPU as CSR; torch finds what is not zero several times as fast as scipy."""
+    row, column = counts.nonzero(as_tuple=True)
+    starts = F.pad(torch.bincount(row, minlength=len(counts)).cumsum(0), (1, 0))
+    arrays = (counts[row, column], column.to(torch.int32), starts.to(torch.int32))
+    return sparse.csr_matrix(tuple(a.numpy() for a in arrays), shape=counts.shape)
+
+
+def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Library sizes (B,) dealt anew among cells with the same codes (B, K): the deepest to the deepest as drawn (B,).
+
+    What a cell holds goes with its depth: a small cell given a large one's depth would be no real cell.
+    """
+    _, combination = torch.unique(F.pad(codes, (0, 1)), dim=0, return_inverse=True)  # torch refuses K = 0
+    by_size, by_drawn = (_sorted_within(values, combination) for values in (sizes, drawn))
+    return torch.empty_like(sizes).index_copy_(0, by_drawn, sizes[by_size])
+
+
+def _sorted_within(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Places of values (B,) in order of their group (B,), and within a group of their size."""
+    by_value = values.argsort(stable=True)
+    return by_value[group[by_value].argsort(stable=True)]
+
+
+def _diffuse(
+    denoiser: Denoiser,
+    codes: torch.Tensor,
+    dim: int,
+    config: SampleConfig,
+    guidance: float | list[float],
+    steps: int,
+    noise: Callable[[Tensor], Tensor],
+) -> torch.Tensor:
+    """x0 (B, D) for codes (B, K), from fresh noise."""
+    x = noise(torch.empty(len(codes), dim, device=codes.device))
+    conditions = codes if codes.shape[1] else None
+    if config.sampler == "ddpm":
+        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, noise=noise)
+    elif config.sampler == "dpm":
+        timesteps = denoiser.schedule.timesteps(steps, "trailing")
+        path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=guidance)
+    else:
+        path = ddim(
+            denoiser, x, denoiser.schedule.timesteps(steps),
+            conditions=conditions, eta=config.eta, cfg_scale=guidance, noise=noise,
+        )  # fmt: skip
+    for _, x in path:  # noqa: B007
+        pass
+    return x
