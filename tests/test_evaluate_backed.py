@@ -39,7 +39,7 @@ def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few cells in each block that is read."""
-    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("scdiffkit.io.matrices.VALUES_AT_ONCE", 1000)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_cells_stay_in_files_where_memory_is_short(
     caplog.set_level("INFO", "scdiffkit")
     evaluate(*paths)
     assert "they stay in their files" not in caplog.text
-    monkeypatch.setattr("scdiffkit.io.cells.available_memory", lambda: 1000.0)
+    monkeypatch.setattr("scdiffkit.io.reading.available_memory", lambda: 1000.0)
     evaluate(*paths)
     assert "they stay in their files" in caplog.text
     caplog.clear()

@@ -367,7 +367,7 @@ def test_depths_are_dealt_in_the_order_of_those_drawn(data, columns, n):
 @pytest.mark.parametrize("name", ["a.h5ad", "dense.h5ad", "by_genes.h5ad", "raw.h5ad", "layer.zarr", "a.loom"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the zarr format to come
 def test_like_a_file(name, deep, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("scdiffkit.io.matrices.VALUES_AT_ONCE", 1000)
     like = tiny[::-1].copy()
     if name == "dense.h5ad":
         like.X = like.X.toarray()
@@ -402,7 +402,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
         most = max(most, rows.nnz)
         return rows
 
-    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr("scdiffkit.io.matrices.VALUES_AT_ONCE", 20_000)
     monkeypatch.setattr("scdiffkit.preprocessing.counts.FIRST_CELLS", 100)
     monkeypatch.setattr(OnDisk, "__getitem__", counted)
     assert draw(deep, 30, like=tmp_path / "a.h5ad").n_obs == 30

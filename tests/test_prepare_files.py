@@ -40,7 +40,7 @@ def in_file(adata: AnnData, path: Path) -> Path:
 def test_from_a_file_as_in_memory(
     options: dict[str, Any], storage: str, tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdiffkit.io.backed.VALUES_AT_ONCE", 500)  # many blocks
+    monkeypatch.setattr("scdiffkit.io.matrices.VALUES_AT_ONCE", 500)  # many blocks
     expected = preprocess(tiny, label="cell_type", **options)
     cells = tiny.copy()
     if storage == "dense":

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from scdiffkit.errors import DataError
 from scdiffkit.io import Rows, ahead, blocks, give_back
-from scdiffkit.io.backed import rows_at_once
+from scdiffkit.io.matrices import rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
 from scdiffkit.preprocessing.normalise import lognormalise
 

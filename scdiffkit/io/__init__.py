@@ -1,11 +1,16 @@
 """Cells in and out of files: h5ad, loom, 10x matrix folder, 10x HDF5. A write is complete or not at all."""
 
 from scdiffkit.io import columns
-from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text, interruption
-from scdiffkit.io.backed import Backed, OnDisk, Rows, Selected, Stacked, ahead, blocks, give_back, on_disk, open_backed
-from scdiffkit.io.cells import CellsLike, CellWriter, open_cells, open_rows, read, write
+from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text
+from scdiffkit.io.backed import Backed, open_backed
 from scdiffkit.io.formats import check_output
+from scdiffkit.io.matrices import OnDisk, Rows, Selected, Stacked, blocks, on_disk
+from scdiffkit.io.reading import CellsLike, open_cells, open_rows, read
 from scdiffkit.io.summary import describe
+from scdiffkit.io.writing import CellWriter, write
+from scdiffkit.runtime.memory import give_back
+from scdiffkit.runtime.prefetch import ahead
+from scdiffkit.runtime.signals import interruption
 
 __all__ = [
     "Backed",

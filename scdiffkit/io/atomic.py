@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from scdiffkit.errors import FileError
 
@@ -60,30 +57,6 @@ def writing(path: str | Path) -> Iterator[None]:
             f"{path} could not be written: {reason}. Check the free space and your rights there, or choose "
             "another place."
         ) from e
-
-
-@contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """Within the block, Ctrl-C and SIGTERM set the event, so that nothing is cut in half; again: at once.
-
-    An exception would be lost where it is raised while a library tidies up.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _replace(temporary: Path, path: Path) -> None:

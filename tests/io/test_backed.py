@@ -17,8 +17,8 @@ from scipy import sparse
 
 from scdiffkit.errors import ConfigError, FileError
 from scdiffkit.io import Backed, Selected, Stacked, ahead, blocks, open_backed, open_cells, read, write
-from scdiffkit.io.cells import _left_of_limits, available_memory
 from scdiffkit.preprocessing.counts import counts_of
+from scdiffkit.runtime.memory import _left_of_limits, available_memory
 
 STORES = ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr"]
 
@@ -87,7 +87,7 @@ def test_the_choice_between_memory_and_file(tiny: AnnData, tmp_path: Path, monke
     path = stored(tiny, tmp_path, "csr.h5ad")
     assert isinstance(open_cells(path)[1], AnnData)
     assert isinstance(open_cells(path, backed=True)[1], Backed)
-    monkeypatch.setattr("scdiffkit.io.cells.available_memory", lambda: 1000.0)
+    monkeypatch.setattr("scdiffkit.io.reading.available_memory", lambda: 1000.0)
     assert isinstance(open_cells(path)[1], Backed)
     assert isinstance(open_cells(path, backed=False)[1], AnnData)
     assert isinstance(open_cells(path, max_memory=2e9)[1], AnnData)

@@ -1,0 +1,177 @@
+"""Matrices of cells x genes by rows, in memory or in files: some of their rows and columns, and several as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from scdiffkit.errors import FileError
+from scdiffkit.io.formats import damaged
+from scdiffkit.runtime.memory import give_back
+from scdiffkit.runtime.prefetch import ahead
+
+VALUES_AT_ONCE = 1 << 22  # read into memory by one block of a pass
+GAP = 32  # rows nobody asked for that are read all the same: cheaper than reading twice
+
+
+class Rows(Protocol):
+    """A matrix of cells x genes of which rows can be taken: a CSR matrix, or what lies in a file."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    def __getitem__(self, at: Any) -> sparse.csr_matrix: ...
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A matrix (cells, genes) in a file: rows[at] reads some, as CSR of the type stored.
+
+    Raises FileError where the file is damaged.
+    """
+
+    path: Path
+    place: str
+    element: Any  # an array of h5py or zarr, or a group of them
+    shape: tuple[int, int]
+    size: int  # values stored
+    kind: Literal["dense", "csr", "csc"]
+    indptr: np.ndarray | None = None
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that make a block of VALUES_AT_ONCE."""
+        return int(np.clip(VALUES_AT_ONCE * self.shape[0] // max(1, self.size), 1, 8192))
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        """Values and places of genes; to look them up takes as long as to read a few cells."""
+        return self.element["data"], self.element["indices"]
+
+    def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
+        if isinstance(at, slice):
+            return self._read(*at.indices(self.shape[0])[:2])
+        order = np.argsort(at, kind="stable")
+        wanted = np.asarray(at)[order]
+        blocks = [self._read(a, b)[wanted[i:j] - a] for a, b, i, j in _runs(wanted, self.rows_at_once)]
+        if not blocks:
+            return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        stacked = blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+        return stacked[np.argsort(order, kind="stable")] if (np.diff(order) != 1).any() else stacked
+
+    def _read(self, start: int, stop: int) -> sparse.csr_matrix:
+        if self.kind == "csc":
+            raise FileError(
+                f"{self.path}: {self.place} is stored by genes (CSC), so cells cannot be read one by one: write it "
+                "anew with scdiffkit.read and scdiffkit.write where it fits into memory, or give a larger --max-memory."
+            )
+        try:
+            if self.indptr is None:
+                values = self.element[start:stop]
+                return sparse.csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
+            # By hand: anndata's own sparse dataset takes over 10 ms a slice.
+            first, last = int(self.indptr[start]), int(self.indptr[stop])
+            data, indices = (stored[first:last] for stored in self._arrays)
+            shape = (stop - start, self.shape[1])
+            rows = sparse.csr_matrix((data, indices, self.indptr[start : stop + 1] - first), shape=shape)
+            rows.check_format(full_check=True)  # scipy reads beyond its arrays where places of genes do not exist
+            return rows
+        except MemoryError:
+            raise
+        except Exception as e:  # h5py, zarr and their codecs have no common class
+            where = f"{self.place}, cells {start} to {stop}: {e}"
+            raise FileError(damaged(self.path, where)) from e
+
+
+def _runs(rows: np.ndarray, longest: int) -> Iterator[tuple[int, int, int, int]]:
+    """Stretches (start, stop) to read that hold the sorted rows, and which of these, (first, last), are in each."""
+    first = 0
+    breaks = np.flatnonzero(np.diff(rows) > GAP) + 1
+    for end in [*breaks.tolist(), len(rows)]:
+        while first < end:
+            last = int(np.searchsorted(rows[first:end], rows[first] + longest)) + first
+            yield int(rows[first]), int(rows[last - 1]) + 1, first, last
+            first = last
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Some rows (n,) and columns (G,), None: all, of a matrix; a place of -1 among the columns is a gene it lacks."""
+
+    matrix: Rows
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, genes = self.matrix.shape
+        return (n if self.rows is None else len(self.rows), genes if self.columns is None else len(self.columns))
+
+    def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
+        taken = self.matrix[at if self.rows is None else self.rows[at]]
+        if self.columns is None:
+            return taken
+        n, genes = taken.shape
+        with_nothing = sparse.csr_matrix((taken.data, taken.indices, taken.indptr), shape=(n, genes + 1))
+        chosen = with_nothing[:, np.where(self.columns < 0, genes, self.columns)]
+        chosen.sort_indices()
+        return chosen
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Matrices of the same genes, one below the other."""
+
+    parts: Sequence[Rows]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
+        if isinstance(at, slice):
+            at = np.arange(*at.indices(self.shape[0]))
+        edges = np.cumsum([0, *(part.shape[0] for part in self.parts)])
+        of_part = np.searchsorted(edges, at, side="right") - 1
+        blocks, places = [], []
+        for i in np.unique(of_part):
+            here = np.flatnonzero(of_part == i)
+            blocks.append(self.parts[i][at[here] - edges[i]])
+            places.append(here)
+        if not blocks:
+            return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        if len(blocks) == 1:
+            return blocks[0]
+        return sparse.vstack(blocks, format="csr")[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def rows_at_once(matrix: Rows) -> int:
+    """How many rows of a matrix are a good block to read."""
+    if isinstance(matrix, Selected):
+        return rows_at_once(matrix.matrix)
+    if isinstance(matrix, Stacked):
+        return min(rows_at_once(part) for part in matrix.parts)
+    return getattr(matrix, "rows_at_once", 8192)
+
+
+def on_disk(matrix: Rows) -> bool:
+    """Whether rows are read from a file each time."""
+    if isinstance(matrix, Selected):
+        return on_disk(matrix.matrix)
+    if isinstance(matrix, Stacked):
+        return any(on_disk(part) for part in matrix.parts)
+    return not sparse.issparse(matrix)
+
+
+def blocks(matrix: Rows) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """All rows in order, a block at a time; the next is read while one is worked on."""
+    step, n = rows_at_once(matrix), matrix.shape[0]
+    parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    yield from zip(parts, ahead(matrix[part] for part in parts), strict=True)
+    if on_disk(matrix):
+        give_back()

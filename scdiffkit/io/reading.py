@@ -1,0 +1,168 @@
+"""Cells from files, whatever the format, and whether they fit into memory."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from scipy import sparse
+
+from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
+from scdiffkit.io import h5ad, loom, tenx
+from scdiffkit.io.backed import Backed, is_old, open_backed
+from scdiffkit.io.formats import (
+    SUFFIXES,
+    TENX_FILES,
+    Format,
+    damaged,
+    format_of_content,
+    open_hdf5,
+)
+from scdiffkit.runtime.memory import available_memory, in_bytes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+log = logging.getLogger("scdiffkit")
+LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
+BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
+PACKED = 10  # bytes in memory of one in a file whose size inside is not known
+IN_MEMORY_ALREADY = "--backed: the cells are in memory already; give the path of a file."
+CELL_SUFFIXES = (".h5ad", ".zarr", ".loom", ".h5")
+CellsLike: TypeAlias = "AnnData | str | Path | Sequence[str | Path] | Mapping[str, AnnData | str | Path]"
+READERS: dict[Format, Callable[[Path], AnnData]] = {
+    "h5ad": h5ad.read,
+    "loom": loom.read,
+    "10x": tenx.read_folder,
+    "10x-h5": tenx.read_h5,
+    "zarr": h5ad.read_zarr,
+}
+
+
+def read(path: str | Path) -> AnnData:
+    """Cells from an h5ad, zarr, loom or 10x HDF5 file (v2, v3) or a 10x matrix folder (v2, v3, gzipped or not).
+
+    Sparse matrices come back as CSR, cells x genes. The content decides the format; ScdiffWarning when the
+    name says another one. 10x: var_names are gene symbols, made unique with a warning; ids are in
+    var["gene_ids"].
+    Raises FileError when the path is missing, damaged, or holds no cells.
+    """
+    path = Path(path)
+    format = format_of_content(path)
+    named = SUFFIXES.get(path.suffix.lower())
+    if format not in ("10x", "zarr") and path.suffix.lower() not in (".h5", ".hdf5") and named != format:
+        warnings.warn(f"{path} is a {format} file in spite of its name; it is read as such.", ScdiffWarning, 2)
+    adata = _rows_first(READERS[format](path))
+    log.info("Read %s (%s): %d cells x %d genes", path, format, adata.n_obs, adata.n_vars)
+    return adata
+
+
+def open_cells(
+    data: CellsLike, *, backed: bool | None = None, max_memory: float | None = None
+) -> tuple[str | None, AnnData | Backed | dict[str, AnnData | Backed]]:
+    """Where cells came from, in words (None: memory), and the cells: in memory where they fit, else in their files.
+
+    data: an AnnData; a path that `read` takes; a folder of such files; or several of these, which come back by name.
+    backed: leave them in their files, or not; None: when working on them whole would take more than max_memory bytes,
+    or, None, than what is free.
+    Raises FileError when a file cannot be read, or does not fit and can only be read whole, ConfigError for a
+    max_memory in which nothing can be done.
+    """
+    if max_memory is not None and max_memory < LEAST_MEMORY:
+        raise ConfigError(
+            f"--max-memory {in_bytes(max_memory)} is too little: give at least {in_bytes(LEAST_MEMORY)}, which the "
+            "libraries and a batch of cells need in any case."
+        )
+    if max_memory is not None and backed is not None:
+        raise ConfigError(
+            "--max-memory decides by size whether cells stay in their files, and --backed or --in-memory says so: give "
+            "one of them."
+        )
+    if not isinstance(data, (str, Path, Sequence, Mapping)):
+        if backed:
+            raise ConfigError(IN_MEMORY_ALREADY)
+        return None, data
+    named: dict[str, Any]
+    if isinstance(data, Mapping):
+        named = dict(data)
+    else:
+        listed = [data] if isinstance(data, (str, Path)) else list(data)
+        found = [path for item in listed for path in _files(item)]
+        stems = [_stem(item, i) for i, item in enumerate(found)]
+        if len(set(stems)) < len(stems):
+            stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
+        named = dict(zip(stems, found, strict=True))
+    if not named:
+        raise FileError("No files of cells were given.")
+    paths = {name: Path(item) for name, item in named.items() if isinstance(item, (str, Path))}
+    if backed is None:
+        needed = sum(map(footprint, paths.values()))
+        limit = available_memory() if max_memory is None else max_memory
+        backed = needed > limit
+        if backed:
+            log.info("The cells need about %s of memory, there is %s: they stay in their files",
+                     in_bytes(needed), in_bytes(limit))  # fmt: skip
+    if backed and not paths:
+        raise ConfigError(IN_MEMORY_ALREADY)
+    opened = {name: (open_backed if backed else read)(paths[name]) if name in paths else named[name] for name in named}
+    source = ", ".join(map(str, paths.values())) or None
+    return source, opened if len(opened) > 1 else next(iter(opened.values()))
+
+
+def open_rows(path: str | Path) -> AnnData | Backed:
+    """The cells of a file, matrices left in it where rows can be read from there: h5ad and zarr, CSR and dense."""
+    path = Path(path)
+    if format_of_content(path) not in ("h5ad", "zarr") or is_old(path):
+        return read(path)
+    cells = open_backed(path)
+    return read(path) if any(matrix.kind == "csc" for matrix in cells.matrices.values()) else cells
+
+
+def _files(item: CellsLike) -> list[Any]:
+    """A folder of files as these, in order of their names; anything else as it is."""
+    if not isinstance(item, (str, Path)) or not Path(item).is_dir():
+        return [item]
+    path = Path(item)
+    if format_of_content(path) == "zarr" or any(
+        p.name.removesuffix(".gz").endswith(TENX_FILES) for p in path.iterdir()
+    ):
+        return [path]
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in CELL_SUFFIXES) or [path]
+
+
+def _stem(item: Any, i: int) -> str:
+    return Path(item).name.split(".")[0] if isinstance(item, (str, Path)) else str(i)
+
+
+def footprint(path: Path) -> float:
+    """Bytes of memory, about, that working on a file of cells as a whole takes."""
+    format = format_of_content(path)
+    if format in ("h5ad", "zarr") and not is_old(path):
+        sizes = [matrix.size for matrix in open_backed(path).matrices.values()]
+        return float(BYTES_OF_A_VALUE * (sum(sizes) + COPIES * max(sizes, default=0)))
+    if format == "10x-h5":
+        with open_hdf5(path) as f:
+            try:
+                group, _ = tenx.h5_group(f, path)
+                return float((1 + COPIES) * BYTES_OF_A_VALUE * group["data"].shape[0])
+            except (OSError, KeyError, ValueError) as e:
+                raise FileError(damaged(path, e)) from e
+    files = path.rglob("*") if path.is_dir() else [path]
+    return float(PACKED * sum(file.stat().st_size for file in files if file.is_file()))
+
+
+def _rows_first(adata: AnnData) -> AnnData:
+    """Sparse X, layers and raw as CSR."""
+    if sparse.issparse(adata.X) and adata.X.format != "csr":
+        adata.X = adata.X.tocsr()
+    for name, layer in adata.layers.items():
+        if sparse.issparse(layer) and layer.format != "csr":
+            adata.layers[name] = layer.tocsr()
+    if adata.raw is not None and sparse.issparse(adata.raw.X) and adata.raw.X.format != "csr":
+        raw = adata.raw.to_adata()
+        raw.X = raw.X.tocsr()
+        adata.raw = raw
+    return adata
