@@ -34,7 +34,7 @@ class ScdiffWarning(UserWarning):
     """Something a user should know of, but that does not stop the work."""
 
 
-def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
+def did_you_mean(name: str, names: Iterable[str], n: int = 3) -> str:
     """The names most like `name`, as the tail of a message: "did you mean 'a' or 'b'?"; else all (up to 10)."""
     known = [str(x) for x in names]
     folded = {x.casefold(): x for x in known}

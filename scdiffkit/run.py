@@ -32,7 +32,7 @@ from scdiffkit.codecs import Codec, GeneCodec
 from scdiffkit.config import RunConfig
 from scdiffkit.diffusion.denoiser import Denoiser, SpikeSlab
 from scdiffkit.diffusion.schedule import Schedule
-from scdiffkit.errors import ConfigError, FileError, RunError, nearest
+from scdiffkit.errors import ConfigError, FileError, RunError, did_you_mean
 from scdiffkit.io import atomic_write_bytes, atomic_write_text, columns
 
 RUNS = Path("scdiff-runs")
@@ -112,7 +112,7 @@ class Run:
             run = cls(RUNS / run.path)  # a bare name, as `scdiff train` prints it
         if not run.path.exists():
             known = [p.name for p in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
-            raise RunError(f"There is no run {run.path}; {nearest(run.path.name, known)}")
+            raise RunError(f"There is no run {run.path}; {did_you_mean(run.path.name, known)}")
         if not is_run(run.path):
             raise RunError(f"{run.path} is not a run: it holds no config.yaml. Give the folder that training made.")
         return run

@@ -42,8 +42,10 @@ from scdiffkit.codecs.likelihood import (
 from scdiffkit.codecs.source import Source, batches
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError, ScdiffWarning
-from scdiffkit.io import Rows, Selected, ahead, blocks
+from scdiffkit.io import Rows, Selected
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
 MAX_CELLS_FOR_COMPONENTS = 20_000
@@ -287,7 +289,7 @@ class CountCodec:
     ) -> Generator[_Batch]:
         """Endless batches of training cells in random order, the next made while one is worked on."""
         folds = assign_folds(len(rows))
-        return ahead(
+        return prefetch(
             self._batch(part, folds[places], device) for places, part in cells.shuffled(rows, batch_size, seed)
         )
 
@@ -466,6 +468,6 @@ def _draw(mean: Tensor, deviation: Tensor, generator: torch.Generator | None) ->
 def _sums(counts: Rows, rows: np.ndarray) -> np.ndarray:
     """Sum of each gene's counts over `rows`, (G,)."""
     sums = np.zeros(counts.shape[1])
-    for _, block in blocks(Selected(counts, rows)):
+    for _, block in iter_row_blocks(Selected(counts, rows)):
         sums += np.bincount(block.indices, block.data, len(sums))
     return sums

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scdiffkit.io import Rows, ahead
+from scdiffkit.io import Rows
+from scdiffkit.runtime.prefetch import prefetch
 
 
 class Source(Protocol):
@@ -38,4 +39,4 @@ class Source(Protocol):
 
 def batches(cells: Source, rows: np.ndarray, size: int = 1024) -> Iterator[Source]:
     """All `rows` in order, `size` cells at a time, in memory; the next are read while one batch is worked on."""
-    return ahead(cells.take(rows[start : start + size]) for start in range(0, len(rows), size))
+    return prefetch(cells.take(rows[start : start + size]) for start in range(0, len(rows), size))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scdiffkit.config.schema import ARCHS, CODEC_NAMES, RunConfig, parse_yaml
-from scdiffkit.errors import ConfigError, nearest
+from scdiffkit.errors import ConfigError, did_you_mean
 
 PRESETS = resources.files("scdiffkit.config") / "presets"
 GENE_SELECTION = {f"preprocess.{key}" for key in ("n_top_genes", "hvg_flavor", "genes", "batch_key")}
@@ -27,7 +27,7 @@ def presets() -> list[str]:
 def load_preset(name: str) -> dict[str, Any]:
     """The values of a preset as a nested dict, or ConfigError listing the presets there are."""
     if name not in presets():
-        raise ConfigError(f"There is no preset {name!r}; {nearest(name, presets())}")
+        raise ConfigError(f"There is no preset {name!r}; {did_you_mean(name, presets())}")
     text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_yaml(text, f"preset {name}")
 
@@ -61,7 +61,7 @@ def build_run_config(
     file_codec = file_values.get("codec") or {}
     codec = overrides.get("codec.name") or file_codec.get("name") or next(iter(per_codec))
     if codec not in CODEC_NAMES:
-        raise ConfigError(f"There is no codec {codec!r}; {nearest(str(codec), CODEC_NAMES)}")
+        raise ConfigError(f"There is no codec {codec!r}; {did_you_mean(str(codec), CODEC_NAMES)}")
     if codec not in per_codec:
         raise ConfigError(
             f"Preset {preset!r} has no values for --codec {codec}, only for {next(iter(per_codec))!r}; "
@@ -79,7 +79,7 @@ def build_run_config(
     file_model = file_values.get("model") or {}
     arch = arch or overrides.get("model.arch") or file_model.get("arch") or next(iter(per_arch))
     if arch not in ARCHS:
-        raise ConfigError(f"There is no architecture {arch!r}; {nearest(str(arch), ARCHS)}")
+        raise ConfigError(f"There is no architecture {arch!r}; {did_you_mean(str(arch), ARCHS)}")
     if arch not in per_arch:
         fitting = ", ".join(repr(a) for a in per_arch)
         raise ConfigError(f"Preset {preset!r} has no values for --arch {arch}, only for {fitting}; try --preset small.")
@@ -127,7 +127,7 @@ def training_overrides(**options: Any) -> dict[str, Any]:
     """
     for name in options:
         if name not in TRAINING_OPTIONS:
-            raise ConfigError(f"There is no option {name!r}; {nearest(name, TRAINING_OPTIONS)}")
+            raise ConfigError(f"There is no option {name!r}; {did_you_mean(name, TRAINING_OPTIONS)}")
     return {TRAINING_OPTIONS[name]: value for name, value in options.items() if value is not None}
 
 

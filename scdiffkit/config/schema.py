@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from scdiffkit.errors import ConfigError, nearest
+from scdiffkit.errors import ConfigError, did_you_mean
 
 Arch = Literal["dit", "whitebox", "unet"]
 ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
@@ -385,7 +385,7 @@ def _explain(cls: type[_Config], values: dict[str, Any], error: Any) -> str:
                 }[where[1]]  # fmt: skip
         else:
             owner = "the configuration"
-        return f"Option {key!r} is not read by {owner}; {nearest(key, chosen.model_fields)}"
+        return f"Option {key!r} is not read by {owner}; {did_you_mean(key, chosen.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("value_error", "missing") else f" (given: {error['input']!r})"
     return f"{'.'.join(where) or cls.__name__}: {message}{given}"

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import DataError
-from scdiffkit.io import Rows, Selected, ahead, blocks, give_back, on_disk
+from scdiffkit.io import Rows, Selected, on_disk
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL
 from scdiffkit.preprocessing.pipeline import Prepared
+from scdiffkit.runtime.memory import trim_memory
+from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
 LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
@@ -95,7 +98,7 @@ class Cells:
 
         def fetch(cells: Cells, places: np.ndarray) -> tuple[np.ndarray, Cells]:
             fetched = places, cells.take(rows[places])
-            give_back()
+            trim_memory()
             return fetched
 
         fetch_factor = max(1, BUFFER // batch_size)
@@ -112,7 +115,7 @@ class Cells:
             seed=int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
         )
         while True:  # an epoch each
-            yield from ahead(iter(dataset), fetch_factor)
+            yield from prefetch(iter(dataset), fetch_factor)
 
     def digest(self) -> str:
         """A hash of everything, the same in memory and in files."""
@@ -123,7 +126,7 @@ def digests_of(counts: Rows) -> list[str]:
     """Hashes of the values, of the places of genes and of the lengths of the rows of counts (n, G), in memory or in a
     file."""
     parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]
-    for _, block in blocks(counts):
+    for _, block in iter_row_blocks(counts):
         block.sort_indices()
         for part, values in zip(parts, (block.data, block.indices, np.diff(block.indptr)), strict=True):
             part.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
 from scdiffkit.preprocessing.columns import color_lists, colors_of
 
 log = logging.getLogger("scdiffkit")
@@ -59,14 +59,16 @@ class Conditions:
         """Code of one category, or DataError naming the nearest."""
         self.check_column(column)
         if value not in self.categories[column]:
-            raise DataError(f"The run has never seen {column}={value!r}; {nearest(value, self.categories[column])}")
+            raise DataError(
+                f"The run has never seen {column}={value!r}; {did_you_mean(value, self.categories[column])}"
+            )
         return self.categories[column].index(value) + 1
 
     def check_column(self, column: str) -> None:
         """DataError naming the nearest, and the remedy, when `column` is none of the conditions."""
         if column not in self.categories:
             raise DataError(
-                f"The run was not trained with the condition {column!r}; {nearest(column, self.categories)} "
+                f"The run was not trained with the condition {column!r}; {did_you_mean(column, self.categories)} "
                 f"Train with --condition {column} to use it."
             )
 
@@ -75,7 +77,7 @@ class Conditions:
         codes = np.zeros((len(obs), len(self.categories)), dtype=np.int64)
         for k, column in enumerate(self.categories):
             if column not in obs:
-                raise DataError(f"There is no obs column {column!r}; {nearest(column, obs.columns)}")
+                raise DataError(f"There is no obs column {column!r}; {did_you_mean(column, obs.columns)}")
             values = obs[column].astype("category")
             of_category = [self.code(column, str(c)) if (values == c).any() else 0 for c in values.cat.categories]
             if values.isna().any():

@@ -18,7 +18,7 @@ import pandas as pd
 from scdiffkit.config import HOLDOUT, PreprocessConfig, make
 from scdiffkit.data.cells import digests_of, fingerprint
 from scdiffkit.data.conditions import Conditions
-from scdiffkit.errors import ConfigError, DataError, FileError, nearest
+from scdiffkit.errors import ConfigError, DataError, FileError, did_you_mean
 from scdiffkit.io import Backed, CellWriter, check_output, columns, open_cells, write
 from scdiffkit.preprocessing.join import RawCells, raw_cells
 from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare
@@ -140,7 +140,7 @@ def held_out(
     rng = np.random.default_rng([seed, 6, *of.encode()])
     if by is not None:
         if by not in obs:
-            raise DataError(f"There is no obs column {by!r} to hold out groups of; {nearest(by, obs.columns)}")
+            raise DataError(f"There is no obs column {by!r} to hold out groups of; {did_you_mean(by, obs.columns)}")
         groups = obs[by].astype(str).to_numpy()
         names = np.unique(groups)
         if len(names) < FEWEST:
@@ -216,7 +216,7 @@ def split(
     if isinstance(cells, dict):
         raise ConfigError("split takes one file of cells; several can be split one by one.")
     if label is not None and label not in cells.obs:
-        raise DataError(f"There is no obs column {label!r} (--label); {nearest(label, cells.obs.columns)}")
+        raise DataError(f"There is no obs column {label!r} (--label); {did_you_mean(label, cells.obs.columns)}")
     held = held_out(cells.obs, fraction, by=by, within=[label] if label else [], seed=seed)
     log.info("%d cells to train on, %d to test with", (~held).sum(), held.sum())
     rows = (np.flatnonzero(~held), np.flatnonzero(held))

@@ -18,10 +18,12 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError
-from scdiffkit.io import Rows, ahead, blocks, give_back
-from scdiffkit.io.matrices import rows_at_once
+from scdiffkit.io import Rows
+from scdiffkit.io.matrices import iter_row_blocks, rows_at_once
 from scdiffkit.metrics.privacy import fingerprints
 from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.runtime.memory import trim_memory
+from scdiffkit.runtime.prefetch import prefetch
 
 if TYPE_CHECKING:
     pass
@@ -165,7 +167,7 @@ class Side:
     def fingerprints(self, genes: pd.Index, fewest: int) -> np.ndarray:
         """Of all cells (n,), in these genes; see metrics.privacy."""
         places, found = self.genes.get_indexer(genes), np.empty(self.X.shape[0], dtype=np.uint64)
-        for part, X in blocks(self.X):
+        for part, X in iter_row_blocks(self.X):
             found[part] = fingerprints(X[:, places], fewest)
         return found
 
@@ -199,7 +201,7 @@ class Side:
             self._take_of_obs(held)
             kept.clear()
             of_kept.clear()
-            give_back()  # the pieces lay between the blocks that they were taken from
+            trim_memory()  # the pieces lay between the blocks that they were taken from
         elif self.counts is not None:
             self.library_size = _sums(self.counts)
 
@@ -244,7 +246,7 @@ def _blocks(
     Where the counts beside logarithms turn out to be none, there are none from then on, and no_counts has the reason.
     """
     if not isinstance(X, InFile):
-        yield from ((part, block, held[part] - part.start, None) for part, block in blocks(X))
+        yield from ((part, block, held[part] - part.start, None) for part, block in iter_row_blocks(X))
         return
     n, step = X.shape[0], X.rows_at_once
 
@@ -262,7 +264,7 @@ def _blocks(
             counts = counts[here]
         return part, block, here, counts
 
-    yield from ahead(read(start) for start in range(0, n, step))
+    yield from prefetch(read(start) for start in range(0, n, step))
 
 
 def _sums(counts: sparse.csr_matrix) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.errors import DataError, nearest
+from scdiffkit.errors import DataError, did_you_mean
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Side
-from scdiffkit.io import Backed, Rows, blocks
+from scdiffkit.io import Backed, Rows
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL
 from scdiffkit.preprocessing.counts import counts_of
 from scdiffkit.preprocessing.normalise import lognormalise
@@ -169,7 +170,7 @@ def _are_logged(X: Rows, who: str, ours: bool) -> bool:
 def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
     """Those stored in a file, a block at a time."""
     log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
-    for _, block in blocks(X):
+    for _, block in iter_row_blocks(X):
         yield block.data.astype(np.float32, copy=False)
 
 
@@ -195,7 +196,7 @@ def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tupl
     if label is None or (label not in obs and name == "synthetic"):
         return np.full(len(obs), NO_TYPE, dtype=object), False
     if label not in obs:
-        raise DataError(f"{who} have no obs column {label!r} (--label); {nearest(label, obs.columns)}")
+        raise DataError(f"{who} have no obs column {label!r} (--label); {did_you_mean(label, obs.columns)}")
     types = obs[label].astype(object).where(obs[label].notna(), NO_TYPE).astype(str).to_numpy(dtype=object)
     if len(types) > 2 * MIN_CELLS and len(set(types)) > len(types) / 2:
         raise DataError(
@@ -211,6 +212,6 @@ def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, wh
     if not columns or (missing and name == "synthetic"):
         return None
     if missing:
-        raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {nearest(missing[0], obs.columns)}")
+        raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {did_you_mean(missing[0], obs.columns)}")
     values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
     return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # a text once, not a cell

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scdiffkit.errors import nearest
+from scdiffkit.errors import did_you_mean
 from scdiffkit.evaluation.report.render import render
 from scdiffkit.evaluation.verdict import FAIR, Basis, Verdict, judge
 from scdiffkit.metrics import PROTOCOLS
@@ -110,7 +110,7 @@ class Evaluation:
         for score in self.scores:
             if score.metric == metric:
                 return score
-        raise KeyError(f"There is no metric {metric!r}; {nearest(metric, [s.metric for s in self.scores])}")
+        raise KeyError(f"There is no metric {metric!r}; {did_you_mean(metric, [s.metric for s in self.scores])}")
 
     def to_frame(self) -> pd.DataFrame:
         """One row per metric; columns metric, family, value, value_low, value_high, floor, floor_low, floor_high,

@@ -29,11 +29,11 @@ from scdiffkit.evaluation.resample import (
     exact_shares,
     known_cells,
 )
-from scdiffkit.io import give_back
 from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space
 from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.score import Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
+from scdiffkit.runtime.memory import trim_memory
 
 # Imported before there are threads: two that import parts of one library at once may find it half made.
 IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.decomposition", "sklearn.ensemble",
@@ -95,7 +95,7 @@ class Scorer:
         self.exact.result()
         self._exact_of_donors: dict[str, dict[str, float]] = {}
         self._first_drawn: tuple[Part, Part, Part] | None = None
-        give_back()
+        trim_memory()
 
     def score(self, r: int, draw: Callable[[Part, Part, Part], None] | None = None) -> None:
         """Score resample r; draw: called with the first resample's cells while metrics are computed."""
@@ -124,7 +124,7 @@ class Scorer:
         for i, (metric, score) in enumerate(scores.items(), draw is not None):
             self.progress(f"{metric.family}: {metric.name}", r * len(to_score) + i, steps)
             self.found.metrics.setdefault(metric.name, []).append(score.result())
-            give_back()
+            trim_memory()
         _add(self.found.types, of_types.result(), first=r == 0)
         _add(self.found.donors, of_donors.result(), first=r == 0)
         self._score_exact_of_donors(resample)

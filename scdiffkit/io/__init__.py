@@ -4,13 +4,10 @@ from scdiffkit.io import columns
 from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text
 from scdiffkit.io.backed import Backed, open_backed
 from scdiffkit.io.formats import check_output
-from scdiffkit.io.matrices import OnDisk, Rows, Selected, Stacked, blocks, on_disk
+from scdiffkit.io.matrices import OnDisk, Rows, Selected, Stacked, on_disk
 from scdiffkit.io.reading import CellsLike, open_cells, open_rows, read
 from scdiffkit.io.summary import describe
 from scdiffkit.io.writing import CellWriter, write
-from scdiffkit.runtime.memory import give_back
-from scdiffkit.runtime.prefetch import ahead
-from scdiffkit.runtime.signals import interruption
 
 __all__ = [
     "Backed",
@@ -20,16 +17,12 @@ __all__ = [
     "Rows",
     "Selected",
     "Stacked",
-    "ahead",
     "atomic_path",
     "atomic_write_bytes",
     "atomic_write_text",
-    "blocks",
     "check_output",
     "columns",
     "describe",
-    "give_back",
-    "interruption",
     "on_disk",
     "open_backed",
     "open_cells",

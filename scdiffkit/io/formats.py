@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import h5py
 import numpy as np
 
-from scdiffkit.errors import ConfigError, FileError, nearest
+from scdiffkit.errors import ConfigError, FileError, did_you_mean
 from scdiffkit.io.atomic import writing
 
 Format = Literal["h5ad", "loom", "10x", "10x-h5", "zarr"]
@@ -38,7 +38,7 @@ def format_of_name(path: str | Path, format: str | None = None) -> Format:
     """The format to write at `path`: `format` if given, else by the suffix. ConfigError when unknown."""
     if format is not None:
         if format not in FORMATS:
-            raise ConfigError(f"There is no file format {format!r}; {nearest(format, FORMATS)}")
+            raise ConfigError(f"There is no file format {format!r}; {did_you_mean(format, FORMATS)}")
         return next(f for f in FORMATS if f == format)
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -184,7 +184,7 @@ def _missing(path: Path) -> str:
     if not parent.is_dir():
         return f"{path} does not exist, and neither does the folder {parent}."
     names = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
-    return f"{path} does not exist. In {parent.absolute()}: {nearest(path.name, names)}"
+    return f"{path} does not exist. In {parent.absolute()}: {did_you_mean(path.name, names)}"
 
 
 def _what_it_is(head: bytes, path: Path) -> str:

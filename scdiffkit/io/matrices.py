@@ -13,8 +13,8 @@ from scipy import sparse
 
 from scdiffkit.errors import FileError
 from scdiffkit.io.formats import damaged
-from scdiffkit.runtime.memory import give_back
-from scdiffkit.runtime.prefetch import ahead
+from scdiffkit.runtime.memory import trim_memory
+from scdiffkit.runtime.prefetch import prefetch
 
 VALUES_AT_ONCE = 1 << 22  # read into memory by one block of a pass
 GAP = 32  # rows nobody asked for that are read all the same: cheaper than reading twice
@@ -168,10 +168,10 @@ def on_disk(matrix: Rows) -> bool:
     return not sparse.issparse(matrix)
 
 
-def blocks(matrix: Rows) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def iter_row_blocks(matrix: Rows) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """All rows in order, a block at a time; the next is read while one is worked on."""
     step, n = rows_at_once(matrix), matrix.shape[0]
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-    yield from zip(parts, ahead(matrix[part] for part in parts), strict=True)
+    yield from zip(parts, prefetch(matrix[part] for part in parts), strict=True)
     if on_disk(matrix):
-        give_back()
+        trim_memory()

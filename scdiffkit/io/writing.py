@@ -21,7 +21,7 @@ from scdiffkit.io.formats import (
     check_output,
     format_of_name,
 )
-from scdiffkit.runtime.memory import give_back
+from scdiffkit.runtime.memory import trim_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,7 +136,7 @@ class CellWriter:
             self._file.append(matrices.pop("X"), matrices)
         self._batches += 1
         if self._batches % BATCHES_KEPT == 0:  # what is freed lies scattered in the heaps of the threads that took it
-            give_back()
+            trim_memory()
         self._index_name = obs.index.name
         self._obs.append(obs.reset_index(drop=True))
         if len(obs):
@@ -156,7 +156,7 @@ class CellWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with writing(self.path), self._stack:
-            give_back()  # what the batches took, before there is every name at once
+            trim_memory()  # what the batches took, before there is every name at once
             obs = pd.concat(self._obs, ignore_index=True) if self._obs else pd.DataFrame()
             obs.index = pd.Index(
                 NUL.join(self._names).split(NUL) if self._names else [], dtype=object, name=self._index_name

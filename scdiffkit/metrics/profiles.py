@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scdiffkit.errors import ConfigError, nearest
+from scdiffkit.errors import ConfigError, did_you_mean
 from scdiffkit.metrics.registry import METRICS
 
 # What a verdict rests on: whether cells can be told apart, and whether they are copies.
@@ -40,7 +40,7 @@ def chosen_metrics(asked: Sequence[str]) -> tuple[str, ...]:
     for name in asked:
         if name not in of_profile and name not in METRICS:
             known = [*PROFILES, *(n for n, m in METRICS.items() if m.default)]
-            raise ConfigError(f"There is no metric {name!r} (--metrics); {nearest(name, known)}")
+            raise ConfigError(f"There is no metric {name!r} (--metrics); {did_you_mean(name, known)}")
         if name in METRICS and not METRICS[name].default:
             raise ConfigError(f"{name} is computed in the genes of a --protocol: ask for that instead (--metrics).")
         chosen.update(of_profile.get(name, [name]))

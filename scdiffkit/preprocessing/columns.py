@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdiffkit.errors import DataError, nearest
+from scdiffkit.errors import DataError, did_you_mean
 from scdiffkit.io import Backed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
     Raises DataError when it is missing, has missing values, has one value, or another value for every cell.
     """
     if key not in obs:
-        raise DataError(f"There is no obs column {key!r}; {nearest(key, obs.columns)}")
+        raise DataError(f"There is no obs column {key!r}; {did_you_mean(key, obs.columns)}")
     column = obs[key]
     missing, different = int(column.isna().sum()), int(column.nunique())
     if missing:
@@ -80,7 +80,7 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
 def check_columns(obs: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     for column in columns:
         if column not in obs and column != FILE:  # which is there once they are joined
-            raise DataError(f"{name} has no obs column {column!r}; {nearest(column, obs.columns)}")
+            raise DataError(f"{name} has no obs column {column!r}; {did_you_mean(column, obs.columns)}")
 
 
 def take_rows(obs: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scdiffkit.config import PreprocessConfig
-from scdiffkit.errors import DataError, ScdiffWarning, nearest
-from scdiffkit.io import Rows, blocks
+from scdiffkit.errors import DataError, ScdiffWarning, did_you_mean
+from scdiffkit.io import Rows
+from scdiffkit.io.matrices import iter_row_blocks
 
 if TYPE_CHECKING:
     pass
@@ -32,7 +33,7 @@ def passing(
     of_cells = np.zeros((3, counts.shape[0]))  # total counts, genes detected, mitochondrial share
     detected = np.zeros(counts.shape[1], dtype=np.int64)
     of_rare: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # cells, genes and counts
-    for part, block in blocks(counts):
+    for part, block in iter_row_blocks(counts):
         totals = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         of_cells[0, part], of_cells[1, part] = totals, np.diff(block.indptr)
         if mito is not None:
@@ -116,7 +117,7 @@ def _check_list(config: PreprocessConfig, all_genes: list[str], kept: list[str])
     if absent:
         raise DataError(
             f"{len(absent)} of the {len(wanted)} genes listed are not in the data "
-            f"({', '.join(map(repr, absent[:5]))}); {absent[0]!r}: {nearest(absent[0], all_genes)}"
+            f"({', '.join(map(repr, absent[:5]))}); {absent[0]!r}: {did_you_mean(absent[0], all_genes)}"
         )
     dropped = [gene for gene in wanted if gene not in left]
     if dropped:

@@ -12,10 +12,12 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, nearest
-from scdiffkit.io import Rows, Selected, blocks, give_back
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
+from scdiffkit.io import Rows, Selected
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL, take_rows
 from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.runtime.memory import trim_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +40,7 @@ def check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
         )
     if config.batch_key not in obs:
         raise DataError(
-            f"--batch-key: there is no obs column {config.batch_key!r}; {nearest(config.batch_key, obs.columns)}"
+            f"--batch-key: there is no obs column {config.batch_key!r}; {did_you_mean(config.batch_key, obs.columns)}"
         )
     missing = int(obs[config.batch_key].isna().sum())
     if missing:
@@ -76,7 +78,7 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
             at, math.ceil(len(at) / CELLS_AT_ONCE)
         )  # all at once would need several times the memory
         X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), take_rows(obs, at)
-        give_back()
+        trim_memory()
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
     else:
         X = counts[0 : counts.shape[0]]
@@ -106,7 +108,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
     if config.hvg_flavor != "seurat_v3":
         return _scanpy_selection(cells, config)
     _check_enough_to_fit(cells, config)
-    give_back()
+    trim_memory()
     for span in SPANS[:-1]:
         try:
             return _scanpy_selection(cells, config, span=span)
@@ -127,7 +129,7 @@ def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
     batches = pd.Series("", index=cells.obs_names) if config.batch_key is None else cells.obs[config.batch_key]
     for batch in batches.unique():
         rows = Selected(counts, np.flatnonzero(batches == batch), None)
-        ends = [(block.min(axis=0).toarray(), block.max(axis=0).toarray()) for _, block in blocks(rows)]
+        ends = [(block.min(axis=0).toarray(), block.max(axis=0).toarray()) for _, block in iter_row_blocks(rows)]
         lowest, highest = (np.vstack(side) for side in zip(*ends, strict=True))
         varying = int((lowest.min(axis=0) != highest.max(axis=0)).sum())
         if varying < FEWEST_VARYING:

@@ -14,13 +14,16 @@ from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig, make
 from scdiffkit.errors import DataError
-from scdiffkit.io import Backed, CellWriter, Rows, blocks, give_back, interruption
+from scdiffkit.io import Backed, CellWriter, Rows
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL, check_label, color_lists, take_rows
 from scdiffkit.preprocessing.counts import LAYER, counts_of, selected
 from scdiffkit.preprocessing.filters import passing
 from scdiffkit.preprocessing.genes import check_batch_key, highly_variable
 from scdiffkit.preprocessing.join import RawCells, raw_cells
 from scdiffkit.preprocessing.normalise import lognormalise
+from scdiffkit.runtime.memory import trim_memory
+from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.runtime.versions import version_of
 
 if TYPE_CHECKING:
@@ -101,10 +104,10 @@ class Prepared:
     def write(self, path: str | Path, *, force: bool = False) -> Path:
         """The same to a file, a block of cells at a time."""
         with (
-            interruption() as interrupted,
+            deferred_interrupts() as interrupted,
             CellWriter(path, self.var.index, var=self.var, uns=self.uns, layers=("counts",), force=force) as out,
         ):
-            for part, counts in blocks(self.counts):
+            for part, counts in iter_row_blocks(self.counts):
                 obs = self.obs.iloc[part]
                 X = lognormalise(counts, self.config.target_sum, obs[TOTAL].to_numpy(np.float64))
                 out.append(X, {"counts": counts}, obs)
@@ -149,7 +152,7 @@ def prepare(
     if TOTAL in obs:
         log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
     obs[TOTAL] = totals.astype(np.float32)
-    give_back()  # names and columns of millions of cells were read, copied and looked through
+    trim_memory()  # names and columns of millions of cells were read, copied and looked through
     if choose_genes:
         var["highly_variable"] = highly_variable(counts, obs, var.index, config)
     parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
@@ -163,7 +166,7 @@ def prepare(
 def _totals(counts: Rows) -> np.ndarray:
     """Sum of each cell's counts, (cells,)."""
     totals = np.empty(counts.shape[0])
-    for part, block in blocks(counts):
+    for part, block in iter_row_blocks(counts):
         totals[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
     return totals
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Memory that a pass over a file has left free between what stays goes back to the system; glibc would keep it."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library

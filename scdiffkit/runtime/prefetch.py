@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], n: int = 1) -> Generator[T]:
+def prefetch(items: Iterator[T], n: int = 1) -> Generator[T]:
     """The same items, the next n of them made in another thread meanwhile."""
     done = object()
     with ThreadPoolExecutor(1) as worker:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
+def deferred_interrupts() -> Iterator[threading.Event]:
     """Within the block, Ctrl-C and SIGTERM set the event, so that nothing is cut in half; again: at once.
 
     An exception would be lost where it is raised while a library tidies up.

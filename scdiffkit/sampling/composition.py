@@ -14,7 +14,8 @@ from scdiffkit.config import SampleConfig
 from scdiffkit.data.cells import LIBRARY_SIZE
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
-from scdiffkit.io import Backed, Rows, blocks
+from scdiffkit.io import Backed, Rows
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.counts import counts_of
 
 DEFAULT_CELLS = 1000
@@ -109,7 +110,7 @@ def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
 def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
     """Sums (m,) of each cell's counts over the genes that are `there`, (genes,) bool; from a file a block at a time."""
     sums = np.empty(counts.shape[0], dtype=np.float32)
-    for part, block in blocks(counts):
+    for part, block in iter_row_blocks(counts):
         sums[part] = block @ there.astype(np.float64)
     return sums
 

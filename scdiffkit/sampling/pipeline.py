@@ -18,9 +18,10 @@ from scipy import sparse
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError
-from scdiffkit.io import CellWriter, check_output, interruption, open_rows
+from scdiffkit.io import CellWriter, check_output, open_rows
 from scdiffkit.run import Run
 from scdiffkit.runtime.device import accelerator_of, devices_of, precision_of
+from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.runtime.versions import OF_CELLS, versions
 from scdiffkit.sampling.composition import composition_of, library_sizes_of
 from scdiffkit.sampling.plan import SLOTS_OF_GPU, Request, batches_at_once, default_batch_size, guidance_of, steps_of
@@ -87,7 +88,7 @@ def sample(
     uns = {"scdiffkit": _provenance(run, config, len(codes), remarks), "log1p": {}, **present.uns()}
     done = 0
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(interruption())
+        interrupted = stack.enter_context(deferred_interrupts())
         batches = stack.enter_context(contextlib.closing(_batches(run, request, codes, sizes, config, interrupted)))
         writer = None
         if out is not None:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from scdiffkit.config import TrainConfig
 from scdiffkit.errors import RunError, ScdiffError
-from scdiffkit.io import ahead, interruption
 from scdiffkit.run import Run
+from scdiffkit.runtime.prefetch import prefetch
+from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.training.batches import batches, threads_for_all
 from scdiffkit.training.distributed import READY, Team, failing_together, gather, leave
 from scdiffkit.training.encoded import Vectors, are_written, open_written
@@ -83,9 +84,9 @@ def fit(
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
     gradients = Gradients(fabric, team.size, model, optimizer, c.batch_size, compiled if unasked else ())
     n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
-    steps = ahead(batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), n_ahead)
+    steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), n_ahead)
 
-    with interruption() as interrupted, threads_for_all(), contextlib.closing(steps), failing_together():
+    with deferred_interrupts() as interrupted, threads_for_all(), contextlib.closing(steps), failing_together():
         for step, batch in steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(c, step, max_steps)

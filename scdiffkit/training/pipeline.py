@@ -20,7 +20,7 @@ from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, trai
 from scdiffkit.data.cells import LIBRARY_SIZE, Cells, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
-from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, nearest
+from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, did_you_mean
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
 from scdiffkit.preprocessing.join import RawCells, raw_cells
@@ -257,7 +257,7 @@ def _prepare(
         """To be asked of all cells."""
         if c.holdout_by is not None and c.holdout_by not in of.obs:
             raise DataError(
-                f"--holdout-by: there is no obs column {c.holdout_by!r}; {nearest(c.holdout_by, of.obs.columns)}"
+                f"--holdout-by: there is no obs column {c.holdout_by!r}; {did_you_mean(c.holdout_by, of.obs.columns)}"
             )
         columns = [*run_config.conditions, *([c.holdout_by] if c.holdout_by else [])]
         return TrainingData(

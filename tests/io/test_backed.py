@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdiffkit.errors import ConfigError, FileError
-from scdiffkit.io import Backed, Selected, Stacked, ahead, blocks, open_backed, open_cells, read, write
+from scdiffkit.io import Backed, Selected, Stacked, open_backed, open_cells, read, write
+from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.counts import counts_of
 from scdiffkit.runtime.memory import _left_of_limits, available_memory
+from scdiffkit.runtime.prefetch import prefetch
 
 STORES = ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr"]
 
@@ -45,7 +47,7 @@ def test_rows_are_those_in_memory(kind: str, tiny: AnnData, tmp_path: Path) -> N
         np.testing.assert_array_equal(X[at].toarray(), whole[at])
     assert list(backed.obs["cell_type"]) == list(tiny.obs["cell_type"])
     assert list(backed.var.index) == list(tiny.var_names)
-    np.testing.assert_array_equal(sparse.vstack([b for _, b in blocks(X)]).toarray(), whole)
+    np.testing.assert_array_equal(sparse.vstack([b for _, b in iter_row_blocks(X)]).toarray(), whole)
 
 
 @given(st.data())
@@ -74,7 +76,7 @@ def test_the_next_item_is_made_meanwhile_and_errors_come_through() -> None:
             yield i
         raise ValueError("here")
 
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 0
     assert next(found) == 1
     assert next(found) == 2
@@ -212,7 +214,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
     for name in ("cells.h5ad", "cells.zarr"):
         with pytest.raises(FileError, match=rf"{name} is damaged.*X, cells"):
-            list(blocks(open_backed(tmp_path / name).matrices["X"]))
+            list(iter_row_blocks(open_backed(tmp_path / name).matrices["X"]))
 
 
 def test_zarr_of_either_version(tiny: AnnData, tmp_path: Path) -> None:
