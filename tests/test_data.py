@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdiffkit.codecs.source import batches
-from scdiffkit.data.cells import Cells, rows_of_step
+from scdiffkit.data.cells import TrainingCells, rows_of_step
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.data.split import split_for_validation
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
@@ -203,7 +203,7 @@ def test_batches_are_the_cells(tiny):
     prepared = preprocess(tiny, n_top_genes=20, hvg_flavor="seurat", label="cell_type")
     genes = list(prepared.var_names[prepared.var["highly_variable"]])
     conditions = Conditions.of(prepared.obs, ["cell_type", "donor"])
-    cells = Cells.of(Prepared.of(prepared), conditions, highly_variable=True)
+    cells = TrainingCells.of(Prepared.of(prepared), conditions, highly_variable=True)
     rows = np.array([5, 0, 17])
     counts, library_size, codes = cells.batch(rows)
     raw = prepared[:, genes].layers["counts"].toarray()

@@ -15,7 +15,7 @@ from scdiffkit.models import build
 from scdiffkit.run import Run
 from scdiffkit.runtime.device import make_fabric
 from scdiffkit.training import step as training_step
-from scdiffkit.training.step import Gradients, clip, pays_to_compile
+from scdiffkit.training.step import TrainStep, clip, pays_to_compile
 
 
 def fit(data: AnnData, out: Path, **options: object) -> Run:
@@ -72,7 +72,7 @@ def test_compiling_can_be_left_off_when_a_run_goes_on(tiny: AnnData, tmp_path: P
 def test_a_recording_makes_room_for_the_held_out_cells(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="scdiffkit")
     model = torch.nn.Linear(2, 1)
-    found = Gradients(make_fabric("cpu"), 1, model, torch.optim.AdamW(model.parameters()), 4)
+    found = TrainStep(make_fabric("cpu"), 1, model, torch.optim.AdamW(model.parameters()), 4)
 
     def work() -> int:
         if found.recorded is not None:
@@ -80,14 +80,14 @@ def test_a_recording_makes_room_for_the_held_out_cells(caplog: pytest.LogCapture
         return 7
 
     found.recorded = object()  # type: ignore[assignment]
-    assert found.making_room(work) == 7
+    assert found.without_graph_on_oom(work) == 7
     assert "launched one by one" in caplog.text
 
     def never() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        found.making_room(never)
+        found.without_graph_on_oom(never)
 
 
 @pytest.mark.parametrize("length", [0.5, 3.0, float("nan")])

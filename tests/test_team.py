@@ -22,7 +22,7 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import GeneCodecConfig, PreprocessConfig
-from scdiffkit.data.cells import Cells
+from scdiffkit.data.cells import TrainingCells
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.io import open_backed
@@ -121,7 +121,7 @@ def test_a_complete_run_is_left_as_it_is(
 def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     counts = sparse.random(5000, 500, density=0.2, format="csr", rng=rng, dtype=np.float32)
-    cells = Cells(counts, np.ones(5000, np.float32), np.zeros((5000, 1), np.int64))
+    cells = TrainingCells(counts, np.ones(5000, np.float32), np.zeros((5000, 1), np.int64))
     codec = GeneCodec(GeneCodecConfig(), 500, 1e4)
     encoded.write(codec, cells, np.arange(5000), tmp_path / "vectors", torch.device("cpu"))
     written = encoded.open_written(codec, tmp_path / "vectors", torch.device("cpu"))
@@ -149,9 +149,9 @@ def test_a_folder_of_files_with_the_file_as_condition(backed: bool, tiny: AnnDat
     assert set(scdiffkit.sample(run, 20, where={"file": "b"}).obs["file"]) == {"b"}
 
 
-def on_disk(path: Path) -> Cells:
+def on_disk(path: Path) -> TrainingCells:
     prepared = prepare(open_backed(path), PreprocessConfig(min_cells=0), choose_genes=False)
-    return Cells.of(prepared, Conditions.of(prepared.obs, ["cell_type"]), highly_variable=False)
+    return TrainingCells.of(prepared, Conditions.of(prepared.obs, ["cell_type"]), highly_variable=False)
 
 
 def test_an_epoch_from_files_has_every_cell_once_and_mixes_blocks(

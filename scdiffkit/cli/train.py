@@ -121,7 +121,7 @@ def train(
     if limit is not None:
         limit = max(1.0, limit - seconds_since_start())
     from scdiffkit.config import build_run_config, load_file, training_overrides
-    from scdiffkit.training.distributed import is_first
+    from scdiffkit.training.distributed import is_main_process
     from scdiffkit.training.pipeline import train as fit
     from scdiffkit.training.status import TrainStatus
 
@@ -163,7 +163,7 @@ def train(
                 log.warning("interrupted %s: nothing was saved", when)
             raise
     trained = run.config().train
-    if not is_first(trained.devices, trained.num_nodes):
+    if not is_main_process(trained.devices, trained.num_nodes):
         return
     if last is not None:
         held_out = "" if last.val_loss is None else f", held-out loss {last.val_loss:.4f}"

@@ -39,7 +39,7 @@ from scdiffkit.codecs.likelihood import (
     mixture_negative_log_likelihood,
     negative_log_likelihood,
 )
-from scdiffkit.codecs.source import Source, batches
+from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError, ScdiffWarning
 from scdiffkit.io import Rows, Selected
@@ -116,7 +116,7 @@ class CountCodec:
 
     def fit(
         self,
-        cells: Source,
+        cells: CellSource,
         rows: np.ndarray,
         val_rows: np.ndarray,
         *,
@@ -178,7 +178,7 @@ class CountCodec:
             self._fit_tails(cells, rows, seed, device)
         self._standardise(components, cells.library_size[rows[sampled]], cells.library_size[rows], device)
 
-    def _log_normalised(self, cells: Source, rows: np.ndarray) -> sparse.csr_matrix:
+    def _log_normalised(self, cells: CellSource, rows: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per target_sum, sparse (n, G)."""
         parts = [lognormalise(part.counts[:], self.target_sum, part.library_size) for part in batches(cells, rows)]
         return sparse.vstack(parts, format="csr")
@@ -196,14 +196,14 @@ class CountCodec:
             components[here] = torch.from_numpy(values[here] @ self.loadings[k].numpy()) - self.offsets[k]
         return components
 
-    def _batch(self, cells: Source, fold: np.ndarray, device: torch.device | str) -> _Batch:
+    def _batch(self, cells: CellSource, fold: np.ndarray, device: torch.device | str) -> _Batch:
         """What learning takes of cells in memory, of these folds (B,)."""
         components = self._components(cells.counts[:], cells.library_size, fold)
         return _Batch(*cells.batch(np.arange(len(cells)), device), components.to(device))
 
     def _train(
         self,
-        cells: Source,
+        cells: CellSource,
         rows: np.ndarray,
         val_rows: np.ndarray,
         seed: int,
@@ -255,7 +255,7 @@ class CountCodec:
             net.load_state_dict(best[2])
             log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
 
-    def _fit_tails(self, cells: Source, rows: np.ndarray, seed: int, device: torch.device | str) -> None:
+    def _fit_tails(self, cells: CellSource, rows: np.ndarray, seed: int, device: torch.device | str) -> None:
         """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
         net = self._net()
         generator = torch.Generator(device).manual_seed(seed)
@@ -285,7 +285,7 @@ class CountCodec:
             p.requires_grad_(False)
 
     def _shuffled(
-        self, cells: Source, rows: np.ndarray, batch_size: int, seed: list[int], device: torch.device | str
+        self, cells: CellSource, rows: np.ndarray, batch_size: int, seed: list[int], device: torch.device | str
     ) -> Generator[_Batch]:
         """Endless batches of training cells in random order, the next made while one is worked on."""
         folds = assign_folds(len(rows))
@@ -308,7 +308,7 @@ class CountCodec:
         return net.shares(z, batch.codes) * batch.size[:, None], mean, log_var
 
     @torch.no_grad()
-    def _val_loss(self, cells: Source, seed: int, device: torch.device | str) -> float:
+    def _val_loss(self, cells: CellSource, seed: int, device: torch.device | str) -> float:
         generator = torch.Generator(device).manual_seed(seed)
         net, total = self._net().eval(), 0.0
         for part in batches(cells, np.arange(len(cells)), 256):
@@ -361,7 +361,7 @@ class CountCodec:
         return self._posterior(self._components(rows, library_size.cpu().numpy(), of), library_size, counts.device)
 
     def posteriors(
-        self, cells: Source, rows: np.ndarray, device: torch.device | str
+        self, cells: CellSource, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same of all the training cells `rows`, in order, a block at a time."""
         folds, done = assign_folds(len(rows)), 0

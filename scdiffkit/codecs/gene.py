@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from scdiffkit.codecs.source import Source, batches
+from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import GeneCodecConfig
 from scdiffkit.errors import ConfigError, DataError
 
@@ -58,7 +58,7 @@ class GeneCodec:
         return float((low - self.mean) / self.std), float((self.largest - self.mean) / self.std)
 
     def fit(
-        self, cells: Source, rows: np.ndarray, val_rows: np.ndarray | None = None, *, max_cells: int = 20_000
+        self, cells: CellSource, rows: np.ndarray, val_rows: np.ndarray | None = None, *, max_cells: int = 20_000
     ) -> None:
         """Learn scaling, threshold, gene order and depth from the cells `rows`; the held-out val_rows are not used.
 

@@ -13,7 +13,7 @@ from scdiffkit.io import Rows
 from scdiffkit.runtime.prefetch import prefetch
 
 
-class Source(Protocol):
+class CellSource(Protocol):
     """n cells by row: raw counts (n, G) in memory or in files, library sizes (n,), condition codes (n, K)."""
 
     @property
@@ -28,15 +28,17 @@ class Source(Protocol):
         """Raw counts (B, G), dense, library sizes (B,) and condition codes (B, K) of the cells in `rows`."""
         ...
 
-    def take(self, rows: np.ndarray) -> Source:
+    def take(self, rows: np.ndarray) -> CellSource:
         """Some of the cells, in memory."""
         ...
 
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: Sequence[int]) -> Generator[tuple[np.ndarray, Source]]:
+    def shuffled(
+        self, rows: np.ndarray, batch_size: int, seed: Sequence[int]
+    ) -> Generator[tuple[np.ndarray, CellSource]]:
         """Endless batches of `rows` in random order: places (B,) in `rows`, and the cells, in memory."""
         ...
 
 
-def batches(cells: Source, rows: np.ndarray, size: int = 1024) -> Iterator[Source]:
+def batches(cells: CellSource, rows: np.ndarray, size: int = 1024) -> Iterator[CellSource]:
     """All `rows` in order, `size` cells at a time, in memory; the next are read while one batch is worked on."""
     return prefetch(cells.take(rows[start : start + size]) for start in range(0, len(rows), size))

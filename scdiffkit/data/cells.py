@@ -28,7 +28,7 @@ BUFFER = 8192  # cells that are mixed then
 
 
 @dataclass(frozen=True)
-class Cells:
+class TrainingCells:
     """Training cells: raw counts of the codec's genes (n, G), library sizes (n,), condition codes (n, K).
 
     The counts are in memory, or read from files when asked for.
@@ -39,7 +39,7 @@ class Cells:
     codes: np.ndarray
 
     @classmethod
-    def of(cls, prepared: Prepared, conditions: Conditions, *, highly_variable: bool) -> Cells:
+    def of(cls, prepared: Prepared, conditions: Conditions, *, highly_variable: bool) -> TrainingCells:
         """All genes, and library sizes over them; or the highly variable ones, and library sizes over all.
 
         Library sizes over the genes that are there differ from those of when cells were prepared, where genes were
@@ -76,11 +76,13 @@ class Cells:
         arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
         return tuple(to_device(a, device) for a in arrays)  # type: ignore[return-value]
 
-    def take(self, rows: np.ndarray) -> Cells:
+    def take(self, rows: np.ndarray) -> TrainingCells:
         """Some of the cells, in memory."""
-        return Cells(self.counts[rows], self.library_size[rows], self.codes[rows])
+        return TrainingCells(self.counts[rows], self.library_size[rows], self.codes[rows])
 
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: Sequence[int]) -> Generator[tuple[np.ndarray, Cells]]:
+    def shuffled(
+        self, rows: np.ndarray, batch_size: int, seed: Sequence[int]
+    ) -> Generator[tuple[np.ndarray, TrainingCells]]:
         """Endless batches of `rows` in random order: places (B,) in `rows`, and the cells, in memory.
 
         In memory: all shuffled, epoch after epoch. From files: blocks of BLOCK neighbours in random order, and cells
@@ -96,7 +98,7 @@ class Cells:
                 yield places, self.take(rows[places])
         from scdataset import BlockShuffling, scDataset
 
-        def fetch(cells: Cells, places: np.ndarray) -> tuple[np.ndarray, Cells]:
+        def fetch(cells: TrainingCells, places: np.ndarray) -> tuple[np.ndarray, TrainingCells]:
             fetched = places, cells.take(rows[places])
             trim_memory()
             return fetched

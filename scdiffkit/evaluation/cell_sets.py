@@ -36,7 +36,7 @@ SHARE_OF_DONORS, FEWEST_DONORS = 0.8, 5  # that a resample draws; that make draw
 
 
 @dataclass(frozen=True)
-class InFile:
+class DiskCells:
     """Cells that stay in their file: log1p-normalised values (cells, genes), read or made when they are asked for.
 
     logged: these as the file has them, None where they are made from the counts. counts: raw counts, of more genes
@@ -89,18 +89,18 @@ class InFile:
         counts = self.counts[at if self.rows is None else self.rows[at]]
         return counts if self.of_counts is None else counts[:, self.of_counts]
 
-    def take(self, rows: np.ndarray) -> InFile:
+    def take(self, rows: np.ndarray) -> DiskCells:
         """These cells only."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def keep_genes(self, places: np.ndarray) -> InFile:
+    def keep_genes(self, places: np.ndarray) -> DiskCells:
         """These genes only, in this order."""
         columns, of_counts = (places if old is None else old[places] for old in (self.columns, self.of_counts))
         return replace(self, columns=columns, of_counts=of_counts)
 
 
 @dataclass(frozen=True)
-class Everyone:
+class SetSummary:
     """What is known of all n cells of a side, also where only some of them are compared.
 
     types: cells of each. fingerprints: (n,) of the genes compared; donors: (n,) text, or None. mean_sum: of a cell's
@@ -118,7 +118,7 @@ class Everyone:
 
 
 @dataclass
-class Side:
+class CellSet:
     """One of the data sets: X (cells, genes) log1p-normalised CSR, its genes, and what is known of its cells.
 
     X: InFile where cells stay in their file, until `gather` has brought some of them into memory. counts: raw counts
@@ -144,11 +144,11 @@ class Side:
     remarks: list[str]
     sha256: str | None
     library_size: np.ndarray | None = None
-    everyone: Everyone | None = None
+    everyone: SetSummary | None = None
 
     def take(self, rows: np.ndarray) -> None:
         """Keep these cells only."""
-        self.X = self.X.take(rows) if isinstance(self.X, InFile) else self.X[rows]
+        self.X = self.X.take(rows) if isinstance(self.X, DiskCells) else self.X[rows]
         self._take_of_obs(rows)
         self.counts = None if self.counts is None else self.counts[rows]
 
@@ -161,7 +161,7 @@ class Side:
     def keep_genes(self, genes: pd.Index) -> None:
         """Keep these genes only, in this order."""
         places = self.genes.get_indexer(genes)
-        self.X = self.X.keep_genes(places) if isinstance(self.X, InFile) else self.X[:, places]
+        self.X = self.X.keep_genes(places) if isinstance(self.X, DiskCells) else self.X[:, places]
         self.counts, self.genes = None if self.counts is None else self.counts[:, places], genes
 
     def fingerprints(self, genes: pd.Index, fewest: int) -> np.ndarray:
@@ -179,7 +179,7 @@ class Side:
         """
         n = self.X.shape[0]
         held = np.arange(n)
-        if isinstance(self.X, InFile) and n > most:
+        if isinstance(self.X, DiskCells) and n > most:
             held = np.sort(draw_order(self.types, rng)[:most])
         marks, total = np.empty(n, dtype=np.uint64), 0.0
         kept, of_kept, sizes = [], [], []
@@ -187,15 +187,15 @@ class Side:
         for part, X, here, counts in _blocks(self.X, held, no_counts):
             marks[part] = fingerprints(X)
             total += float(np.expm1(X.data).sum(dtype=np.float64))
-            if isinstance(self.X, InFile):
+            if isinstance(self.X, DiskCells):
                 kept.append(X if len(here) == X.shape[0] else X[here])
                 of_kept += [counts] if counts is not None and counts_too else []
                 sizes += [] if counts is None else [_sums(counts)]
-        self.everyone = Everyone(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
+        self.everyone = SetSummary(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
         if no_counts:
             log.info("%s: X is compared without counts. %s", self.name, no_counts[0])
             of_kept, sizes = [], []
-        if isinstance(self.X, InFile):
+        if isinstance(self.X, DiskCells):
             self.X, self.counts = _stacked(kept), _stacked(of_kept)
             self.library_size = np.concatenate(sizes) if sizes else None
             self._take_of_obs(held)
@@ -205,7 +205,7 @@ class Side:
         elif self.counts is not None:
             self.library_size = _sums(self.counts)
 
-    def part(self, rows: np.ndarray) -> Part:
+    def part(self, rows: np.ndarray) -> Subsample:
         X = self.X[rows]
         X.eliminate_zeros()
         of_cells: dict[str, np.ndarray] = {"genes_detected": np.diff(X.indptr).astype(float)}
@@ -225,7 +225,7 @@ class Side:
             shares.data = np.expm1(shares.data)
             totals = np.maximum(np.asarray(shares.sum(axis=1)).ravel(), 1e-12)
             of_cells["mitochondrial_share"] = np.asarray(shares[:, mitochondrial].sum(axis=1)).ravel() / totals
-        return Part(X, self.types[rows], of_cells)
+        return Subsample(X, self.types[rows], of_cells)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -245,7 +245,7 @@ def _blocks(
 
     Where the counts beside logarithms turn out to be none, there are none from then on, and no_counts has the reason.
     """
-    if not isinstance(X, InFile):
+    if not isinstance(X, DiskCells):
         yield from ((part, block, held[part] - part.start, None) for part, block in iter_row_blocks(X))
         return
     n, step = X.shape[0], X.rows_at_once
@@ -276,7 +276,7 @@ def _stacked(parts: list[sparse.csr_matrix]) -> sparse.csr_matrix | None:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subsample:
     """Cells drawn from a side: X (n, G) log1p-normalised CSR without stored zeros, or their components (n, D); types
     (n,), and what metrics may need besides: by name, an array (n,) each."""
 
@@ -288,20 +288,20 @@ class Part:
     def has_types(self) -> bool:
         return "types" in self.of_cells
 
-    def take(self, rows: np.ndarray) -> Part:
+    def take(self, rows: np.ndarray) -> Subsample:
         """These cells of it, in this order."""
-        return Part(self.X[rows], self.types[rows], {name: values[rows] for name, values in self.of_cells.items()})
+        return Subsample(self.X[rows], self.types[rows], {name: values[rows] for name, values in self.of_cells.items()})
 
-    def in_genes(self, genes: np.ndarray) -> Part:
+    def in_genes(self, genes: np.ndarray) -> Subsample:
         """The same cells, these genes (places) of them."""
         return replace(self, X=self.X[:, genes])
 
-    def shuffled(self, rng: np.random.Generator) -> Part:
+    def shuffled(self, rng: np.random.Generator) -> Subsample:
         """The same cells with each gene shuffled among the cells of a type."""
         X = shuffle_within(self.X, self.types, rng)
-        return Part(X, self.types, self.of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
+        return Subsample(X, self.types, self.of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
-    def pooled(self) -> Part:
+    def pooled(self) -> Subsample:
         """Cells that are all the mean of these; of each type a few, since they are all the same."""
         place = pd.Series(self.types).groupby(self.types).cumcount().to_numpy()
         rows = np.flatnonzero(place < POOLED_OF_A_TYPE)
@@ -310,35 +310,35 @@ class Part:
             name: np.full(len(rows), values.mean()) if values.dtype.kind == "f" else values[rows]
             for name, values in self.of_cells.items()
         }
-        return Part(X, self.types[rows], of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
+        return Subsample(X, self.types[rows], of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
 
-def candidates(others: Part, members: Part, reference: Part | None = None) -> Part:
+def candidates(others: Subsample, members: Subsample, reference: Subsample | None = None) -> Subsample:
     """All, of dense X, as one set, of_cells["member"] telling 0.0, 1.0 and, of reference cells, 2.0."""
     parts = [others, members] if reference is None else [others, members, reference]
     of_cells = {"member": np.repeat(np.arange(float(len(parts))), [len(part.types) for part in parts])}
     if all("donors" in part.of_cells for part in parts):
         of_cells["donors"] = np.concatenate([part.of_cells["donors"] for part in parts])
-    return Part(np.vstack([part.X for part in parts]), np.concatenate([part.types for part in parts]), of_cells)
+    return Subsample(np.vstack([part.X for part in parts]), np.concatenate([part.types for part in parts]), of_cells)
 
 
-def everyone_of(side: Side) -> Everyone:
+def summary_of(side: CellSet) -> SetSummary:
     assert side.everyone is not None, "gather comes first"
     return side.everyone
 
 
-def parts(sides: dict[str, Side], max_cells: int, seed: int) -> tuple[Part, Part, Part]:
+def draw_subsamples(sides: dict[str, CellSet], max_cells: int, seed: int) -> tuple[Subsample, Subsample, Subsample]:
     """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, in the
     order of `order_of`."""
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
-    orders = {name: order_of(sides, name, seed) for name in sides}
+    orders = {name: draw_order_of(sides, name, seed) for name in sides}
     n = min(cells_a_side(sides), max_cells)
     first = real.part(orders["real"][:n])
     second = train.part(orders["train"][:n]) if train else real.part(orders["real"][n : 2 * n])
     return first, second, synthetic.part(orders["synthetic"][:n])
 
 
-def order_of(sides: dict[str, Side], name: str, seed: int) -> np.ndarray:
+def draw_order_of(sides: dict[str, CellSet], name: str, seed: int) -> np.ndarray:
     """The order in which a resample draws the cells of a side: at random within types; where there are donors enough,
     those of SHARE_OF_DONORS of them first, the same donors on all sides."""
     side = sides[name]
@@ -353,13 +353,13 @@ def order_of(sides: dict[str, Side], name: str, seed: int) -> np.ndarray:
     return np.concatenate([order[first], order[~first]])
 
 
-def draws_donors(sides: dict[str, Side]) -> bool:
+def draws_donors(sides: dict[str, CellSet]) -> bool:
     """Whether resamples draw donors, not cells alone: where the real cells are of enough of them."""
     donors = sides["real"].donors
     return donors is not None and len(set(donors)) >= FEWEST_DONORS
 
 
-def cells_a_side(sides: dict[str, Side]) -> int:
+def cells_a_side(sides: dict[str, CellSet]) -> int:
     """How many cells there are to be compared; DataError when they are too few."""
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
     for side, wanted in ((real, MIN_CELLS if train else 2 * MIN_CELLS), (synthetic, MIN_CELLS)):

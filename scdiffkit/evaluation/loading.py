@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.errors import DataError, did_you_mean
-from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Side
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells
 from scdiffkit.io import Backed, Rows
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL
@@ -38,11 +38,11 @@ def load(
     conditions: Sequence[str] = (),
     donor: str | None = None,
     batch: str | None = None,
-) -> dict[str, Side]:
+) -> dict[str, CellSet]:
     """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
     (DataError)."""
     target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
-    sides: dict[str, Side] = {}
+    sides: dict[str, CellSet] = {}
     for name, side in cells.items():
         source = sources[name]
         path = str(side.path) if isinstance(side, Backed) else source
@@ -53,7 +53,7 @@ def load(
         batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
         made_here = name == "synthetic" or "scdiffkit" in side.uns
         X, counts, genes, scale = _values(side, who, target_sum, made_here)
-        sides[name] = Side(
+        sides[name] = CellSet(
             name=name,
             source=source,
             X=X,
@@ -91,7 +91,7 @@ def _target_sum(cells: AnnData | Backed) -> float | None:
 
 def _values(
     cells: AnnData | Backed, who: str, target_sum: float, made_here: bool
-) -> tuple[sparse.csr_matrix | InFile, sparse.csr_matrix | None, pd.Index, str]:
+) -> tuple[sparse.csr_matrix | DiskCells, sparse.csr_matrix | None, pd.Index, str]:
     """log1p-normalised values (cells, genes), raw counts of the same genes where there are any and they are in memory,
     the genes, and where the values came from, in words.
 
@@ -117,7 +117,7 @@ def _values(
         if not isinstance(found, DataError) and _are_among(genes, found[1]):
             of_counts, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
         if isinstance(cells, Backed):
-            return InFile(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
+            return DiskCells(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
         if of_counts is not None and places is not None:
             of_counts = of_counts[:, places]
         return X, of_counts, genes, AS_IT_IS
@@ -132,7 +132,7 @@ def _values(
         scale = f"raw counts in {place}, normalised over {counts.shape[1]} genes to {target_sum:g}, log1p"
     _checked(counts.shape, genes, who)
     if isinstance(cells, Backed):
-        return InFile(None, counts, target_sum, sizes), None, genes, scale
+        return DiskCells(None, counts, target_sum, sizes), None, genes, scale
     return lognormalise(counts, target_sum, sizes), counts, genes, scale
 
 

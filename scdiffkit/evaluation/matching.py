@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scdiffkit.errors import DataError, ScdiffWarning
-from scdiffkit.evaluation.cell_sets import MIN_CELLS, InFile, Part, Side, everyone_of
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells, Subsample, summary_of
 
 if TYPE_CHECKING:
     pass
@@ -22,7 +22,7 @@ SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly nor
 UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
 
 
-class Remarks:
+class Notes:
     """Collects what a reader of the scores must know."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Remarks:
         self.warnings.append(message)
 
 
-def note_scales(sides: dict[str, Side], remarks: Remarks) -> None:
+def note_scales(sides: dict[str, CellSet], remarks: Notes) -> None:
     for side in sides.values():
         remarks.notes.append(f"{side.name}: {side.n_cells} cells x {side.n_genes} genes; {side.scale}.")
 
 
-def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
+def match_genes(sides: dict[str, CellSet], remarks: Notes) -> None:
     """Leave on every side the genes that all have, in the order of their names."""
     real, others = sides["real"], [side for side in sides.values() if side.name != "real"]
     shared = real.genes
@@ -68,7 +68,7 @@ def match_genes(sides: dict[str, Side], remarks: Remarks) -> None:
 
 
 def gather(
-    sides: dict[str, Side], most: int, seed: int, remarks: Remarks, counts_of: Sequence[str] = ()
+    sides: dict[str, CellSet], most: int, seed: int, remarks: Notes, counts_of: Sequence[str] = ()
 ) -> dict[str, tuple[int, int]]:
     """Look through all cells, and of those in files bring at most `most` a side into memory, to be compared; warns
     where sides were hardly normalised alike. How many of how many, of the sides that have more.
@@ -77,12 +77,12 @@ def gather(
     """
     sampled = {}
     for i, (name, side) in enumerate(sorted(sides.items())):
-        if isinstance(side.X, InFile):
+        if isinstance(side.X, DiskCells):
             log.info("%s: reading all %s cells", name, f"{side.X.shape[0]:,}")
         side.gather(most, np.random.default_rng([seed, 9, i]), counts_too=name in counts_of)
-        if side.X.shape[0] < everyone_of(side).n:
-            sampled[name] = (side.X.shape[0], everyone_of(side).n)
-    sums = {side.name: everyone_of(side).mean_sum for side in sides.values()}
+        if side.X.shape[0] < summary_of(side).n:
+            sampled[name] = (side.X.shape[0], summary_of(side).n)
+    sums = {side.name: summary_of(side).mean_sum for side in sides.values()}
     for side in (side for side in sides.values() if side.name != "real"):
         low, high = sorted([sums["real"], sums[side.name]])
         if high > SCALE_RATIO * low:
@@ -104,7 +104,7 @@ def gather(
     return sampled
 
 
-def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray, remarks: Remarks) -> None:
+def separate(sides: dict[str, CellSet], unseen: np.ndarray, trained: np.ndarray, remarks: Notes) -> None:
     """Make two sides of the real cells, those that a model has not seen and those it was trained on (places)."""
     sides["train"] = replace(sides["real"], name="train")
     for name, rows in (("real", unseen), ("train", trained)):
@@ -116,7 +116,7 @@ def separate(sides: dict[str, Side], unseen: np.ndarray, trained: np.ndarray, re
     )
 
 
-def of_known_kinds(real: Side, train: Side) -> bool:
+def of_known_kinds(real: CellSet, train: CellSet) -> bool:
     """Whether held-out cells are of the types and conditions that were trained on, but for a few."""
     columns = [
         (real.types, train.types) if real.has_types and train.has_types else None,
@@ -130,13 +130,13 @@ def of_known_kinds(real: Side, train: Side) -> bool:
     return sum(kind not in trained for kind in of_real) <= UNLIKE * len(of_real)
 
 
-def other_donors(real: Part, train: Part) -> bool:
+def other_donors(real: Subsample, train: Subsample) -> bool:
     """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
     both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
     return len(both) == 2 and both[0].isdisjoint(both[1])
 
 
-def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
+def drop_trained_on(sides: dict[str, CellSet], remarks: Notes) -> None:
     """Take out of the real cells those that are also training cells: to a model they are not new.
 
     To be called before genes that synthetic cells lack are left out: in few genes, cells are alike by chance.
@@ -146,7 +146,7 @@ def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     if genes.empty:
         return  # which match_genes refuses
     for side in (train, real):
-        if isinstance(side.X, InFile):
+        if isinstance(side.X, DiskCells):
             log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
     new = ~np.isin(real.fingerprints(genes, 0), train.fingerprints(genes, 0))
     if new.all():
@@ -160,12 +160,12 @@ def drop_trained_on(sides: dict[str, Side], remarks: Remarks) -> None:
     real.take(np.flatnonzero(new))
 
 
-def count_types(sides: dict[str, Side], label: str, remarks: Remarks) -> dict[str, dict[str, int]]:
+def count_types(sides: dict[str, CellSet], label: str, remarks: Notes) -> dict[str, dict[str, int]]:
     """Cells of each type in real and synthetic cells; notes the types that one of them lacks."""
     real, synthetic = sides["real"], sides["synthetic"]
     if not synthetic.has_types:
         remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
-    of_types = {side.name: everyone_of(side).types if side.has_types else {} for side in (real, synthetic)}
+    of_types = {side.name: summary_of(side).types if side.has_types else {} for side in (real, synthetic)}
     names = sorted({*of_types["real"], *of_types["synthetic"]})
     if synthetic.has_types and not {*of_types["real"]} & {*of_types["synthetic"]}:
         shown = "; ".join(f"{side}: {', '.join(sorted(of)[:5])}" for side, of in of_types.items())

@@ -21,16 +21,10 @@ from anndata import AnnData
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
-from scdiffkit.evaluation.cell_sets import (
-    MIN_CELLS,
-    Side,
-    cells_a_side,
-    draws_donors,
-    order_of,
-)
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, cells_a_side, draw_order_of, draws_donors
 from scdiffkit.evaluation.loading import load
 from scdiffkit.evaluation.matching import (
-    Remarks,
+    Notes,
     count_types,
     drop_trained_on,
     gather,
@@ -157,7 +151,7 @@ def evaluate(
     sides = load(opened, sources, label, conditions, donor, batch)
     del opened
 
-    remarks = Remarks()
+    remarks = Notes()
     for remark in sides["synthetic"].remarks:
         remarks.warn(remark)
     note_scales(sides, remarks)
@@ -243,8 +237,8 @@ def _basis_of(unseen: Unseen | None, *, training_cells_given: bool) -> Basis:
 
 
 def _sets_to_score(
-    sides: dict[str, Side], unseen: Unseen | None, max_cells: int, seed: int, remarks: Remarks
-) -> tuple[bool, dict[str, Side]]:
+    sides: dict[str, CellSet], unseen: Unseen | None, max_cells: int, seed: int, remarks: Notes
+) -> tuple[bool, dict[str, CellSet]]:
     """Whether the real cells are of the kinds that were trained on, and the sets that scores are of: without the
     training cells, where the real ones differ from these."""
     if "train" not in sides:
@@ -261,7 +255,7 @@ def _sets_to_score(
     return alike, {name: side for name, side in sides.items() if name != "train"}
 
 
-def _cells_of_resample(sets: dict[str, Side], max_cells: int, resamples: int) -> int:
+def _cells_of_resample(sets: dict[str, CellSet], max_cells: int, resamples: int) -> int:
     available = cells_a_side(sets)
     if resamples == 1:
         return min(available, max_cells)
@@ -269,7 +263,7 @@ def _cells_of_resample(sets: dict[str, Side], max_cells: int, resamples: int) ->
 
 
 def _note_resamples(
-    sides: dict[str, Side], sets: dict[str, Side], n: int, resamples: int, seed: int, remarks: Remarks
+    sides: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, remarks: Notes
 ) -> None:
     halves = "held-out real cells, training cells" if "train" in sets else "each half of the real cells"
     remarks.notes.append(
@@ -291,14 +285,14 @@ def _note_resamples(
         )
 
 
-def told_apart(sides: dict[str, Side], max_cells: int, seed: int) -> bool:
+def told_apart(sides: dict[str, CellSet], max_cells: int, seed: int) -> bool:
     """Whether a classifier tells the real cells from those trained on, though both are real: they differ then."""
     n = min(max_cells, *(sides[name].X.shape[0] for name in ("real", "train")))
-    real, train = (sides[name].part(order_of(sides, name, seed)[:n]) for name in ("real", "train"))
+    real, train = (sides[name].part(draw_order_of(sides, name, seed)[:n]) for name in ("real", "train"))
     return rf_auc(*in_space("pca", real.X, train.X)) - 0.5 > MARGIN + CONFIDENCE * auc_error(n)
 
 
-def donors_held_out(sides: dict[str, Side], unseen: Unseen | None) -> bool:
+def donors_held_out(sides: dict[str, CellSet], unseen: Unseen | None) -> bool:
     """Whether the real cells are of other donors than those trained on, and that on purpose."""
     if unseen is not None and unseen.by is not None:
         return True

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.evaluation.cell_sets import Part, Side, candidates, order_of
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample, candidates, draw_order_of
 from scdiffkit.evaluation.gene_sets import GeneSets
 from scdiffkit.evaluation.matching import other_donors
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
@@ -38,7 +38,7 @@ WITHOUT = {
 }
 
 
-class Round:
+class Resample:
     """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
 
     pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
@@ -50,13 +50,13 @@ class Round:
 
     def __init__(
         self,
-        first: Part,
-        second: Part,
-        third: Part,
+        first: Subsample,
+        second: Subsample,
+        third: Subsample,
         *,
         pool: ThreadPoolExecutor,
-        known: Part | None = None,
-        made: Part | None = None,
+        known: Subsample | None = None,
+        made: Subsample | None = None,
         trained: bool = False,
         second_trained: bool = False,
         gene_sets: GeneSets | None = None,
@@ -92,7 +92,7 @@ class Round:
             for which, (a, b) in self._real.items():
                 self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X, self.gene_sets.places)
 
-    def pairs(self, against: str) -> dict[str, tuple[Part, Part]]:
+    def pairs(self, against: str) -> dict[str, tuple[Subsample, Subsample]]:
         """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
         pairs = self._real if against == "real" else self._copies.result()[against]
         return {which: pair for which, pair in pairs.items() if self.bad_models or which not in BAD_MODELS}
@@ -104,7 +104,7 @@ class Round:
         a, b = self.pairs(against)[which]
         return a.X, b.X
 
-    def score(self, metric: Metric, keep: Callable[[str, Part], np.ndarray] | None = None) -> dict[str, float]:
+    def score(self, metric: Metric, keep: Callable[[str, Subsample], np.ndarray] | None = None) -> dict[str, float]:
         """Its value, floor and ceilings by name; of the first set of each pair only the cells (mask) that `keep`
         tells."""
         found = {}
@@ -141,7 +141,7 @@ class Round:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name in donors_to_score(self):
 
-            def keep(which: str, part: Part, name: str = name) -> np.ndarray:
+            def keep(which: str, part: Subsample, name: str = name) -> np.ndarray:
                 """This donor's known cells, beside all that were held out; all where no cell is known."""
                 held_out = part.of_cells["member"] == 0
                 neither = which == "floor" and len(part.types) == len(self.first.types)
@@ -154,8 +154,15 @@ class Round:
 
 
 def _pairs_with_copies(
-    first: Part, second: Part, third: Part, known: Part, made: Part, trained: bool, second_trained: bool, seed: int
-) -> dict[str, dict[str, tuple[Part, Part]]]:
+    first: Subsample,
+    second: Subsample,
+    third: Subsample,
+    known: Subsample,
+    made: Subsample,
+    trained: bool,
+    second_trained: bool,
+    seed: int,
+) -> dict[str, dict[str, tuple[Subsample, Subsample]]]:
     """The pairs for metrics against "neighbours" and, if second_trained, "candidates", "references" and "donors" (see
     Round), X being the components of one fit to first, second and third."""
     of_sides = [part.X for part in (first, second, third)]
@@ -199,7 +206,7 @@ def _pairs_with_copies(
     return pairs
 
 
-def _held_out_and_known(first: Part, second: Part) -> tuple[set[str], set[str]]:
+def _held_out_and_known(first: Subsample, second: Subsample) -> tuple[set[str], set[str]]:
     """Donors that were not trained on, and those that were; none where the cells do not tell."""
     if not all("donors" in part.of_cells for part in (first, second)):
         return set(), set()
@@ -207,46 +214,46 @@ def _held_out_and_known(first: Part, second: Part) -> tuple[set[str], set[str]]:
     return set(first.of_cells["donors"]) - known, known
 
 
-def donors_to_score(round_: Round) -> list[str]:
+def donors_to_score(round_: Resample) -> list[str]:
     """Those with enough cells among the cells that synthetic ones may be copies of."""
     return [name for name, count in _donors(_of_donors(round_)).items() if count >= MIN_CELLS_OF_TYPE]
 
 
-def donors_left_out(round_: Round) -> list[str]:
+def donors_left_out(round_: Resample) -> list[str]:
     """Those with too few."""
     return [name for name, count in _donors(_of_donors(round_)).items() if count < MIN_CELLS_OF_TYPE]
 
 
-def _of_donors(round_: Round) -> Part | None:
+def _of_donors(round_: Resample) -> Subsample | None:
     """The cells whose donors are looked for; None where those trained on are not among the cells compared."""
     if round_.second_trained:
         return round_.second
     return None if round_.trained else round_.first
 
 
-def _donors(part: Part | None) -> dict[str, int]:
+def _donors(part: Subsample | None) -> dict[str, int]:
     """Cells of each."""
     return Counter(map(str, sorted(() if part is None else part.of_cells.get("donors", ()))))
 
 
-def _of_one(part: Part, name: str) -> bool:
+def _of_one(part: Subsample, name: str) -> bool:
     """Whether all cells are of one group."""
     return name in part.of_cells and len(set(part.of_cells[name])) < 2
 
 
-def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
+def known_cells(sides: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
     """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
     cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
     most = max(n, MOST_KNOWN)
-    made = sides["synthetic"].part(order_of(sides, "synthetic", seed)[:most])
+    made = sides["synthetic"].part(draw_order_of(sides, "synthetic", seed)[:most])
     if "train" in sides:
-        return sides["train"].part(order_of(sides, "train", seed)[:most]), made
-    rows = order_of(sides, "real", seed)
+        return sides["train"].part(draw_order_of(sides, "train", seed)[:most]), made
+    rows = draw_order_of(sides, "real", seed)
     return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
 
 
-def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, float]:
+def exact_shares(sides: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
     """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
     known, made = sides.get("train", sides["real"]).everyone, sides["synthetic"].everyone
     assert known is not None, "gather comes first"
@@ -257,7 +264,7 @@ def exact_shares(sides: dict[str, Side], donor: str | None = None) -> dict[str, 
     return {"value": copied_share(marks, made.fingerprints), "floor": repeated_share(marks), "copies": 1.0}
 
 
-def computable(round_: Round, label: str | None) -> tuple[list[Metric], dict[str, str]]:
+def computable(round_: Resample, label: str | None) -> tuple[list[Metric], dict[str, str]]:
     """Of the metrics wanted, those that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
     for metric in (m for m in METRICS.values() if m.name in round_.chosen):

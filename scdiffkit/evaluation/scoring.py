@@ -17,12 +17,12 @@ from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
 from scdiffkit.errors import ConfigError
-from scdiffkit.evaluation.cell_sets import Part, Side, parts
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample, draw_subsamples
 from scdiffkit.evaluation.gene_sets import choose_gene_sets
 from scdiffkit.evaluation.resample import (
     MIN_CELLS_OF_TYPE,
     WITHOUT,
-    Round,
+    Resample,
     computable,
     donors_left_out,
     donors_to_score,
@@ -70,8 +70,8 @@ class Scorer:
 
     def __init__(
         self,
-        sides: dict[str, Side],
-        sets: dict[str, Side],
+        sides: dict[str, CellSet],
+        sets: dict[str, CellSet],
         n: int,
         *,
         chosen: Collection[str],
@@ -94,15 +94,15 @@ class Scorer:
         self.exact = pool.submit(exact_shares, sides)
         self.exact.result()
         self._exact_of_donors: dict[str, dict[str, float]] = {}
-        self._first_drawn: tuple[Part, Part, Part] | None = None
+        self._first_drawn: tuple[Subsample, Subsample, Subsample] | None = None
         trim_memory()
 
-    def score(self, r: int, draw: Callable[[Part, Part, Part], None] | None = None) -> None:
+    def score(self, r: int, draw: Callable[[Subsample, Subsample, Subsample], None] | None = None) -> None:
         """Score resample r; draw: called with the first resample's cells while metrics are computed."""
-        drawn = parts(self.sets, self.n, self.seed + 1000 * r)
+        drawn = draw_subsamples(self.sets, self.n, self.seed + 1000 * r)
         self._first_drawn = self._first_drawn or drawn
         known, made = known_cells(self.sides, self.n, self.seed + 1000 * r)
-        resample = Round(
+        resample = Resample(
             *drawn, pool=self.pool, known=known, made=made, trained="train" in self.sides,
             second_trained="train" in self.sets, gene_sets=self.gene_sets, chosen=self.chosen, bad_models=r == 0,
             seed=self.seed + r,
@@ -134,19 +134,19 @@ class Scorer:
         if r == 0:
             self._note(resample)
 
-    def _score_exact_of_donors(self, resample: Round) -> None:
+    def _score_exact_of_donors(self, resample: Resample) -> None:
         for name in donors_to_score(resample):
             if name not in self._exact_of_donors:
                 self._exact_of_donors[name] = exact_shares(self.sides, name)
             of_donor = self.found.donors.setdefault(name, {})
             of_donor.setdefault("exact_duplicates", []).append(self._exact_of_donors[name])
 
-    def _score_protocol(self, drawn: tuple[Part, Part, Part], r: int) -> None:
+    def _score_protocol(self, drawn: tuple[Subsample, Subsample, Subsample], r: int) -> None:
         """The metrics of the protocol, in its genes."""
         assert self.protocol is not None
         assert self.protocol_genes is not None
         in_genes = [part.in_genes(self.protocol_genes) for part in drawn]
-        resample = Round(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.seed + r)
+        resample = Resample(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.seed + r)
         metrics: list[Metric] = []
         for metric in (METRICS[name] for name in PROTOCOLS[self.protocol].metrics):
             if all(need in part.of_cells for need in metric.needs for part in drawn):
@@ -157,7 +157,7 @@ class Scorer:
         for metric, figures in zip(metrics, self.pool.map(resample.score, metrics), strict=True):
             self.found.protocol.setdefault(metric.name, []).append(figures)
 
-    def _note(self, resample: Round) -> None:
+    def _note(self, resample: Resample) -> None:
         self.found.genes = _genes_table(self.sides["real"].genes, resample.first, resample.second, resample.third)
         few = donors_left_out(resample)
         if few:
@@ -200,7 +200,7 @@ def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float
                 groups.setdefault(name, {}).setdefault(metric, []).append(figures)
 
 
-def _genes_table(genes: pd.Index, first: Part, second: Part, third: Part) -> pd.DataFrame:
+def _genes_table(genes: pd.Index, first: Subsample, second: Subsample, third: Subsample) -> pd.DataFrame:
     """Evaluation.genes, of real, other real and synthetic cells."""
     found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
     sides = {"real": first, "reference": second, "synthetic": third}
@@ -209,7 +209,7 @@ def _genes_table(genes: pd.Index, first: Part, second: Part, third: Part) -> pd.
     return pd.DataFrame(found | {"ks": ks_per_gene(first.X, third.X), "ks_reference": ks_per_gene(first.X, second.X)})
 
 
-def _genes_of(protocol: str, real: Side) -> np.ndarray:
+def _genes_of(protocol: str, real: CellSet) -> np.ndarray:
     """Places of the genes that a protocol looks at, in the order of the genes."""
     which, n_genes = PROTOCOLS[protocol].genes, real.X.shape[1]
     if which == "all" or n_genes <= N_VARIABLE:

@@ -25,8 +25,8 @@ from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.runtime.versions import OF_CELLS, versions
 from scdiffkit.sampling.composition import composition_of, library_sizes_of
 from scdiffkit.sampling.plan import SLOTS_OF_GPU, Request, batches_at_once, default_batch_size, guidance_of, steps_of
-from scdiffkit.sampling.pool import Member, Process, Threads, in_order
-from scdiffkit.sampling.worker import BLOCK_OF_CELLS, BLOCK_OF_DEPTHS, Batch, Drawer, Job
+from scdiffkit.sampling.pool import Process, Threads, Worker, map_ordered
+from scdiffkit.sampling.worker import BLOCK_OF_CELLS, BLOCK_OF_DEPTHS, Batch, BatchRequest, BatchSampler
 
 log = logging.getLogger("scdiffkit")
 SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
@@ -148,7 +148,7 @@ def _batches(
         batch_size = block * math.ceil(batch_size / block)
     starts = range(0, len(codes), block * max(1, batch_size // block))
     jobs = (
-        Job(
+        BatchRequest(
             start,
             block,
             codes[start : start + starts.step],
@@ -165,18 +165,18 @@ def _batches(
         update={"precision": precision_of(config.device, config.precision), "batch_size": batch_size}
     )
     with contextlib.ExitStack() as stack:
-        members: list[Member] = []
+        members: list[Worker] = []
         if len(devices) == 1:
-            drawer = Drawer(run, request, config, devices[0])
+            drawer = BatchSampler(run, request, config, devices[0])
             members = [Threads(drawer, slots, threads, drawer.network.stopped.set)]
             stack.callback(members[0].close)
         else:
             log.info("%d worker processes, each on %s", len(devices), "its own GPU" if kind == "cuda" else "the CPU")
             for k, device in enumerate(devices[: len(starts)], start=1):
                 name = f"Worker process {k} of {len(devices)}"
-                members.append(Process(name, Drawer, (run, request, config, device), slots, threads))
+                members.append(Process(name, BatchSampler, (run, request, config, device), slots, threads))
                 stack.callback(members[-1].close)
-        yield from in_order(members, jobs, interrupted)
+        yield from map_ordered(members, jobs, interrupted)
 
 
 def _in_words(cfg_scale: float | dict[str, float]) -> str:

@@ -29,32 +29,35 @@ import torch
 from scdiffkit.errors import RunError, ScdiffError
 
 AHEAD = 2  # results a thread may be ahead of the one that takes them
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scdiffkit.sampling.pool import serve; serve()"
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from scdiffkit.sampling.pool import worker_main; worker_main()"
+)
 log = logging.getLogger("scdiffkit")
 
-Said = tuple[int, str] | tuple[type[Warning], str]  # a log line with its level, or a warning
+LogMessage = tuple[int, str] | tuple[type[Warning], str]  # a log line with its level, or a warning
 
 
-class Member(Protocol):
+class Worker(Protocol):
     """What takes jobs: `slots` at a time, each on a thread of its own."""
 
     slots: int
-    said: collections.deque[Said]  # what is to be passed on
+    said: collections.deque[LogMessage]  # what is to be passed on
 
     def submit(self, job: Any) -> Future[Any]: ...
     def close(self) -> None: ...
 
 
-def in_order(members: Sequence[Member], jobs: Iterable[Any], interrupted: threading.Event) -> Generator[Any]:
+def map_ordered(members: Sequence[Worker], jobs: Iterable[Any], interrupted: threading.Event) -> Generator[Any]:
     """The result of each job, in order; a few are worked at ahead of it. Raises the first error, once it is known.
 
     What the members say is passed on from the thread that takes the results; what several say, once. KeyboardInterrupt
     when the event is set.
     """
     changed = threading.Event()
-    under_way: collections.deque[tuple[Member, Future[Any]]] = collections.deque()
+    under_way: collections.deque[tuple[Worker, Future[Any]]] = collections.deque()
     loads: collections.Counter[int] = collections.Counter()
-    heard: set[Said] = set()
+    heard: set[LogMessage] = set()
 
     def pass_on() -> None:
         for member in members:
@@ -103,7 +106,7 @@ class Threads:
     def __init__(
         self, work: Callable[[Any], Any], slots: int, torch_threads: int | None, stop: Callable[[], None]
     ) -> None:
-        self.slots, self.said = slots, collections.deque[Said]()
+        self.slots, self.said = slots, collections.deque[LogMessage]()
         self._work, self._stop = work, stop
         self._executor = ThreadPoolExecutor(slots, initializer=_use, initargs=(torch_threads,))
 
@@ -126,7 +129,7 @@ class Process:
         self, name: str, make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], slots: int,
         torch_threads: int | None,
     ) -> None:  # fmt: skip
-        self.name, self.slots, self.said = name, slots, collections.deque[Said]()
+        self.name, self.slots, self.said = name, slots, collections.deque[LogMessage]()
         self._waiting: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._number = 0
@@ -188,7 +191,7 @@ class Process:
                         else:
                             future.set_exception(value)
             except Exception:  # the end, or half an answer
-                self._fail(self._broken or RunError(self._obituary(self._process.wait())))
+                self._fail(self._broken or RunError(self._exit_message(self._process.wait())))
 
     def _fail(self, error: BaseException) -> None:
         self._broken = error
@@ -198,7 +201,7 @@ class Process:
         for future in waiting:
             future.set_exception(error)
 
-    def _obituary(self, code: int) -> str:
+    def _exit_message(self, code: int) -> str:
         if code >= 0:
             return f"{self.name} ended with exit code {code}; what it said is above. Give --devices 1."
         return (
@@ -207,7 +210,7 @@ class Process:
         )
 
 
-def serve() -> None:
+def worker_main() -> None:
     """What a worker process does: see Process. Ends when its parent closes the pipe, or is gone."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between answers

@@ -42,7 +42,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchRequest:
     """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
 
     start: number of the first cell, among all; block: cells in a block.
@@ -62,7 +62,7 @@ class Job:
         ]
 
 
-class Drawer:
+class BatchSampler:
     """Draws batches of a run's cells on one device, from several threads."""
 
     def __init__(self, run: Run, request: Request, config: SampleConfig, device: str) -> None:
@@ -74,7 +74,7 @@ class Drawer:
         self.guidance = guidance_of(run, self.conditions, config)
         self.steps = steps_of(config, self.denoiser.schedule.num_train_timesteps)
 
-    def __call__(self, job: Job) -> Batch:
+    def __call__(self, job: BatchRequest) -> Batch:
         try:
             with torch.inference_mode(), self.fabric.autocast():
                 raw, size = self._drawn(job)
@@ -91,7 +91,7 @@ class Drawer:
         obs.index = self.request.names(job.start, len(job.codes))
         return Batch(X, raw.astype(np.int32), obs)
 
-    def _drawn(self, job: Job) -> tuple[sparse.csr_matrix, np.ndarray]:
+    def _drawn(self, job: BatchRequest) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Raw counts (B, G) and library sizes (B,)."""
         device = self.fabric.device
         generators = [torch.Generator(device).manual_seed(self.request.seed_of_block(i)) for i, _ in job.blocks]

@@ -11,18 +11,18 @@ import torch
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import rows_of_step
 from scdiffkit.diffusion.denoiser import Denoiser, drop_conditions
-from scdiffkit.training.distributed import Team
-from scdiffkit.training.encoded import Vectors
+from scdiffkit.training.distributed import ProcessGroup
+from scdiffkit.training.encoded import EncodedCells
 from scdiffkit.training.step import Batch
 
 
 def batches(
-    steps: Iterable[int], vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team
+    steps: Iterable[int], vectors: EncodedCells, denoiser: Denoiser, run_config: RunConfig, group: ProcessGroup
 ) -> Iterator[tuple[int, Batch]]:
     """Each step with its batch, made by one thread alone: more than there are cores would all wait asleep."""
     torch.set_num_threads(1)
     for step in steps:
-        yield step, one_batch(step, vectors, denoiser, run_config, team)
+        yield step, one_batch(step, vectors, denoiser, run_config, group)
 
 
 @contextlib.contextmanager
@@ -34,17 +34,19 @@ def threads_for_all() -> Iterator[None]:
         torch.set_num_threads(torch.get_num_threads())
 
 
-def one_batch(step: int, vectors: Vectors, denoiser: Denoiser, run_config: RunConfig, team: Team) -> Batch:
+def one_batch(
+    step: int, vectors: EncodedCells, denoiser: Denoiser, run_config: RunConfig, group: ProcessGroup
+) -> Batch:
     """x0 (b, D), conditions (b, K), t (b,) and eps (b, D) of this process's cells of a step.
 
     Every random number follows from (seed, step) and the whole batch: a resumed run repeats an uninterrupted one, and
     several processes train as one.
     """
-    c, device = run_config.train, team.fabric.device
+    c, device = run_config.train, group.fabric.device
     generator = torch.Generator(device=device)
     generator.manual_seed(_seed(run_config.seed, step))
     places = rows_of_step(step - 1, c.batch_size, len(vectors), run_config.seed)
-    mine = slice(team.rank, None, team.size)
+    mine = slice(group.rank, None, group.size)
     x0, codes = vectors.batch(places, mine, generator)
     t = torch.randint(denoiser.schedule.num_train_timesteps, (len(places),), generator=generator, device=device)
     eps = torch.randn((len(places), x0.shape[1]), generator=generator, device=device)

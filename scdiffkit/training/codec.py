@@ -14,7 +14,7 @@ from scipy import sparse
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import RunConfig
-from scdiffkit.data.cells import Cells
+from scdiffkit.data.cells import TrainingCells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.preprocessing.normalise import lognormalise
@@ -33,7 +33,7 @@ SECONDS_OF_A_DRAW = 5.0  # that checking the codec takes on two cores
 
 def fit_codec(
     codec: Codec,
-    cells: Cells,
+    cells: TrainingCells,
     rows: np.ndarray,
     val_rows: np.ndarray,
     run_config: RunConfig,
@@ -65,7 +65,7 @@ def fit_codec(
 
 
 def codec_auc(
-    codec: CountCodec, cells: Cells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
+    codec: CountCodec, cells: TrainingCells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
 ) -> dict[str, float] | None:
     """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
 

@@ -38,7 +38,7 @@ log = logging.getLogger("scdiffkit")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process among those that train together; rank 0 prepares, reports and saves."""
 
     fabric: Fabric
@@ -46,10 +46,10 @@ class Team:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, once it has one."""
         if self.size == 1:
             return value
@@ -87,7 +87,7 @@ def launcher() -> Literal["torchrun", "srun"] | None:
     return None
 
 
-def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
+def world_size_from_environment(devices: int = 1, num_nodes: int = 1) -> int:
     """How many processes torchrun or srun started for this training; 0: none but this one.
 
     Raises ConfigError when that is another number than was asked for.
@@ -120,18 +120,18 @@ def started_outside(devices: int = 1, num_nodes: int = 1) -> int:
     return 0
 
 
-def is_first(devices: int = 1, num_nodes: int = 1) -> bool:
+def is_main_process(devices: int = 1, num_nodes: int = 1) -> bool:
     """Whether this process is the first, or the only one, of those that train together."""
-    if not started_outside(devices, num_nodes):
+    if not world_size_from_environment(devices, num_nodes):
         return True
     return os.environ["RANK" if launcher() == "torchrun" else "SLURM_PROCID"] == "0"
 
 
-def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> Team:
-    """This process's team, all of whose processes must call this. Raises ConfigError for devices that are not there."""
-    size = started_outside(devices, num_nodes)
+def init_process_group(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> ProcessGroup:
+    """The process group, joined by every process that calls this. Raises ConfigError for devices that are not there."""
+    size = world_size_from_environment(devices, num_nodes)
     if not size and devices == 1:
-        return Team(make_fabric(device, precision))
+        return ProcessGroup(make_fabric(device, precision))
     accelerator = accelerator_of(device)
     srun = launcher() == "srun"
     local = devices if srun else int(os.environ.get("LOCAL_WORLD_SIZE", devices))
@@ -160,18 +160,18 @@ def gather(device: str, precision: str, devices: int = 1, num_nodes: int = 1) ->
         fabric.launch()
         for timeout in (PATIENCE, LONG):
             _group(timeout)  # made by all at the same time
-    team = Team(fabric, fabric.global_rank, fabric.world_size)
-    if team.first:
+    group = ProcessGroup(fabric, fabric.global_rank, fabric.world_size)
+    if group.is_main:
         log_device(accelerator, fabric.device, precision)
-        log.info("%d processes share every batch", team.size)
-    return team
+        log.info("%d processes share every batch", group.size)
+    return group
 
 
 @contextlib.contextmanager
-def helpers(command: list[str], devices: int) -> Iterator[None]:
-    """Starts processes 1..devices-1 of a team on this machine, and makes this process the first of it.
+def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
+    """Starts ranks 1..devices-1 on this machine, and makes this process rank 0.
 
-    Within the block the environment names the team; afterwards the others are gone.
+    Within the block the environment names the group; afterwards the other ranks are gone.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -210,7 +210,7 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
         torch.set_num_threads(threads)
         yield
     finally:
-        leave()
+        shutdown()
         torch.set_num_threads(of_torch)
         os.environ.clear()
         os.environ.update(before)
@@ -224,7 +224,7 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
                 other.stdout.close()
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Closes the connections to the others, who thereby know."""
     _groups.clear()
     if dist.is_initialized():

@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scdiffkit.codecs import Codec, CountCodec, GeneCodec
-from scdiffkit.data.cells import Cells, to_device
+from scdiffkit.data.cells import TrainingCells, to_device
 from scdiffkit.io import atomic_path
 from scdiffkit.io.atomic import writing
 
@@ -28,7 +28,7 @@ CELLS_AT_ONCE = 1024
 log = logging.getLogger("scdiffkit")
 
 
-class Vectors(Protocol):
+class EncodedCells(Protocol):
     """x0 and condition codes of the n training cells."""
 
     def __len__(self) -> int: ...
@@ -66,10 +66,10 @@ class Posteriors:
         return to_device(_rows(values, places), self.device)
 
 
-class Encoded:
+class EncodedOnDemand:
     """Of a codec whose x0 are as long as a cell has genes: each batch is encoded when it is wanted."""
 
-    def __init__(self, codec: GeneCodec, cells: Cells, rows: np.ndarray | None, device: torch.device) -> None:
+    def __init__(self, codec: GeneCodec, cells: TrainingCells, rows: np.ndarray | None, device: torch.device) -> None:
         self.codec, self.cells, self.device = codec, cells, device
         self.rows = np.arange(len(cells)) if rows is None else rows
 
@@ -91,11 +91,11 @@ class Encoded:
         return self.codec.encode(counts, library_size)
 
 
-def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device) -> Vectors:
+def in_memory(codec: Codec, cells: TrainingCells, rows: np.ndarray, device: torch.device) -> EncodedCells:
     """The vectors of the training cells `rows`; encoded once for all, where the device has ample room for them."""
     codes = to_device(cells.codes[rows], device)
     if isinstance(codec, GeneCodec):
-        encoded, room = Encoded(codec, cells, rows, device), float(BYTES_ON_CPU)
+        encoded, room = EncodedOnDemand(codec, cells, rows, device), float(BYTES_ON_CPU)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what an earlier training took is free, too
             room = SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
@@ -106,7 +106,7 @@ def in_memory(codec: Codec, cells: Cells, rows: np.ndarray, device: torch.device
     return Posteriors(mean, deviation, codes, device)
 
 
-def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
+def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
     """The same as files in `folder`, which is there when they are complete; memory does not grow with the cells.
 
     Raises FileError when they cannot be written, and leaves nothing behind.
@@ -139,7 +139,7 @@ def write(codec: Codec, cells: Cells, rows: np.ndarray, folder: Path, device: to
     log.info("vectors of %d cells in %s (%.1f MB): removed when training is complete", n, folder, size / 1e6)
 
 
-def open_written(codec: Codec, folder: Path, device: torch.device) -> Vectors:
+def open_written(codec: Codec, folder: Path, device: torch.device) -> EncodedCells:
     """What `write` wrote, read when asked for."""
     about = json.loads((folder / COMPLETE).read_text())
     codes = np.load(folder / "codes.npy")
@@ -148,10 +148,10 @@ def open_written(codec: Codec, folder: Path, device: torch.device) -> Vectors:
         return Posteriors(mean, deviation, codes, device)
     data, indices = (_mapped(folder / "data.bin", np.float32), _mapped(folder / "indices.bin", np.int32))
     counts = _MappedCSR(data, indices, np.load(folder / "indptr.npy"), about["genes"])
-    return Encoded(codec, Cells(counts, np.load(folder / "library_size.npy"), codes), None, device)
+    return EncodedOnDemand(codec, TrainingCells(counts, np.load(folder / "library_size.npy"), codes), None, device)
 
 
-def are_written(folder: Path) -> bool:
+def is_cached(folder: Path) -> bool:
     """Whether all that `write` writes is there."""
     return (folder / COMPLETE).exists()
 

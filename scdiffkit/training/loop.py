@@ -21,11 +21,11 @@ from scdiffkit.run import Run
 from scdiffkit.runtime.prefetch import prefetch
 from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.training.batches import batches, threads_for_all
-from scdiffkit.training.distributed import READY, Team, failing_together, gather, leave
-from scdiffkit.training.encoded import Vectors, are_written, open_written
+from scdiffkit.training.distributed import READY, ProcessGroup, failing_together, init_process_group, shutdown
+from scdiffkit.training.encoded import EncodedCells, is_cached, open_written
 from scdiffkit.training.state import learning_rate, optimizer_of, restore_state, save_state
 from scdiffkit.training.status import TrainStatus
-from scdiffkit.training.step import Gradients, clip, compile_in_place, pays_to_compile
+from scdiffkit.training.step import TrainStep, clip, compile_in_place, pays_to_compile
 from scdiffkit.training.validation import Validation
 
 log = logging.getLogger("scdiffkit")
@@ -34,31 +34,33 @@ MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at 
 
 def fit(
     run: Run,
-    team: Team,
-    vectors: Vectors,
+    group: ProcessGroup,
+    vectors: EncodedCells,
     validation: Validation | None = None,
     *,
     started: float | None = None,
     max_time: float | None = None,
     on_status: Callable[[TrainStatus], None] | None = None,
 ) -> bool:
-    """Train the run's denoiser from its newest checkpoint on, every process of the team alike; whether to its end.
+    """Train the run's denoiser from its newest checkpoint on, in every process of the group alike; whether to its end.
 
     What follows is of the first process alone: the held-out loss, what is said and saved, and when to stop (max_time
     seconds after `started`, on Ctrl-C or SIGTERM, or where the held-out loss falls no longer).
     Raises RunError when weights are no longer finite, or when another process is lost.
     """
     run_config = run.config()
-    c, fabric = run_config.train, team.fabric
+    c, fabric = run_config.train, group.fabric
     started = time.monotonic() if started is None else started
     torch.manual_seed(run_config.seed)
     denoiser = run.new_denoiser()
-    ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and team.first else None
+    ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and group.is_main else None
     optimizer = optimizer_of(denoiser, c)
     max_steps, first = steps_planned(c, len(vectors)), 0
-    unasked = c.compile is None and team.size == 1  # machines could decide otherwise, each for itself
-    unasked = unasked and pays_to_compile(denoiser.network, fabric.device, max_steps - (run.steps() or [0])[-1])
-    compiled = compile_in_place(denoiser) if c.compile or unasked else []
+    compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
+    compile_by_default = compile_by_default and pays_to_compile(
+        denoiser.network, fabric.device, max_steps - (run.steps() or [0])[-1]
+    )
+    compiled = compile_in_place(denoiser) if c.compile or compile_by_default else []
     with failing_together():
         model, optimizer = fabric.setup(denoiser, optimizer)
     if ema:
@@ -66,15 +68,15 @@ def fit(
         ema.to(fabric.device)
     weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
     averages: list[Tensor] = list(ema.parameters()) if ema else []
-    if team.first:
+    if group.is_main:
         n_parameters = sum(p.numel() for p in denoiser.parameters())
         log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, run.codec().dim)
     if run.steps():
         first = restore_state(run, denoiser, ema, optimizer)
-        if team.first:
+        if group.is_main:
             run.forget_metrics_after(first)
             log.info("resumed at step %d of %d", first, max_steps)
-    elif team.first and run.metrics():
+    elif group.is_main and run.metrics():
         run.forget_metrics_after(0)  # killed before its first checkpoint
     out_of_time = False
     loss_sum, steps_since = torch.zeros((), device=fabric.device), 0
@@ -82,14 +84,14 @@ def fit(
     val_loss: float | None = None
     best_step = run.best_step() or first
     best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
-    gradients = Gradients(fabric, team.size, model, optimizer, c.batch_size, compiled if unasked else ())
+    gradients = TrainStep(fabric, group.size, model, optimizer, c.batch_size, compiled if compile_by_default else ())
     n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
-    steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, team), n_ahead)
+    steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, group), n_ahead)
 
     with deferred_interrupts() as interrupted, threads_for_all(), contextlib.closing(steps), failing_together():
         for step, batch in steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(c, step, max_steps)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = learning_rate(c, step, max_steps)
             loss_sum += gradients(batch)
             if c.grad_clip is not None:
                 clip(denoiser, c.grad_clip)
@@ -103,9 +105,9 @@ def fit(
             by_step = bool(c.checkpoint_every_steps) and step % cast(int, c.checkpoint_every_steps) == 0
             # The steps at which the others wait for the first, which may validate and save there.
             meet = by_step or step % c.val_every_steps == 0 or step == max_steps
-            meet = meet or team.size == 1 or fabric.device.type == "cpu" or step % MEET_SELDOM == 0
-            if not team.first:
-                if meet and team.any_stop(False):
+            meet = meet or group.size == 1 or fabric.device.type == "cpu" or step % MEET_SELDOM == 0
+            if not group.is_main:
+                if meet and group.any_stop(False):
                     return False
                 continue
             out_of_time = max_time is not None and now - started >= max_time
@@ -113,7 +115,7 @@ def fit(
             # At set steps only: where an interrupt falls must not decide which weights are the best.
             validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
             if validated:
-                loss = gradients.making_room(lambda: cast(Validation, validation)(ema or denoiser))
+                loss = gradients.without_graph_on_oom(lambda: cast(Validation, validation)(ema or denoiser))
                 val_loss = round(loss, 6)  # as metrics.jsonl holds it
             improved = validated and (best is None or cast(float, val_loss) < best)
             if improved:
@@ -153,7 +155,7 @@ def fit(
                 save_state(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
                 last_save = time.monotonic()
             if meet:
-                team.any_stop(stop)
+                group.any_stop(stop)
             if stop and interrupted.is_set():
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
                 log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
@@ -164,7 +166,7 @@ def fit(
                 )
                 log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
                 break
-    if team.first and best is not None:
+    if group.is_main and best is not None:
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
     return not out_of_time
 
@@ -174,29 +176,29 @@ def steps_planned(c: TrainConfig, cells: int) -> int:
     return c.max_steps or math.ceil((c.max_epochs or 1) * cells / c.batch_size)
 
 
-def follow(team: Team) -> Run:
-    """What the other processes of a team do: train with the first, once it has prepared everything."""
-    path, complete = team.share(None)
+def run_rank(group: ProcessGroup) -> Run:
+    """Train as another rank than the first, once that has prepared everything."""
+    path, complete = group.broadcast(None)
     run = Run(path)
     if complete:
         return run
-    if not are_written(run.vectors):
+    if not is_cached(run.vectors):
         raise RunError(
             f"This machine does not see the run {run.path}: several machines need a folder that all share; name one "
             "with --out."
         )
-    fit(run, team, open_written(run.codec(), run.vectors, team.fabric.device))
+    fit(run, group, open_written(run.codec(), run.vectors, group.fabric.device))
     return run
 
 
-if __name__ == "__main__":  # a process that the first one of a team started: device, precision, number of devices
+if __name__ == "__main__":  # a rank that the first process started: device, precision, number of devices
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
     os.dup2(2, 1)  # nobody reads what is printed from here on
     try:
-        follow(gather(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+        run_rank(init_process_group(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     except ScdiffError as e:
         sys.exit(f"process {os.environ['RANK']}: {e}")
     finally:
-        leave()
+        shutdown()

@@ -17,7 +17,7 @@ from anndata import AnnData
 from scdiffkit import codecs
 from scdiffkit.codecs import CountCodec
 from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
-from scdiffkit.data.cells import LIBRARY_SIZE, Cells, fingerprint
+from scdiffkit.data.cells import LIBRARY_SIZE, TrainingCells, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, did_you_mean
@@ -30,8 +30,8 @@ from scdiffkit.runtime.device import device_of, devices_of, precision_of
 from scdiffkit.runtime.versions import OF_MODELS, versions
 from scdiffkit.training import encoded
 from scdiffkit.training.codec import CHECK_SHARE_OF_TIME, codec_auc, fit_codec, log_codec
-from scdiffkit.training.distributed import gather, helpers, leave, started_outside
-from scdiffkit.training.loop import fit, follow, steps_planned
+from scdiffkit.training.distributed import init_process_group, shutdown, spawn_ranks, world_size_from_environment
+from scdiffkit.training.loop import fit, run_rank, steps_planned
 from scdiffkit.training.resume import older_ids, resumed_config
 from scdiffkit.training.status import TrainStatus
 from scdiffkit.training.validation import Validation
@@ -92,20 +92,20 @@ def train(
                 f"obs column {LIBRARY_SIZE!r} is where library sizes go, so it cannot be a condition: rename it."
             )
     c = run_config.train
-    team = None
-    others = started_outside(c.devices, c.num_nodes)
+    group = None
+    others = world_size_from_environment(c.devices, c.num_nodes)
     if not others:
         devices_of(c.device, c.devices)  # refused now rather than later
     processes = others or c.devices
     if c.batch_size < processes:
         raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
     if others:
-        team = gather(c.device, c.precision, c.devices, c.num_nodes)
-        if not team.first:
+        group = init_process_group(c.device, c.precision, c.devices, c.num_nodes)
+        if not group.is_main:
             try:
-                return follow(team)
+                return run_rank(group)
             finally:
-                leave()
+                shutdown()
     if not existing and out is not None:
         check_new_run(Path(out), force=force)
     source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
@@ -116,7 +116,7 @@ def train(
     del loaded  # and with it the names of all cells
     of_genes = run_config.codec.name == "gene"
     known_conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
-    cells = Cells.of(prepared, known_conditions, highly_variable=of_genes)
+    cells = TrainingCells.of(prepared, known_conditions, highly_variable=of_genes)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if of_genes else slice(None)
     genes = [str(g) for g in prepared.var.index[chosen]]
     settings = f"{run_config.preprocess} {known_conditions.categories}"
@@ -170,7 +170,7 @@ def train(
             var=prepared.var[chosen], force=force,
         )  # fmt: skip
     with run.logging(), contextlib.ExitStack() as stack:
-        stack.callback(leave)
+        stack.callback(shutdown)
         if cut_short:
             log.warning(
                 "half of --max-time was up: the codec stopped early, at step %d of %d. --resume trains the diffusion "
@@ -185,13 +185,13 @@ def train(
         log_codec(run.provenance().get("codec_auc"))
         if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
             log.info("the run is complete; give a larger --max-steps to train on")
-            if team is not None:
-                team.share((str(run.path), True))
+            if group is not None:
+                group.broadcast((str(run.path), True))
             return run
-        in_files = cells.on_disk or team is not None or c.devices > 1
-        if in_files and not encoded.are_written(run.vectors):
+        in_files = cells.on_disk or group is not None or c.devices > 1
+        if in_files and not encoded.is_cached(run.vectors):
             encoded.write(run.codec(), cells, train_rows, run.vectors, device_of(c.device))
-        if team is None:
+        if group is None:
             if c.devices > 1:
                 # Measured once, here: processes that differ would not train as one.
                 command = [
@@ -201,14 +201,14 @@ def train(
                     precision_of(c.device, c.precision),
                     str(c.devices),
                 ]
-                stack.enter_context(helpers(command, c.devices))
-            team = gather(c.device, c.precision, c.devices)
-        codec, device = run.codec(), team.fabric.device
-        validation = Validation(cells, codec, val_rows, run_config, team.fabric)
-        team.share((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
+                stack.enter_context(spawn_ranks(command, c.devices))
+            group = init_process_group(c.device, c.precision, c.devices)
+        codec, device = run.codec(), group.fabric.device
+        validation = Validation(cells, codec, val_rows, run_config, group.fabric)
+        group.broadcast((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
         x0 = encoded.open_written(codec, run.vectors, device) if in_files else None
         complete = fit(
-            run, team, x0 or encoded.in_memory(codec, cells, train_rows, device), validation,
+            run, group, x0 or encoded.in_memory(codec, cells, train_rows, device), validation,
             started=started, max_time=max_time, on_status=on_status,
         )  # fmt: skip
         if complete:

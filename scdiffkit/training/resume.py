@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from scdiffkit.config import RunConfig
-from scdiffkit.data.cells import Cells, fingerprint
+from scdiffkit.data.cells import TrainingCells, fingerprint
 from scdiffkit.errors import RunError
 from scdiffkit.run import Run
 from scdiffkit.training.distributed import launcher
@@ -62,7 +62,7 @@ def resumed_config(
     return RunConfig.from_dict(values)
 
 
-def older_ids(genes: list[str], settings: str, cells: Cells) -> list[str]:
+def older_ids(genes: list[str], settings: str, cells: TrainingCells) -> list[str]:
     """The fingerprints that older versions gave runs: before cells could be held out, and before they could stay in
     files."""
     found = [fingerprint("\n".join(genes), settings, cells.digest())]

@@ -27,7 +27,7 @@ log = logging.getLogger("scdiffkit")
 
 
 def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether to compile a network unasked, for so many steps: transformers on a GPU that has what compiling needs.
+    """Whether to compile a network compile_by_default, for so many steps: transformers on a GPU that has what compiling needs.
 
     It follows from no timing: runs are repeatable.
     """
@@ -64,12 +64,12 @@ def clip(model: nn.Module, max_norm: float) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
-class Gradients:
+class TrainStep:
     """The gradients of a batch of `batch_size` cells, of which each of `size` processes has its share.
 
     Where memory does not hold the batch: by parts, which add up to the same. On one GPU the kernels of a step are
     recorded (a CUDA graph) and then launched all at once: a small network computes for less time than it takes to
-    launch them one by one. optional: parts of the network that were compiled unasked, and can do without.
+    launch them one by one. optional: parts of the network that were compiled compile_by_default, and can do without.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Gradients:
             total += losses.detach().sum()
         return total / n
 
-    def making_room(self, work: Callable[[], T]) -> T:
+    def without_graph_on_oom(self, work: Callable[[], T]) -> T:
         """The work's result, also where memory does not hold it beside what a recording keeps."""
         try:
             return work()

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from scdiffkit.codecs import Codec, CountCodec
 from scdiffkit.config import RunConfig
-from scdiffkit.data.cells import Cells
+from scdiffkit.data.cells import TrainingCells
 from scdiffkit.diffusion.denoiser import Denoiser
 
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
@@ -21,7 +21,7 @@ class Validation:
 
     def __init__(
         self,
-        cells: Cells,
+        cells: TrainingCells,
         codec: Codec,
         rows: np.ndarray,
         run_config: RunConfig,

@@ -14,7 +14,7 @@ from scdiffkit.cli import app
 from scdiffkit.codecs import count
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
-from scdiffkit.data.cells import Cells
+from scdiffkit.data.cells import TrainingCells
 from scdiffkit.errors import DataError, ScdiffWarning
 
 TARGET = 1e4
@@ -25,7 +25,7 @@ THETAS = np.array([1.5, 5.0, 30.0])
 def cells_of(counts, codes=None):
     counts = np.asarray(counts, dtype=np.float32)
     codes = np.zeros((len(counts), 0), dtype=np.int64) if codes is None else np.asarray(codes, dtype=np.int64)
-    return Cells(sparse.csr_matrix(counts), counts.sum(1), codes)
+    return TrainingCells(sparse.csr_matrix(counts), counts.sum(1), codes)
 
 
 def fitted(cells, rows=None, val_rows=(), seed=0, **options):
@@ -367,7 +367,7 @@ def test_odd_data_can_be_fitted(name):
 def test_every_step_has_a_whole_batch():
     cells, seen = cells_of(noise(12, 40)), []
 
-    class Watched(Cells):
+    class Watched(TrainingCells):
         def take(self, rows):
             seen.append(np.bincount(rows, minlength=12))
             return super().take(rows)

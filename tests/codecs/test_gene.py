@@ -7,7 +7,7 @@ from scipy import sparse
 
 from scdiffkit import codecs
 from scdiffkit.config import GeneCodecConfig, make
-from scdiffkit.data.cells import Cells
+from scdiffkit.data.cells import TrainingCells
 from scdiffkit.errors import ConfigError
 
 TARGET = 1e4
@@ -40,7 +40,7 @@ def fitted(counts, library, **options):
 
 def source(counts, library):
     """The cells as the codec reads them, without conditions."""
-    return Cells(sparse.csr_matrix(counts.numpy()), library.numpy(), np.zeros((len(counts), 0), dtype=np.int64))
+    return TrainingCells(sparse.csr_matrix(counts.numpy()), library.numpy(), np.zeros((len(counts), 0), dtype=np.int64))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

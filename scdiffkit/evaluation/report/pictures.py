@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.evaluation.cell_sets import Part, Side, draw_order
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample, draw_order
 from scdiffkit.evaluation.report import figures
 from scdiffkit.evaluation.report.figures import Picture
 from scdiffkit.evaluation.report.layouts import LAYOUTS
@@ -39,7 +39,7 @@ class Drawing:
     """
 
     def __init__(
-        self, sides: dict[str, Side], most: int, label: str | None, seed: int, layouts: Sequence[str],
+        self, sides: dict[str, CellSet], most: int, label: str | None, seed: int, layouts: Sequence[str],
         pool: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self.genes, self.label, self.seed = np.asarray(sides["real"].genes, dtype=str), label, seed
@@ -49,7 +49,7 @@ class Drawing:
         }
         self.pictures: dict[str, Picture] = {}
 
-    def draw(self, first: Part, second: Part, third: Part) -> None:
+    def draw(self, first: Subsample, second: Subsample, third: Subsample) -> None:
         """Draw the pictures, by their titles, the layouts first, of real, other real and synthetic cells."""
         types = [part.types if self.label and part.has_types else None for part in self.shown]
         drawn = {
@@ -77,7 +77,7 @@ class Drawing:
         return pd.concat(frames, ignore_index=True)
 
 
-def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, Part]:
+def _cells_to_draw(sides: dict[str, CellSet], seed: int, most: int) -> tuple[Subsample, Subsample]:
     """As many real as synthetic cells."""
     real, synthetic = sides["real"], sides["synthetic"]
     n = min(real.X.shape[0], synthetic.X.shape[0], most)
@@ -88,7 +88,7 @@ def _cells_to_draw(sides: dict[str, Side], seed: int, most: int) -> tuple[Part, 
     return a, b
 
 
-def _cells(first: Part, third: Part) -> Picture:
+def _cells(first: Subsample, third: Subsample) -> Picture:
     names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (first, third))]
     pairs = [tuple(part.of_cells[name] for part in (first, third)) for name in names]
     logs = [
@@ -112,7 +112,7 @@ def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_mat
     return figures.distributions(titles, pairs, alt)
 
 
-def _markers(names: np.ndarray, first: Part, third: Part, label: str) -> Picture:
+def _markers(names: np.ndarray, first: Subsample, third: Subsample, label: str) -> Picture:
     """The strongest markers of the most frequent types of the real cells."""
     counts = pd.Series(first.types).value_counts()
     types = sorted(counts.index[:TYPES_SHOWN])
