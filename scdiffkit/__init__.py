@@ -12,6 +12,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from scdiffkit import _deprecated
+
 if TYPE_CHECKING:
     from scdiffkit.data.split import split
     from scdiffkit.evaluation.comparison import compare
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 # (benchmarks/threads.py). Read once, when torch loads its OpenMP library.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+_deprecated.install()
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "split", "train", "write"]

@@ -1,6 +1,6 @@
 # Makes data/blood.rda from the cells that come with scanpy:
 # RETICULATE_PYTHON=PYTHON Rscript data-raw/blood.R, in the package's folder, with it installed.
-sc <- reticulate::import("scdiffkit.preprocessing.pipeline", convert = FALSE)
+sc <- reticulate::import("scdiffkit.datasets", convert = FALSE)
 file <- tempfile(fileext = ".h5ad")
 reticulate::py_to_r(sc$demo_cells()$write_h5ad(file))
 cells <- scdiffkit::scdiff_read(file)

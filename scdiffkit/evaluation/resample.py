@@ -39,49 +39,57 @@ WITHOUT = {
 
 
 class Resample:
-    """One resample: real cells (first), other real or training cells (second) and synthetic ones (third).
+    """One resample: real cells, a reference (other real cells, or training cells) and synthetic ones, as many of each.
 
-    pool: what computes. known: what synthetic cells may be copies of, training cells where those are given (trained),
-    else real cells, with `first` among them; second_trained: whether `second` are among them. made: synthetic cells.
-    known and made may be more cells than those; without them, copies are not looked for. gene_sets: places of the genes
-    that some spaces take. chosen: names of the metrics that are wanted; None: those by default. bad_models: whether
-    they are scored, too.
+    pool: the threads that compute. training_pool: cells that synthetic ones may be copies of, the training cells where
+    they are given (`trained`), else real cells, `real` among them; reference_trained: whether `reference` is among
+    them. synthetic_pool: synthetic cells. Both pools may be larger than the sets; without them, no copies are looked
+    for. gene_sets: places of the genes that some spaces take. chosen: names of the metrics wanted; None: the default
+    ones. bad_models: whether these are scored, too.
     """
 
     def __init__(
         self,
-        first: Subsample,
-        second: Subsample,
-        third: Subsample,
+        real: Subsample,
+        reference: Subsample,
+        synthetic: Subsample,
         *,
         pool: ThreadPoolExecutor,
-        known: Subsample | None = None,
-        made: Subsample | None = None,
+        training_pool: Subsample | None = None,
+        synthetic_pool: Subsample | None = None,
         trained: bool = False,
-        second_trained: bool = False,
+        reference_trained: bool = False,
         gene_sets: GeneSets | None = None,
         chosen: Collection[str] | None = None,
         bad_models: bool = True,
         seed: int,
     ) -> None:
-        self.first, self.second, self.third = first, second, third
+        self.real, self.reference, self.synthetic = real, reference, synthetic
         self.pool, self.trained, self.seed = pool, trained, seed
-        self.second_trained, self.bad_models = second_trained, bad_models
+        self.reference_trained, self.bad_models = reference_trained, bad_models
         self.gene_sets = gene_sets or GeneSets()
         self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
-        self._real = {"value": (first, third), "floor": (first, second)}
+        self._real = {"value": (real, synthetic), "floor": (real, reference)}
         if bad_models:
-            self._real["shuffled"] = first, second.shuffled(np.random.default_rng([seed, 4]))
-            self._real["pooled"] = first, second.pooled()
-        if known is not None and made is not None:
+            self._real["shuffled"] = real, reference.shuffled(np.random.default_rng([seed, 4]))
+            self._real["pooled"] = real, reference.pooled()
+        if training_pool is not None and synthetic_pool is not None:
             self.against.add("neighbours")
-            if second_trained and not other_donors(first, second):
+            if reference_trained and not other_donors(real, reference):
                 self.against |= {"candidates", "references"}
-            if second_trained and min(map(len, _held_out_and_known(first, second))) >= FEWEST_DONORS:
+            if reference_trained and min(map(len, _held_out_and_known(real, reference))) >= FEWEST_DONORS:
                 self.against.add("donors")
             self._copies = pool.submit(
-                _pairs_with_copies, first, second, third, known, made, trained, second_trained, seed
+                _pairs_with_copies,
+                real,
+                reference,
+                synthetic,
+                training_pool,
+                synthetic_pool,
+                trained,
+                reference_trained,
+                seed,
             )
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
 
@@ -119,11 +127,11 @@ class Resample:
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
         """Of each type with enough cells on all sides, the metrics OF_TYPES: value, floor and ceilings by name."""
-        if any("types" not in part.of_cells for part in (self.first, self.third)):
+        if any("types" not in part.of_cells for part in (self.real, self.synthetic)):
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for name in sorted(set(self.first.types)):
-            counts = [(part.types == name).sum() for part in (self.first, self.second, self.third)]
+        for name in sorted(set(self.real.types)):
+            counts = [(part.types == name).sum() for part in (self.real, self.reference, self.synthetic)]
             if min(counts) < MIN_CELLS_OF_TYPE:
                 continue
             for metric in (METRICS[m] for m in OF_TYPES if m in self.chosen):
@@ -144,7 +152,7 @@ class Resample:
             def keep(which: str, part: Subsample, name: str = name) -> np.ndarray:
                 """This donor's known cells, beside all that were held out; all where no cell is known."""
                 held_out = part.of_cells["member"] == 0
-                neither = which == "floor" and len(part.types) == len(self.first.types)
+                neither = which == "floor" and len(part.types) == len(self.real.types)
                 return held_out | (part.of_cells["donors"] == name) | neither
 
             for metric in (METRICS[m] for m in OF_DONORS if m in self.chosen):
@@ -154,81 +162,86 @@ class Resample:
 
 
 def _pairs_with_copies(
-    first: Subsample,
-    second: Subsample,
-    third: Subsample,
-    known: Subsample,
-    made: Subsample,
+    real: Subsample,
+    reference: Subsample,
+    synthetic: Subsample,
+    training_pool: Subsample,
+    synthetic_pool: Subsample,
     trained: bool,
-    second_trained: bool,
+    reference_trained: bool,
     seed: int,
 ) -> dict[str, dict[str, tuple[Subsample, Subsample]]]:
     """The pairs for metrics against "neighbours" and, if second_trained, "candidates", "references" and "donors" (see
     Round), X being the components of one fit to first, second and third."""
-    of_sides = [part.X for part in (first, second, third)]
+    of_sides = [part.X for part in (real, reference, synthetic)]
     components = principal_components(
-        as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([known.X, made.X], format="csr")
+        as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([training_pool.X, synthetic_pool.X], format="csr")
     )
-    sets = (first, second, third, known, made)
+    sets = (real, reference, synthetic, training_pool, synthetic_pool)
     ends = np.cumsum([len(part.types) for part in sets])[:-1]
-    first, second, third, known, made = (replace(part, X=X) for part, X in zip(sets, np.split(components, ends)))
-    unknown = first if trained else second
+    real, reference, synthetic, training_pool, synthetic_pool = (
+        replace(part, X=X) for part, X in zip(sets, np.split(components, ends))
+    )
+    unknown = real if trained else reference
     n, rows = len(unknown.types), np.random.default_rng([seed, 8]).permutation(len(unknown.types))
     some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
-    neighbours = candidates(unknown, known)
+    neighbours = candidates(unknown, training_pool)
     pairs = {
         # To what was learnt from, cells that were held out are the floor.
         "neighbours": {
-            "value": (neighbours, third),
-            "floor": (candidates(some, known), others),
-            "copies": (neighbours, known.take(np.arange(min(n, len(known.types))))),
+            "value": (neighbours, synthetic),
+            "floor": (candidates(some, training_pool), others),
+            "copies": (neighbours, training_pool.take(np.arange(min(n, len(training_pool.types))))),
         }
     }
-    if second_trained:
+    if reference_trained:
         half = np.arange(len(some.types)) % 2 == 0
-        references = candidates(some, second, others)
+        references = candidates(some, reference, others)
         pairs["references"] = {
-            "value": (references, made),
-            "floor": (candidates(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others), made),
-            "copies": (references, known),
+            "value": (references, synthetic_pool),
+            "floor": (
+                candidates(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others),
+                synthetic_pool,
+            ),
+            "copies": (references, training_pool),
         }
-        both = candidates(first, second)
+        both = candidates(real, reference)
         pairs["candidates"] = {
-            "value": (both, made),
-            "floor": (candidates(some, others), made),  # neither was trained on
-            "copies": (both, known),
+            "value": (both, synthetic_pool),
+            "floor": (candidates(some, others), synthetic_pool),  # neither was trained on
+            "copies": (both, training_pool),
         }
         if "donors" in both.of_cells:
-            held_out = sorted(_held_out_and_known(first, second)[0])
-            halves = [np.isin(first.of_cells["donors"], held_out[i::2]) for i in (1, 0)]
-            neither = candidates(*(first.take(np.flatnonzero(half)) for half in halves))
-            pairs["donors"] = {**pairs["candidates"], "floor": (neither, made)}
+            held_out = sorted(_held_out_and_known(real, reference)[0])
+            halves = [np.isin(real.of_cells["donors"], held_out[i::2]) for i in (1, 0)]
+            neither = candidates(*(real.take(np.flatnonzero(half)) for half in halves))
+            pairs["donors"] = {**pairs["candidates"], "floor": (neither, synthetic_pool)}
     return pairs
 
 
-def _held_out_and_known(first: Subsample, second: Subsample) -> tuple[set[str], set[str]]:
+def _held_out_and_known(real: Subsample, reference: Subsample) -> tuple[set[str], set[str]]:
     """Donors that were not trained on, and those that were; none where the cells do not tell."""
-    if not all("donors" in part.of_cells for part in (first, second)):
+    if not all("donors" in part.of_cells for part in (real, reference)):
         return set(), set()
-    known = set(second.of_cells["donors"])
-    return set(first.of_cells["donors"]) - known, known
+    trained_on = set(reference.of_cells["donors"])
+    return set(real.of_cells["donors"]) - trained_on, trained_on
 
 
-def donors_to_score(round_: Resample) -> list[str]:
+def donors_to_score(resample: Resample) -> list[str]:
     """Those with enough cells among the cells that synthetic ones may be copies of."""
-    return [name for name, count in _donors(_of_donors(round_)).items() if count >= MIN_CELLS_OF_TYPE]
+    return [name for name, count in _donors(_of_donors(resample)).items() if count >= MIN_CELLS_OF_TYPE]
 
 
-def donors_left_out(round_: Resample) -> list[str]:
+def donors_left_out(resample: Resample) -> list[str]:
     """Those with too few."""
-    return [name for name, count in _donors(_of_donors(round_)).items() if count < MIN_CELLS_OF_TYPE]
+    return [name for name, count in _donors(_of_donors(resample)).items() if count < MIN_CELLS_OF_TYPE]
 
 
-def _of_donors(round_: Resample) -> Subsample | None:
+def _of_donors(resample: Resample) -> Subsample | None:
     """The cells whose donors are looked for; None where those trained on are not among the cells compared."""
-    if round_.second_trained:
-        return round_.second
-    return None if round_.trained else round_.first
+    if resample.reference_trained:
+        return resample.reference
+    return None if resample.trained else resample.real
 
 
 def _donors(part: Subsample | None) -> dict[str, int]:
@@ -241,56 +254,56 @@ def _of_one(part: Subsample, name: str) -> bool:
     return name in part.of_cells and len(set(part.of_cells[name])) < 2
 
 
-def known_cells(sides: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
+def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
     """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
     cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
     most = max(n, MOST_KNOWN)
-    made = sides["synthetic"].part(draw_order_of(sides, "synthetic", seed)[:most])
-    if "train" in sides:
-        return sides["train"].part(draw_order_of(sides, "train", seed)[:most]), made
-    rows = draw_order_of(sides, "real", seed)
-    return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
+    synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed)[:most])
+    if "train" in sets:
+        return sets["train"].part(draw_order_of(sets, "train", seed)[:most]), synthetic_pool
+    rows = draw_order_of(sets, "real", seed)
+    return sets["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), synthetic_pool
 
 
-def exact_shares(sides: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
+def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
     """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
-    known, made = sides.get("train", sides["real"]).everyone, sides["synthetic"].everyone
-    assert known is not None, "gather comes first"
-    assert made is not None, "gather comes first"
-    marks = known.fingerprints
-    if donor is not None and known.donors is not None:
-        marks = marks[known.donors == donor]
-    return {"value": copied_share(marks, made.fingerprints), "floor": repeated_share(marks), "copies": 1.0}
+    training_pool, synthetic_pool = sets.get("train", sets["real"]).everyone, sets["synthetic"].everyone
+    assert training_pool is not None, "gather comes first"
+    assert synthetic_pool is not None, "gather comes first"
+    marks = training_pool.fingerprints
+    if donor is not None and training_pool.donors is not None:
+        marks = marks[training_pool.donors == donor]
+    return {"value": copied_share(marks, synthetic_pool.fingerprints), "floor": repeated_share(marks), "copies": 1.0}
 
 
-def computable(round_: Resample, label: str | None) -> tuple[list[Metric], dict[str, str]]:
+def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dict[str, str]]:
     """Of the metrics wanted, those that these cells allow, and why others are left out."""
     metrics, skipped = [], {}
-    for metric in (m for m in METRICS.values() if m.name in round_.chosen):
-        drawn = (round_.first, round_.second, round_.third)
+    for metric in (m for m in METRICS.values() if m.name in resample.chosen):
+        drawn = (resample.real, resample.reference, resample.synthetic)
         given = {"member", "donors"} if metric.against == "donors" else {"member"}
         missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
-        if metric.against == "donors" and round_.second_trained and "donors" not in round_.against:
+        if metric.against == "donors" and resample.reference_trained and "donors" not in resample.against:
             skipped[metric.name] = (
                 f"there are no {FEWEST_DONORS} donors that the model was trained on, and {FEWEST_DONORS} others "
                 "(--donor)"
             )
-        elif metric.against not in {*round_.against, "train"}:
+        elif metric.against not in {*resample.against, "train"}:
             skipped[metric.name] = (
                 "the real cells are of other kinds, or of other donors, than those that the model was trained on"
-                if round_.trained
+                if resample.trained
                 else "the cells that the model was trained on are not given (--train)"
             )
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
-        elif metric.space in round_.gene_sets.missing:
-            skipped[metric.name] = round_.gene_sets.missing[metric.space]
-        elif "types" in metric.needs and len(set(round_.first.types)) < 2:
+        elif metric.space in resample.gene_sets.missing:
+            skipped[metric.name] = resample.gene_sets.missing[metric.space]
+        elif "types" in metric.needs and len(set(resample.real.types)) < 2:
             skipped[metric.name] = f"all real cells are of one {label}"
-        elif alone := [n for n in SINGULAR if n in metric.needs and _of_one(round_.first, n)]:
+        elif alone := [n for n in SINGULAR if n in metric.needs and _of_one(resample.real, n)]:
             skipped[metric.name] = f"all real cells are of one {SINGULAR[alone[0]]}"
-        elif metric.name in OF_EACH_TYPE and not types_to_compare(round_.first.types):
+        elif metric.name in OF_EACH_TYPE and not types_to_compare(resample.real.types):
             skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
         else:
             metrics.append(metric)

@@ -101,11 +101,11 @@ class Scorer:
         """Score resample r; draw: called with the first resample's cells while metrics are computed."""
         drawn = draw_subsamples(self.sets, self.n, self.seed + 1000 * r)
         self._first_drawn = self._first_drawn or drawn
-        known, made = known_cells(self.sides, self.n, self.seed + 1000 * r)
+        training_pool, synthetic_pool = known_cells(self.sides, self.n, self.seed + 1000 * r)
         resample = Resample(
-            *drawn, pool=self.pool, known=known, made=made, trained="train" in self.sides,
-            second_trained="train" in self.sets, gene_sets=self.gene_sets, chosen=self.chosen, bad_models=r == 0,
-            seed=self.seed + r,
+            *drawn, pool=self.pool, training_pool=training_pool, synthetic_pool=synthetic_pool,
+            trained="train" in self.sides, reference_trained="train" in self.sets, gene_sets=self.gene_sets,
+            chosen=self.chosen, bad_models=r == 0, seed=self.seed + r,
         )  # fmt: skip
         to_score, skipped = computable(resample, self.label)
         if r == 0:
@@ -158,14 +158,14 @@ class Scorer:
             self.found.protocol.setdefault(metric.name, []).append(figures)
 
     def _note(self, resample: Resample) -> None:
-        self.found.genes = _genes_table(self.sides["real"].genes, resample.first, resample.second, resample.third)
+        self.found.genes = _genes_table(self.sides["real"].genes, resample.real, resample.reference, resample.synthetic)
         few = donors_left_out(resample)
         if few:
             self.found.notes.append(
                 f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
                 f"{', '.join(few)}."
             )
-        zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (resample.first, resample.third)]
+        zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (resample.real, resample.synthetic)]
         self.found.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
 
@@ -200,13 +200,15 @@ def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float
                 groups.setdefault(name, {}).setdefault(metric, []).append(figures)
 
 
-def _genes_table(genes: pd.Index, first: Subsample, second: Subsample, third: Subsample) -> pd.DataFrame:
+def _genes_table(genes: pd.Index, real: Subsample, reference: Subsample, synthetic: Subsample) -> pd.DataFrame:
     """Evaluation.genes, of real, other real and synthetic cells."""
     found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
-    sides = {"real": first, "reference": second, "synthetic": third}
+    sides = {"real": real, "reference": reference, "synthetic": synthetic}
     for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
         found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in sides.items()}
-    return pd.DataFrame(found | {"ks": ks_per_gene(first.X, third.X), "ks_reference": ks_per_gene(first.X, second.X)})
+    return pd.DataFrame(
+        found | {"ks": ks_per_gene(real.X, synthetic.X), "ks_reference": ks_per_gene(real.X, reference.X)}
+    )
 
 
 def _genes_of(protocol: str, real: CellSet) -> np.ndarray:

@@ -27,7 +27,7 @@ log = logging.getLogger("scdiffkit")
 
 
 def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether to compile a network by default, for that many steps: transformers on a GPU that has what compiling needs.
+    """Whether a network is compiled by default, for `steps` steps: a transformer, on a GPU that has what it takes.
 
     It follows from no timing: runs are repeatable.
     """

@@ -49,19 +49,19 @@ class Drawing:
         }
         self.pictures: dict[str, Picture] = {}
 
-    def draw(self, first: Subsample, second: Subsample, third: Subsample) -> None:
+    def draw(self, real: Subsample, reference: Subsample, synthetic: Subsample) -> None:
         """Draw the pictures, by their titles, the layouts first, of real, other real and synthetic cells."""
         types = [part.types if self.label and part.has_types else None for part in self.shown]
         drawn = {
-            "Single cells": _cells(first, third),
-            "Single genes": _genes(self.genes, first.X, third.X),
-            "Mean, variance and zeros of genes": figures.trends(first.X, third.X),
+            "Single cells": _cells(real, synthetic),
+            "Single genes": _genes(self.genes, real.X, synthetic.X),
+            "Mean, variance and zeros of genes": figures.trends(real.X, synthetic.X),
             "Genes that vary together": figures.correlations(
-                self.genes, {"real": first.X, "other real cells": second.X, "synthetic": third.X}
+                self.genes, {"real": real.X, "other real cells": reference.X, "synthetic": synthetic.X}
             ),
         }
-        if first.has_types and third.has_types and len(set(first.types)) > 1:
-            drawn["Marker genes"] = _markers(self.genes, first, third, str(self.label))
+        if real.has_types and synthetic.has_types and len(set(real.types)) > 1:
+            drawn["Marker genes"] = _markers(self.genes, real, synthetic, str(self.label))
         embeddings = {
             name: figures.embedding(name, *layout.result(), types, self.label, self.seed)
             for name, layout in self.layouts.items()
@@ -88,9 +88,9 @@ def _cells_to_draw(sides: dict[str, CellSet], seed: int, most: int) -> tuple[Sub
     return a, b
 
 
-def _cells(first: Subsample, third: Subsample) -> Picture:
-    names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (first, third))]
-    pairs = [tuple(part.of_cells[name] for part in (first, third)) for name in names]
+def _cells(real: Subsample, synthetic: Subsample) -> Picture:
+    names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (real, synthetic))]
+    pairs = [tuple(part.of_cells[name] for part in (real, synthetic)) for name in names]
     logs = [
         (np.log10(a + 1), np.log10(b + 1)) if name != "mitochondrial_share" else (a, b)
         for name, (a, b) in zip(names, pairs)
@@ -112,16 +112,16 @@ def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_mat
     return figures.distributions(titles, pairs, alt)
 
 
-def _markers(names: np.ndarray, first: Subsample, third: Subsample, label: str) -> Picture:
+def _markers(names: np.ndarray, real: Subsample, synthetic: Subsample, label: str) -> Picture:
     """The strongest markers of the most frequent types of the real cells."""
-    counts = pd.Series(first.types).value_counts()
+    counts = pd.Series(real.types).value_counts()
     types = sorted(counts.index[:TYPES_SHOWN])
     chosen: list[int] = []
     for name in types:
-        strongest = np.argsort(-welch_t(first.X, first.types == name), kind="stable")
+        strongest = np.argsort(-welch_t(real.X, real.types == name), kind="stable")
         chosen += [g for g in strongest[: 2 * MARKERS_OF_TYPE] if g not in chosen][:MARKERS_OF_TYPE]
     sides = {}
-    for side, part in (("real", first), ("synthetic", third)):
+    for side, part in (("real", real), ("synthetic", synthetic)):
         of_types = [part.X[part.types == name][:, chosen] for name in types]
         none = np.zeros(len(chosen))
         share = np.array([1 - zeros_per_gene(x) if x.shape[0] else none for x in of_types])

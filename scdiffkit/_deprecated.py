@@ -1,0 +1,93 @@
+"""Modules under the names that they had before they were sorted into folders: they still work, and warn."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
+    "compare": ("evaluation.comparison", "evaluation.ranking"),
+    "compared": ("evaluation.cell_sets", "evaluation.loading", "evaluation.matching"),
+    "data": ("data.cells", "data.conditions", "data.split"),
+    "denoiser": ("diffusion.denoiser",),
+    "device": ("runtime.device",),
+    "evaluate": ("evaluation.pipeline", "evaluation.result", "evaluation.scoring", "evaluation.output"),
+    "fit": ("training.loop", "training.status", "training.validation", "training.state"),
+    "gene_sets": ("evaluation.gene_sets",),
+    "generate": ("sampling.pipeline", "sampling.plan", "sampling.composition", "sampling.worker"),
+    "gradients": ("training.step",),
+    "holdout": ("data.split",),
+    "preprocess": (
+        "preprocessing.pipeline", "preprocessing.counts", "preprocessing.columns", "preprocessing.filters",
+        "preprocessing.genes", "preprocessing.join", "preprocessing.normalise", "datasets",
+    ),
+    "report": ("evaluation.report.page", "evaluation.report.pictures", "evaluation.report.render"),
+    "resample": ("evaluation.resample",),
+    "schedule": ("diffusion.schedule",),
+    "team": ("training.distributed",),
+    "train": ("training.pipeline", "training.codec", "training.resume"),
+    "vectors": ("training.encoded",),
+    "verdict": ("evaluation.verdict",),
+    "workers": ("sampling.pool",),
+}  # fmt: skip
+RENAMED = {"Cells": "TrainingCells", "nearest": "did_you_mean"}
+
+
+class _Moved(ModuleType):
+    """A module of before: its names are looked up where they are now."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            return look_up(self.__name__.removeprefix("scdiffkit."), name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """scdiffkit.train and others are functions, also once a module of the same name was imported."""
+        name = self.__name__.removeprefix("scdiffkit.")
+        return _find(name, name)[1](*args, **kwargs)
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        if package != "scdiffkit" or name not in MOVED:
+            return None
+        return ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Moved(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def look_up(old: str, name: str) -> Any:
+    """A name of an old module, with a DeprecationWarning that says where it is now. Raises AttributeError."""
+    where, value = _find(old, name)
+    warnings.warn(f"scdiffkit.{old}.{name} is now {where}.", DeprecationWarning, stacklevel=3)
+    return value
+
+
+def install() -> None:
+    """Let old modules be imported."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
+
+
+def _find(old: str, name: str) -> tuple[str, Any]:
+    wanted = RENAMED.get(name, name)
+    for place in MOVED[old]:
+        module = importlib.import_module(f"scdiffkit.{place}")
+        if hasattr(module, wanted):
+            value = getattr(module, wanted)
+            defined_in = getattr(value, "__module__", module.__name__)  # the module may only import it
+            return f"{defined_in}.{wanted}", value
+    raise AttributeError(f"module 'scdiffkit.{old}' has no attribute {name!r}")

@@ -1,0 +1,50 @@
+"""What could be imported before modules were sorted into folders still can, with a warning that says where it is."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from scdiffkit._deprecated import MOVED
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("generate", "steps_of", "scdiffkit.sampling.plan"),
+        ("evaluate", "Evaluation", "scdiffkit.evaluation.result"),
+        ("preprocess", "find_counts", "scdiffkit.preprocessing.counts"),
+        ("fit", "TrainStatus", "scdiffkit.training.status"),
+        ("data", "Conditions", "scdiffkit.data.conditions"),
+        ("data", "Cells", "scdiffkit.data.cells"),
+        ("verdict", "judge", "scdiffkit.evaluation.verdict"),
+    ],
+)
+def test_old_modules_give_what_they_gave_and_name_the_new_one(old, name, new):
+    module = importlib.import_module(f"scdiffkit.{old}")
+    with pytest.warns(DeprecationWarning, match=rf"scdiffkit\.{old}\.{name} is now {new}\.") as caught:
+        found = getattr(module, name)
+    assert found.__module__ == new
+    assert caught[0].filename == __file__
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
+        _ = module.nothing_of_the_kind
+
+
+def test_every_place_that_is_named_exists():
+    for places in MOVED.values():
+        for place in places:
+            importlib.import_module(f"scdiffkit.{place}")
+
+
+def test_functions_stay_functions_once_an_old_module_of_their_name_was_imported():
+    code = (
+        "import scdiffkit, scdiffkit.datasets, scdiffkit.train; from scdiffkit.preprocess import preprocess; "
+        "import scdiffkit.preprocess, scdiffkit.evaluate, scdiffkit.compare; "
+        "scdiffkit.preprocess(scdiffkit.datasets.demo_cells()); "
+        "print([callable(getattr(scdiffkit, n)) for n in scdiffkit.__all__ if n != '__version__'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "False" not in done.stdout
