@@ -116,7 +116,7 @@ def measure_rates(result: dict[str, Any], folder: Path, options: argparse.Namesp
         row |= {"ms_per_step": round(step_s * 1e3, 3), "memory_gib": round(memory, 2)}
         row["utilisation"] = round(flops_of_step(run, fabric) / step_s / found["peak_tflops"] / 1e12, 4)
         if not one_by_one and which not in FULL:
-            speed.save_untrained(run, run.new_denoiser())
+            speed.save_untrained(run, run.load().new_denoiser())
             drawing = SampleConfig(steps=speed.STEPS, device=options.device)
             row["sampled_per_s"] = round(speed.sampling_rate(run, drawing, options.seconds))
         rows[which, one_by_one] = row

@@ -108,7 +108,7 @@ def measure(data: Path, folder: Path, preset: str, codec: str, arch: str, option
 
     measuring.train_for(options.seconds, data, folder, settings, preset=preset, arch=arch, on_status=look)
     run = Run.open(folder)
-    batch, denoiser = run.config().train.batch_size, run.new_denoiser().to(fabric.device)
+    batch, denoiser = run.config().train.batch_size, run.load().new_denoiser().to(fabric.device)
     train_s, products_s = np.median(of_step, axis=0).tolist()
     share = float(np.median([products / step for step, products in of_step]))
     save_untrained(run, denoiser)
@@ -153,7 +153,7 @@ def batch_of(run: Run, fabric: Any) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def training_step(run: Run, fabric: Any) -> None:
-    denoiser = run.new_denoiser().to(fabric.device)
+    denoiser = run.load().new_denoiser().to(fabric.device)
     (x0, eps), codes, t = batch_of(run, fabric)
     with fabric.autocast():
         loss = denoiser(x0, codes, t, eps).mean()

@@ -18,6 +18,8 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +32,7 @@ from torch import Tensor
 from scdiffkit import codecs, config, models
 from scdiffkit.codecs import Codec, GeneCodec
 from scdiffkit.config import RunConfig
+from scdiffkit.data.conditions import Conditions
 from scdiffkit.diffusion.denoiser import Denoiser, SpikeSlab
 from scdiffkit.diffusion.schedule import Schedule
 from scdiffkit.errors import ConfigError, FileError, RunError, did_you_mean
@@ -179,30 +182,30 @@ class Run:
             raise RunError(f"{path} is damaged ({e}). Copy it again, or use another checkpoint.") from e
 
     def codec(self) -> Codec:
-        codec = codecs.build(self.config().codec, **self.provenance()["codec"])
+        return self.load().codec
+
+    def denoiser(self) -> Denoiser:
+        """The trained denoiser; see TrainedModel.denoiser."""
+        return self.load().denoiser()
+
+    def load(self) -> TrainedModel:
+        """The run's model, read once: without the denoiser's weights."""
+        values = self._config_values()
+        provenance = values.pop("provenance")
+        run_config = RunConfig.from_dict(values)
+        codec = codecs.build(run_config.codec, **provenance["codec"])
         codec.load_state(self._tensors(self.path / "codec.safetensors"))
-        return codec
+        return TrainedModel(self, run_config, provenance, Conditions.from_dict(self.conditions()), codec)
 
-    def new_denoiser(self) -> Denoiser:
-        """The denoiser as it is before training; the weights follow torch's seed."""
-        run_config, codec = self.config(), self.codec()
-        num_categories = [len(c) for c in self.conditions()["categories"].values()]
-        d = run_config.diffusion
-        head = SpikeSlab(*codec.spike_slab()) if isinstance(codec, GeneCodec) and d.output == "spike-slab" else None
-        network = models.build(codec.dim, run_config.model, num_categories, outputs=2 if head else 1)
-        return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
-
-    def denoiser(self, step: int | None = None) -> Denoiser:
-        """The trained denoiser (the moving average of the weights where there is one) of a checkpoint.
+    def weights(self, step: int | None = None) -> dict[str, Tensor]:
+        """The trained weights of a checkpoint: their moving average, where there is one.
 
         step None: that of the lowest held-out loss, or the newest where no cells were held out. Raises RunError
         when there is no checkpoint.
         """
         folder = self._checkpoint(step or self.best_step())
         ema = folder / "ema.safetensors"
-        denoiser = self.new_denoiser()
-        denoiser.load_state_dict(self._tensors(ema if ema.exists() else folder / "weights.safetensors"))
-        return denoiser.eval().requires_grad_(False)
+        return self._tensors(ema if ema.exists() else folder / "weights.safetensors")
 
     # How far training came
 
@@ -400,6 +403,40 @@ class Run:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(self.path.name, target_is_directory=True)
         os.replace(temporary, self.path.parent / LATEST)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run holds, read once."""
+
+    run: Run
+    config: RunConfig
+    provenance: dict[str, Any]
+    conditions: Conditions
+    codec: Codec
+
+    @cached_property
+    def genes(self) -> list[str]:
+        return self.run.genes()
+
+    @cached_property
+    def best_step(self) -> int | None:
+        """Step of the checkpoint that samples are drawn from; see Run.best_step."""
+        return self.run.best_step()
+
+    def new_denoiser(self) -> Denoiser:
+        """The denoiser as it is before training; the weights follow torch's seed."""
+        d, codec = self.config.diffusion, self.codec
+        head = SpikeSlab(*codec.spike_slab()) if isinstance(codec, GeneCodec) and d.output == "spike-slab" else None
+        outputs = 2 if head else 1
+        network = models.build(codec.dim, self.config.model, self.conditions.num_categories, outputs=outputs)
+        return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
+
+    def denoiser(self) -> Denoiser:
+        """The trained denoiser. Raises RunError when there is no checkpoint."""
+        denoiser = self.new_denoiser()
+        denoiser.load_state_dict(self.run.weights(self.best_step))
+        return denoiser.eval().requires_grad_(False)
 
 
 def is_run(path: Path) -> bool:

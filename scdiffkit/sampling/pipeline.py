@@ -16,17 +16,16 @@ from anndata import AnnData
 from scipy import sparse
 
 from scdiffkit.config import SampleConfig
-from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError
 from scdiffkit.io import CellWriter, check_output, open_rows
-from scdiffkit.run import Run
-from scdiffkit.runtime.device import accelerator_of, devices_of, precision_of
+from scdiffkit.run import Run, TrainedModel
+from scdiffkit.runtime.device import accelerator_of, devices_of
 from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.runtime.versions import OF_CELLS, versions
 from scdiffkit.sampling.composition import composition_of, library_sizes_of
-from scdiffkit.sampling.plan import SLOTS_OF_GPU, Request, batches_at_once, default_batch_size, guidance_of, steps_of
+from scdiffkit.sampling.plan import SLOTS_OF_GPU, SamplingPlan, batches_at_once, guidance_of, steps_of
 from scdiffkit.sampling.pool import Process, Threads, Worker, map_ordered
-from scdiffkit.sampling.worker import BLOCK_OF_CELLS, BLOCK_OF_DEPTHS, Batch, BatchRequest, BatchSampler
+from scdiffkit.sampling.worker import Batch, BatchSampler
 
 log = logging.getLogger("scdiffkit")
 SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
@@ -60,12 +59,13 @@ def sample(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = config or SampleConfig()
-    steps_of(config, run.config().diffusion.num_train_timesteps)  # refused before anything is written
+    model = run.load()
+    conditions, codec = model.conditions, model.codec
+    steps_of(config, model.config.diffusion.num_train_timesteps)  # refused before anything is written
     devices_of(config.device, config.devices)
     if out is not None:
         check_output(Path(out), force=force)
-    conditions, codec = Conditions.from_dict(run.conditions()), run.codec()
-    guidance_of(run, conditions, config)
+    guidance_of(model, config)
     if config.library_size != "like" and not codec.takes_library_size:
         raise ConfigError(
             f"--library-size {config.library_size}: the {codec.name} codec reads each cell's library size off the "
@@ -76,24 +76,25 @@ def sample(
     codes = composition_of(conditions, n, where, like, depth_too=codec.takes_library_size)
     sizes = None
     if codec.takes_library_size:
-        sizes = library_sizes_of(codec, run.genes(), conditions, codes, like, config)
-    request = Request.of(run, codes, sizes, config)
-    order = request.rng().permutation(len(codes))
+        sizes = library_sizes_of(codec, model.genes, conditions, codes, like, config)
+    plan = SamplingPlan.of(model, codes, sizes, config)
+    order = plan.request.rng().permutation(len(codes))
     codes, sizes = codes[order], None if sizes is None else sizes[order]  # any first cells are a fair sample
-    remarks = [*run.remarks(), *conditions.remarks(codes)]
-    for remark in run.remarks():
+    of_run = run.remarks()
+    remarks = [*of_run, *conditions.remarks(codes)]
+    for remark in of_run:
         log.warning(remark)
     present = conditions.present(codes)
     var = run.var()
-    uns = {"scdiffkit": _provenance(run, config, len(codes), remarks), "log1p": {}, **present.uns()}
+    uns = {"scdiffkit": _provenance(model, config, plan.steps, len(codes), remarks), "log1p": {}, **present.uns()}
     done = 0
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(deferred_interrupts())
-        batches = stack.enter_context(contextlib.closing(_batches(run, request, codes, sizes, config, interrupted)))
+        batches = stack.enter_context(contextlib.closing(_batches(model, plan, codes, sizes, interrupted)))
         writer = None
         if out is not None:
             writer = stack.enter_context(
-                CellWriter(out, run.genes(), var=var, uns=uns, layers=("counts",), force=force)
+                CellWriter(out, model.genes, var=var, uns=uns, layers=("counts",), force=force)
             )
         kept = []
         for batch in batches:
@@ -117,66 +118,42 @@ def sample(
 
 
 def _batches(
-    run: Run,
-    request: Request,
+    model: TrainedModel,
+    plan: SamplingPlan,
     codes: np.ndarray,
     sizes: np.ndarray | None,
-    config: SampleConfig,
     interrupted: threading.Event,
 ) -> Generator[Batch]:
     """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
 
     sizes: their library sizes (n,), or None where the model draws them. Several batches are drawn at once, on threads
-    and, where config says so, on several devices. A batch is made of whole blocks, each with random numbers of its
-    own: what a cell holds depends on none of that.
+    and, where the plan says so, on several devices; what a cell holds depends on none of that.
     """
+    config, T = plan.config, model.config.diffusion.num_train_timesteps
     devices, kind = devices_of(config.device, config.devices), accelerator_of(config.device)
-    run_config, dim = run.config(), run.codec().dim
-    T = run_config.diffusion.num_train_timesteps
-    steps = steps_of(config, T)
     log.info(
         "%s: %d network calls a cell (T = %d, speedup %.3g), %sguidance %s, seed %d",
-        SAMPLERS[config.sampler], steps, T, T / steps, f"eta {config.eta:g}, " if config.sampler == "ddim" else "",
-        _in_words(config.cfg_scale), config.seed,
+        SAMPLERS[config.sampler], plan.steps, T, T / plan.steps,
+        f"eta {config.eta:g}, " if config.sampler == "ddim" else "", _in_words(config.cfg_scale), config.seed,
     )  # fmt: skip
-    block = BLOCK_OF_CELLS["cpu" if kind == "cpu" else "gpu"]
-    if sizes is not None and np.ptp(sizes) > 0:
-        block = BLOCK_OF_DEPTHS
-    batch_size = config.batch_size
-    if batch_size is None:  # equal ones, so that threads and devices end together
-        batch_size = math.ceil(len(codes) / math.ceil(len(codes) / default_batch_size(run_config.model, dim, kind)))
-        batch_size = block * math.ceil(batch_size / block)
-    starts = range(0, len(codes), block * max(1, batch_size // block))
-    jobs = (
-        BatchRequest(
-            start,
-            block,
-            codes[start : start + starts.step],
-            None if sizes is None else sizes[start : start + starts.step],
-        )
-        for start in starts
-    )
+    requests = plan.requests(codes, sizes)
     slots, threads = SLOTS_OF_GPU, None
     if kind == "cpu":
-        at_once, threads = batches_at_once(len(starts))
+        at_once, threads = batches_at_once(len(requests))
         slots = math.ceil(at_once / len(devices))
-    # Measured once, here: processes that differ would draw other cells.
-    config = config.model_copy(
-        update={"precision": precision_of(config.device, config.precision), "batch_size": batch_size}
-    )
     with contextlib.ExitStack() as stack:
-        members: list[Worker] = []
+        workers: list[Worker] = []
         if len(devices) == 1:
-            drawer = BatchSampler(run, request, config, devices[0])
-            members = [Threads(drawer, slots, threads, drawer.network.stopped.set)]
-            stack.callback(members[0].close)
+            sampler = BatchSampler(model, plan, devices[0])
+            workers = [Threads(sampler, slots, threads, sampler.network.stopped.set)]
+            stack.callback(workers[0].close)
         else:
             log.info("%d worker processes, each on %s", len(devices), "its own GPU" if kind == "cuda" else "the CPU")
-            for k, device in enumerate(devices[: len(starts)], start=1):
+            for k, device in enumerate(devices[: len(requests)], start=1):
                 name = f"Worker process {k} of {len(devices)}"
-                members.append(Process(name, BatchSampler, (run, request, config, device), slots, threads))
-                stack.callback(members[-1].close)
-        yield from map_ordered(members, jobs, interrupted)
+                workers.append(Process(name, BatchSampler, (model.run, plan, device), slots, threads))
+                stack.callback(workers[-1].close)
+        yield from map_ordered(workers, requests, interrupted)
 
 
 def _in_words(cfg_scale: float | dict[str, float]) -> str:
@@ -185,26 +162,25 @@ def _in_words(cfg_scale: float | dict[str, float]) -> str:
     return " ".join(f"{column}={scale:g}" for column, scale in cfg_scale.items()) or "1"
 
 
-def _provenance(run: Run, config: SampleConfig, n: int, remarks: list[str]) -> dict[str, Any]:
+def _provenance(model: TrainedModel, config: SampleConfig, steps: int, n: int, remarks: list[str]) -> dict[str, Any]:
     """`uns["scdiffkit"]` of the output: how the cells were drawn; their labels are in obs.
 
     remarks: what makes these cells less trustworthy, in sentences; evaluate and info repeat them.
     """
-    run_config, provenance = run.config(), run.provenance()
-    T = run_config.diffusion.num_train_timesteps
+    run_config, provenance = model.config, model.provenance
     return {
         "synthetic": True,
         "run_id": provenance["run_id"],
         "arch": run_config.model.arch,
         "codec": run_config.codec.name,
-        "checkpoint_step": run.best_step() or 0,
-        "training": run.training(),
+        "checkpoint_step": model.best_step or 0,
+        "training": model.run.training(),
         **({"trained_on": provenance["data"]["split"]} if "split" in provenance["data"] else {}),
         "remarks": remarks,
         "cells": n,
         "seed": config.seed,
         "sampler": config.sampler,
-        "steps": steps_of(config, T),
+        "steps": steps,
         "eta": config.eta,
         "cfg_scale": config.cfg_scale,
         "library_size": config.library_size,

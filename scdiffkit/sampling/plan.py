@@ -11,10 +11,12 @@ import torch
 
 from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
 from scdiffkit.data.cells import fingerprint
-from scdiffkit.data.conditions import Conditions
 from scdiffkit.errors import ConfigError
-from scdiffkit.run import Run
+from scdiffkit.run import TrainedModel
+from scdiffkit.runtime.device import accelerator_of, precision_of
 
+BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
+BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
 MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
 SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion
@@ -30,18 +32,6 @@ class Request:
 
     run_id: str
     key: str  # hexadecimal
-
-    @classmethod
-    def of(cls, run: Run, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> Request:
-        """codes (n, K), sizes (n,): of the cells to draw, in the order of the composition."""
-        run_id = run.provenance()["run_id"]
-        steps = steps_of(config, run.config().diffusion.num_train_timesteps)
-        guidance = guidance_of(run, Conditions.from_dict(run.conditions()), config)
-        if isinstance(guidance, list) and set(guidance) <= {1.0}:
-            guidance = 1.0
-        settings = (config.seed, config.sampler, steps, config.eta, guidance, config.library_size)
-        parts = (run_id, str(run.best_step()), repr(settings), codes, np.empty(0) if sizes is None else sizes)
-        return cls(run_id, fingerprint(*parts, str(codes.shape)))
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([*self._words(), 0])
@@ -59,6 +49,73 @@ class Request:
         return int(self.key[:8], 16), int(self.key[8:], 16)
 
 
+@dataclass(frozen=True)
+class BatchRequest:
+    """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
+
+    start: number of the first cell, among all; block: cells in a block.
+    """
+
+    start: int
+    block: int
+    codes: np.ndarray
+    sizes: np.ndarray | None
+
+    @property
+    def blocks(self) -> list[tuple[int, slice]]:
+        """Number and cells of each block."""
+        return [
+            ((self.start + at) // self.block, slice(at, at + self.block))
+            for at in range(0, len(self.codes), self.block)
+        ]
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How the cells of one call are drawn, the same in every process.
+
+    config: its precision and batch_size are settled. steps: network calls a cell. guidance: the scale of all condition
+    columns together, or of each. block: cells that share a stream of random numbers; batches are of whole blocks.
+    """
+
+    request: Request
+    config: SampleConfig
+    steps: int
+    guidance: float | list[float]
+    block: int
+
+    @classmethod
+    def of(cls, model: TrainedModel, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> SamplingPlan:
+        """codes (n, K), sizes (n,): of the cells to draw, in the order of the composition."""
+        steps = steps_of(config, model.config.diffusion.num_train_timesteps)
+        guidance = guidance_of(model, config)
+        scales = 1.0 if isinstance(guidance, list) and set(guidance) <= {1.0} else guidance
+        settings = (config.seed, config.sampler, steps, config.eta, scales, config.library_size)
+        run_id = model.provenance["run_id"]
+        parts = (run_id, str(model.best_step), repr(settings), codes, np.empty(0) if sizes is None else sizes)
+        request = Request(run_id, fingerprint(*parts, str(codes.shape)))
+        kind = accelerator_of(config.device)
+        block = BLOCK_OF_CELLS["cpu" if kind == "cpu" else "gpu"]
+        if sizes is not None and np.ptp(sizes) > 0:
+            block = BLOCK_OF_DEPTHS
+        batch_size = config.batch_size
+        if batch_size is None:  # equal ones, so that threads and devices end together
+            most = default_batch_size(model.config.model, model.codec.dim, kind)
+            batch_size = math.ceil(len(codes) / math.ceil(len(codes) / most))
+            batch_size = block * math.ceil(batch_size / block)
+        settled = {"precision": precision_of(config.device, config.precision), "batch_size": batch_size}
+        return cls(request, config.model_copy(update=settled), steps, guidance, block)
+
+    def requests(self, codes: np.ndarray, sizes: np.ndarray | None) -> list[BatchRequest]:
+        """A batch each, of cells with codes (n, K) and library sizes (n,), in the order in which they are drawn."""
+        assert self.config.batch_size is not None
+        step = self.block * max(1, self.config.batch_size // self.block)
+        parts = [slice(start, start + step) for start in range(0, len(codes), step)]
+        return [
+            BatchRequest(part.start, self.block, codes[part], None if sizes is None else sizes[part]) for part in parts
+        ]
+
+
 def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
     """Network calls per cell that the configuration comes to for a run with T steps."""
     if config.sampler == "ddpm":
@@ -72,11 +129,14 @@ def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
     return config.steps or min(DEFAULT_STEPS[config.sampler], num_train_timesteps)
 
 
-def guidance_of(run: Run, conditions: Conditions, config: SampleConfig) -> float | list[float]:
-    """The guidance scale of all columns together, or of each of the K columns."""
+def guidance_of(model: TrainedModel, config: SampleConfig) -> float | list[float]:
+    """The guidance scale of all columns together, or of each of the K columns.
+
+    Raises ConfigError for a run that cannot be guided, DataError for a column that it does not have.
+    """
     scales = config.cfg_scale if isinstance(config.cfg_scale, dict) else {"": config.cfg_scale}
     guided = any(scale != 1 for scale in scales.values())
-    if guided and not (run.config().conditions and run.config().train.condition_dropout):
+    if guided and not (model.config.conditions and model.config.train.condition_dropout):
         raise ConfigError(
             "--cfg-scale needs a run with conditions (--label) that training hid at times "
             "(train.condition_dropout > 0): guidance goes from the unknown condition to the given one. Leave it out."
@@ -84,8 +144,8 @@ def guidance_of(run: Run, conditions: Conditions, config: SampleConfig) -> float
     if not isinstance(config.cfg_scale, dict):
         return config.cfg_scale
     for column in scales:
-        conditions.check_column(column)
-    return [scales.get(column, 1.0) for column in conditions.columns]
+        model.conditions.check_column(column)
+    return [scales.get(column, 1.0) for column in model.conditions.columns]
 
 
 def batches_at_once(batches: int) -> tuple[int, int]:

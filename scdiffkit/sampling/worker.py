@@ -16,20 +16,16 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from scdiffkit.codecs import CountCodec
-from scdiffkit.config import SampleConfig
 from scdiffkit.data.cells import LIBRARY_SIZE
-from scdiffkit.data.conditions import Conditions
 from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
 from scdiffkit.errors import RunError
 from scdiffkit.preprocessing.normalise import lognormalise
-from scdiffkit.run import Run
+from scdiffkit.run import Run, TrainedModel
 from scdiffkit.runtime.device import is_out_of_memory, make_fabric
-from scdiffkit.sampling.plan import Request, guidance_of, steps_of
+from scdiffkit.sampling.plan import BatchRequest, SamplingPlan
 
 log = logging.getLogger("scdiffkit")
-BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
-BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
 
 
 @dataclass(frozen=True)
@@ -41,38 +37,17 @@ class Batch:
     obs: pd.DataFrame
 
 
-@dataclass(frozen=True)
-class BatchRequest:
-    """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
-
-    start: number of the first cell, among all; block: cells in a block.
-    """
-
-    start: int
-    block: int
-    codes: np.ndarray
-    sizes: np.ndarray | None
-
-    @property
-    def blocks(self) -> list[tuple[int, slice]]:
-        """Number and cells of each block."""
-        return [
-            ((self.start + at) // self.block, slice(at, at + self.block))
-            for at in range(0, len(self.codes), self.block)
-        ]
-
-
 class BatchSampler:
     """Draws batches of a run's cells on one device, from several threads."""
 
-    def __init__(self, run: Run, request: Request, config: SampleConfig, device: str) -> None:
-        self.request, self.config = request, config
-        self.fabric = make_fabric(device, config.precision)
-        self.denoiser, self.codec = run.denoiser().to(self.fabric.device), run.codec()
-        self.network = self.denoiser.network = _Network(self.denoiser.network, config.batch_size)
-        self.conditions = Conditions.from_dict(run.conditions())
-        self.guidance = guidance_of(run, self.conditions, config)
-        self.steps = steps_of(config, self.denoiser.schedule.num_train_timesteps)
+    def __init__(self, model: TrainedModel | Run, plan: SamplingPlan, device: str) -> None:
+        """model: a Run in another process, which reads it for itself."""
+        model = model.load() if isinstance(model, Run) else model
+        self.plan = plan
+        self.fabric = make_fabric(device, plan.config.precision)
+        self.denoiser, self.codec = model.denoiser().to(self.fabric.device), model.codec
+        self.network = self.denoiser.network = _Network(self.denoiser.network, plan.config.batch_size)
+        self.conditions = model.conditions
 
     def __call__(self, job: BatchRequest) -> Batch:
         try:
@@ -82,19 +57,19 @@ class BatchSampler:
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e):
                 raise
-            fewer = " or fewer --devices" if self.config.devices > 1 else ""
+            fewer = " or fewer --devices" if self.plan.config.devices > 1 else ""
             raise RunError(
                 f"Memory does not hold a batch of {len(job.codes)} cells: give a --batch-size below that{fewer}."
             ) from e
         obs = self.conditions.decode(job.codes)
         obs[LIBRARY_SIZE] = size
-        obs.index = self.request.names(job.start, len(job.codes))
+        obs.index = self.plan.request.names(job.start, len(job.codes))
         return Batch(X, raw.astype(np.int32), obs)
 
     def _drawn(self, job: BatchRequest) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Raw counts (B, G) and library sizes (B,)."""
         device = self.fabric.device
-        generators = [torch.Generator(device).manual_seed(self.request.seed_of_block(i)) for i, _ in job.blocks]
+        generators = [torch.Generator(device).manual_seed(self.plan.request.seed_of_block(i)) for i, _ in job.blocks]
         codes = torch.from_numpy(job.codes).to(device)
 
         def noise(x: Tensor) -> Tensor:
@@ -104,7 +79,7 @@ class BatchSampler:
             ]
             return torch.cat(parts)
 
-        x0 = _diffuse(self.denoiser, codes, self.codec.dim, self.config, self.guidance, self.steps, noise)
+        x0 = _diffuse(self.denoiser, codes, self.codec.dim, self.plan, noise)
         parts, sizes = [], []
         for generator, (_, cells) in zip(generators, job.blocks, strict=True):
             size = None if job.sizes is None else torch.from_numpy(job.sizes[cells]).to(device)
@@ -172,23 +147,21 @@ def _diffuse(
     denoiser: Denoiser,
     codes: torch.Tensor,
     dim: int,
-    config: SampleConfig,
-    guidance: float | list[float],
-    steps: int,
+    plan: SamplingPlan,
     noise: Callable[[Tensor], Tensor],
 ) -> torch.Tensor:
     """x0 (B, D) for codes (B, K), from fresh noise."""
     x = noise(torch.empty(len(codes), dim, device=codes.device))
     conditions = codes if codes.shape[1] else None
-    if config.sampler == "ddpm":
-        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=guidance, noise=noise)
-    elif config.sampler == "dpm":
-        timesteps = denoiser.schedule.timesteps(steps, "trailing")
-        path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=guidance)
+    if plan.config.sampler == "ddpm":
+        path = ddpm(denoiser, x, conditions=conditions, cfg_scale=plan.guidance, noise=noise)
+    elif plan.config.sampler == "dpm":
+        timesteps = denoiser.schedule.timesteps(plan.steps, "trailing")
+        path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=plan.guidance)
     else:
         path = ddim(
-            denoiser, x, denoiser.schedule.timesteps(steps),
-            conditions=conditions, eta=config.eta, cfg_scale=guidance, noise=noise,
+            denoiser, x, denoiser.schedule.timesteps(plan.steps),
+            conditions=conditions, eta=plan.config.eta, cfg_scale=plan.guidance, noise=noise,
         )  # fmt: skip
     for _, x in path:  # noqa: B007
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -48,12 +49,13 @@ def fit(
     seconds after `started`, on Ctrl-C or SIGTERM, or where the held-out loss falls no longer).
     Raises RunError when weights are no longer finite, or when another process is lost.
     """
-    run_config = run.config()
+    torch.manual_seed(run.config().seed)  # the codec's network is the first to be initialised from it
+    trained = run.load()
+    run_config = trained.config
     c, fabric = run_config.train, group.fabric
     started = time.monotonic() if started is None else started
-    torch.manual_seed(run_config.seed)
-    denoiser = run.new_denoiser()
-    ema = run.new_denoiser().requires_grad_(False).eval() if c.ema_decay and group.is_main else None
+    denoiser = trained.new_denoiser()
+    ema = copy.deepcopy(denoiser).requires_grad_(False).eval() if c.ema_decay and group.is_main else None
     optimizer = optimizer_of(denoiser, c)
     max_steps, first = steps_planned(c, len(vectors)), 0
     compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
@@ -64,13 +66,12 @@ def fit(
     with failing_together():
         model, optimizer = fabric.setup(denoiser, optimizer)
     if ema:
-        ema.load_state_dict(denoiser.state_dict())
         ema.to(fabric.device)
     weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
     averages: list[Tensor] = list(ema.parameters()) if ema else []
     if group.is_main:
         n_parameters = sum(p.numel() for p in denoiser.parameters())
-        log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, run.codec().dim)
+        log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, trained.codec.dim)
     if run.steps():
         first = restore_state(run, denoiser, ema, optimizer)
         if group.is_main:
