@@ -30,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdiffkit import codecs, config, models
-from scdiffkit.codecs import Codec, GeneCodec
+from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.diffusion.denoiser import Denoiser, SpikeSlab
@@ -427,7 +427,7 @@ class TrainedModel:
     def new_denoiser(self) -> Denoiser:
         """The denoiser as it is before training; the weights follow torch's seed."""
         d, codec = self.config.diffusion, self.codec
-        head = SpikeSlab(*codec.spike_slab()) if isinstance(codec, GeneCodec) and d.output == "spike-slab" else None
+        head = SpikeSlab(*codec.spike_slab()) if d.output == "spike-slab" else None
         outputs = 2 if head else 1
         network = models.build(codec.dim, self.config.model, self.conditions.num_categories, outputs=outputs)
         return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)

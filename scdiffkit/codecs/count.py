@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from scdiffkit.codecs.components import (
     assign_folds,
     check_variation,
 )
+from scdiffkit.codecs.contract import OnStep
 from scdiffkit.codecs.likelihood import (
     MAX_CHUNK,
     draw_counts,
@@ -41,7 +42,7 @@ from scdiffkit.codecs.likelihood import (
 )
 from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import CountCodecConfig
-from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.io import Rows, Selected
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
@@ -69,8 +70,10 @@ class CountCodec:
     decode: rates = softmax(decoder(latent, conditions)), counts drawn so that they add up to the library size.
     """
 
-    name = "count"
-    takes_library_size = True
+    name: ClassVar[str] = "count"
+    highly_variable: ClassVar[bool] = False
+    compact: ClassVar[bool] = True
+    takes_library_size: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -122,12 +125,11 @@ class CountCodec:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        on_step: Callable[[int, int, float, float | None], bool | None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         """Learn from the training cells `rows`; the held-out `val_rows`, if any, say when to stop.
 
-        on_step(step, steps, loss, val_loss) is called at times; when it returns True, fitting ends. The losses are
-        negative evidence lower bounds in nats a cell.
+        The losses that on_step gets are negative evidence lower bounds in nats a cell.
 
         ScdiffWarning when config.latent_dim is more than the cells allow; DataError with fewer than 3 cells or 2 genes.
         """
@@ -208,7 +210,7 @@ class CountCodec:
         val_rows: np.ndarray,
         seed: int,
         device: torch.device | str,
-        on_step: Callable[[int, int, float, float | None], bool | None] | None,
+        on_step: OnStep | None,
     ) -> None:
         c, net = self.config, self._net()
         net.requires_grad_(True).train()
@@ -246,7 +248,7 @@ class CountCodec:
                 )
             if val_loss is not None and (best is None or val_loss < best[0]):
                 best = (val_loss, step, {k: v.detach().clone() for k, v in net.state_dict().items()})
-            if on_step and on_step(step, c.max_steps, loss.item(), val_loss):
+            if on_step and on_step(step, c.max_steps, loss.item(), val_loss, step * c.batch_size):
                 break
             if best and step - best[1] >= c.patience * c.val_every_steps:
                 break
@@ -424,6 +426,9 @@ class CountCodec:
             shares = net.shares(part, c)
             counts.append(draw_counts(shares, size, net.dispersion(), generator, net.tails()))
         return torch.cat(counts), library_size
+
+    def spike_slab(self) -> tuple[float, Tensor, Tensor, Tensor]:
+        raise ConfigError("diffusion.output 'spike-slab' is read only with --codec gene.")
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `fit` learnt, as tensors."""

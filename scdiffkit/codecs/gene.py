@@ -5,8 +5,8 @@ Source: scRDiT (arXiv 2404.06153), zero-negation. Counts are ours: the papers st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from scdiffkit.codecs.contract import OnStep
 from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import GeneCodecConfig
 from scdiffkit.errors import ConfigError, DataError
 
+NO_LIBRARY_SIZE = "The gene codec reads each cell's library size off its own values: ask for none."
+MAX_CELLS_TO_ORDER = 20_000
 MAX_GENES_TO_ORDER = 10_000  # ordering by correlation holds a genes x genes matrix
 
 
@@ -28,8 +31,10 @@ class GeneCodec:
     decode: the way back, to integers; values below the threshold are exact zeros.
     """
 
-    name = "gene"
-    takes_library_size = False  # a cell's own values tell it, see decode
+    name: ClassVar[str] = "gene"
+    highly_variable: ClassVar[bool] = True
+    compact: ClassVar[bool] = False
+    takes_library_size: ClassVar[bool] = False  # a cell's own values tell it, see decode
 
     def __init__(
         self, config: GeneCodecConfig, num_genes: int, target_sum: float, num_categories: Sequence[int] = ()
@@ -58,11 +63,18 @@ class GeneCodec:
         return float((low - self.mean) / self.std), float((self.largest - self.mean) / self.std)
 
     def fit(
-        self, cells: CellSource, rows: np.ndarray, val_rows: np.ndarray | None = None, *, max_cells: int = 20_000
+        self,
+        cells: CellSource,
+        rows: np.ndarray,
+        val_rows: np.ndarray | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_step: OnStep | None = None,
     ) -> None:
-        """Learn scaling, threshold, gene order and depth from the cells `rows`; the held-out val_rows are not used.
+        """Learn scaling, threshold, gene order and depth from the cells `rows`; the other arguments are not used.
 
-        Scaling sees every cell; gene order and depth the first max_cells.
+        Scaling sees every cell; gene order and depth the first MAX_CELLS_TO_ORDER.
         """
         total = squares = n = 0.0
         detected, slab, slab_squares = torch.zeros(3, self.num_genes, dtype=torch.float64)
@@ -78,7 +90,7 @@ class GeneCodec:
             slab, slab_squares = slab + x.double().sum(0), slab_squares + x.double().square().sum(0)
             smallest = min(smallest, torch.where(x > 0, x, torch.inf).min().item())
             largest = max(largest, x.max().item())
-            if sum(map(len, sizes)) < max_cells:
+            if sum(map(len, sizes)) < MAX_CELLS_TO_ORDER:
                 kept.append(x)
                 sizes.append(library_size)
         self.smallest, self.largest = torch.tensor(smallest), torch.tensor(largest)
@@ -99,8 +111,24 @@ class GeneCodec:
             self.order = _coexpressed_neighbours(log_values)
         self._fit_library_size(log_values, library_size)
 
-    def encode(self, counts: Tensor, library_size: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D); codes are not used."""
+    def posteriors(
+        self, cells: CellSource, rows: np.ndarray, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, None]]:
+        """x0 (B, D) of the cells `rows`, in order, a block at a time."""
+        for part in batches(cells, rows):
+            counts, library_size, _ = part.batch(np.arange(len(part)), device)
+            yield self.encode(counts, library_size), None
+
+    def encode(
+        self,
+        counts: Tensor,
+        library_size: Tensor,
+        codes: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        fold: Tensor | None = None,
+    ) -> Tensor:
+        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D); the other arguments are not used."""
         y = self._negate_zeros(self._log_normalise(counts, library_size))
         return (y[:, self.order] - self.mean) / self.std
 
@@ -119,7 +147,7 @@ class GeneCodec:
         for a library size, which this codec cannot honour.
         """
         if library_size is not None:
-            raise ConfigError("The gene codec reads each cell's library size off its own values: ask for none.")
+            raise ConfigError(NO_LIBRARY_SIZE)
         y = torch.empty_like(x0)
         y[:, self.order.to(x0.device)] = x0 * self.std + self.mean
         y = y.clamp(max=float(self.largest))
@@ -128,6 +156,12 @@ class GeneCodec:
         library_size = self._library_size(values, detected)
         counts = (values * (library_size / self.target_sum)[:, None]).round().clamp(min=1)
         return torch.where(detected, counts, 0.0), library_size
+
+    def library_size(self, x0: Tensor) -> Tensor:
+        raise ConfigError(NO_LIBRARY_SIZE)
+
+    def library_sizes(self) -> tuple[float, float]:
+        raise ConfigError(NO_LIBRARY_SIZE)
 
     def spike_slab(self) -> tuple[float, Tensor, Tensor, Tensor]:
         """x0 of a gene as spike or slab: the value of a zero, then log odds, mean and std (D,) when detected."""

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from scdiffkit.codecs import CountCodec
 from scdiffkit.data.cells import LIBRARY_SIZE
 from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
@@ -83,7 +82,7 @@ class BatchSampler:
         parts, sizes = [], []
         for generator, (_, cells) in zip(generators, job.blocks, strict=True):
             size = None if job.sizes is None else torch.from_numpy(job.sizes[cells]).to(device)
-            if size is not None and isinstance(self.codec, CountCodec):
+            if size is not None:
                 size = _in_order_of(size, self.codec.library_size(x0[cells]), codes[cells])
             counts, library_size = self.codec.decode(x0[cells], codes[cells], size, generator)
             parts.append(_csr(counts.cpu()))

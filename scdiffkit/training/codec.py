@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scdiffkit.codecs import Codec, CountCodec
+from scdiffkit.codecs import Codec
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.preprocessing.normalise import lognormalise
-from scdiffkit.runtime.device import make_fabric
+from scdiffkit.runtime.device import device_of
 from scdiffkit.training.status import TrainStatus
 
 log = logging.getLogger("scdiffkit")
@@ -42,30 +42,27 @@ def fit_codec(
     on_status: Callable[[TrainStatus], None] | None,
 ) -> dict[str, int] | None:
     """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
-    if not isinstance(codec, CountCodec):
-        codec.fit(cells, rows)
-        return None
-    batch_size, begun = codec.config.batch_size, time.monotonic()
+    begun = time.monotonic()
     until = begun + CODEC_SHARE_OF_TIME * (deadline - begun)
     cut_short: dict[str, int] | None = None
 
-    def on_step(step: int, steps: int, loss: float, val_loss: float | None) -> bool:
+    def on_step(step: int, steps: int, loss: float, val_loss: float | None, seen: int) -> bool:
         nonlocal cut_short
         now = time.monotonic()
         if on_status:
-            rate = step * batch_size / max(now - begun, 1e-9)
+            rate = seen / max(now - begun, 1e-9)
             on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
         out_of_time = now >= until
         cut_short = {"steps": step, "planned": steps} if out_of_time and step < steps else None
         return out_of_time
 
-    device = make_fabric(run_config.train.device, "32").device
+    device = device_of(run_config.train.device)
     codec.fit(cells, rows, val_rows, seed=run_config.seed, device=device, on_step=on_step)
     return cut_short
 
 
 def codec_auc(
-    codec: CountCodec, cells: TrainingCells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
+    codec: Codec, cells: TrainingCells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
 ) -> dict[str, float] | None:
     """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
 

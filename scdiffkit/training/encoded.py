@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from scdiffkit.codecs import Codec, CountCodec, GeneCodec
+from scdiffkit.codecs import Codec
 from scdiffkit.data.cells import TrainingCells, to_device
 from scdiffkit.io import atomic_path
 from scdiffkit.io.atomic import writing
@@ -69,7 +69,7 @@ class Posteriors:
 class EncodedOnDemand:
     """Of a codec whose x0 are as long as a cell has genes: each batch is encoded when it is wanted."""
 
-    def __init__(self, codec: GeneCodec, cells: TrainingCells, rows: np.ndarray | None, device: torch.device) -> None:
+    def __init__(self, codec: Codec, cells: TrainingCells, rows: np.ndarray | None, device: torch.device) -> None:
         self.codec, self.cells, self.device = codec, cells, device
         self.rows = np.arange(len(cells)) if rows is None else rows
 
@@ -94,7 +94,7 @@ class EncodedOnDemand:
 def in_memory(codec: Codec, cells: TrainingCells, rows: np.ndarray, device: torch.device) -> EncodedCells:
     """The vectors of the training cells `rows`; encoded once for all, where the device has ample room for them."""
     codes = to_device(cells.codes[rows], device)
-    if isinstance(codec, GeneCodec):
+    if not codec.compact:
         encoded, room = EncodedOnDemand(codec, cells, rows, device), float(BYTES_ON_CPU)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what an earlier training took is free, too
@@ -102,8 +102,9 @@ def in_memory(codec: Codec, cells: TrainingCells, rows: np.ndarray, device: torc
         if 4 * len(rows) * codec.dim > room:
             return encoded
         return Posteriors(encoded.at_once(), None, codes, device)
-    mean, deviation = (torch.cat(parts) for parts in zip(*codec.posteriors(cells, rows, device), strict=True))
-    return Posteriors(mean, deviation, codes, device)
+    means, deviations = zip(*codec.posteriors(cells, rows, device), strict=True)
+    deviation = None if any(part is None for part in deviations) else torch.cat(deviations)
+    return Posteriors(torch.cat(means), deviation, codes, device)
 
 
 def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
@@ -115,14 +116,14 @@ def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, de
     remove(folder)
     with writing(folder), atomic_path(folder) as temporary:
         temporary.mkdir()
-        if isinstance(codec, CountCodec):
+        if codec.compact:
             with (
                 _Array(temporary / "mean.npy", (n, codec.dim)) as mean,
                 _Array(temporary / "deviation.npy", (n, codec.dim)) as deviation,
             ):
                 for m, d in codec.posteriors(cells, rows, device):
                     mean.append(m.cpu().numpy())
-                    deviation.append(d.cpu().numpy())
+                    deviation.append((torch.zeros_like(m) if d is None else d).cpu().numpy())
         else:
             lengths = []
             with (temporary / "data.bin").open("wb") as data, (temporary / "indices.bin").open("wb") as indices:
@@ -143,7 +144,7 @@ def open_written(codec: Codec, folder: Path, device: torch.device) -> EncodedCel
     """What `write` wrote, read when asked for."""
     about = json.loads((folder / COMPLETE).read_text())
     codes = np.load(folder / "codes.npy")
-    if isinstance(codec, CountCodec):
+    if codec.compact:
         mean, deviation = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "deviation"))
         return Posteriors(mean, deviation, codes, device)
     data, indices = (_mapped(folder / "data.bin", np.float32), _mapped(folder / "indices.bin", np.int32))

@@ -15,7 +15,7 @@ import numpy as np
 from anndata import AnnData
 
 from scdiffkit import codecs
-from scdiffkit.codecs import CountCodec
+from scdiffkit.codecs import CODECS
 from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
 from scdiffkit.data.cells import LIBRARY_SIZE, TrainingCells, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
@@ -114,7 +114,7 @@ def train(
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
     prepared, run_config, training_data = _prepare(loaded, run_config, explicit)
     del loaded  # and with it the names of all cells
-    of_genes = run_config.codec.name == "gene"
+    of_genes = CODECS[run_config.codec.name].highly_variable
     known_conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
     cells = TrainingCells.of(prepared, known_conditions, highly_variable=of_genes)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if of_genes else slice(None)
@@ -146,7 +146,7 @@ def train(
         deadline = math.inf if max_time is None else started + max_time
         cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
         ceiling = None
-        if isinstance(codec, CountCodec) and not cut_short:
+        if codec.compact and not cut_short:
             now = time.monotonic()
             until = now + CHECK_SHARE_OF_TIME * (deadline - now)
             ceiling = codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
@@ -275,7 +275,7 @@ def _prepare(
 
     if isinstance(cells, Mapping) or not is_prepared(cells):
         log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
-        choose = run_config.codec.name == "gene"
+        choose = CODECS[run_config.codec.name].highly_variable
         raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
         for column in run_config.conditions:
             check_label(raw.obs, column)

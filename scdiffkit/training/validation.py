@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from scdiffkit.codecs import Codec, CountCodec
+from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
 from scdiffkit.diffusion.denoiser import Denoiser
@@ -37,10 +37,7 @@ class Validation:
         for start in range(0, len(rows), run_config.train.batch_size):
             part = slice(start, start + run_config.train.batch_size)
             counts, library_size, codes = held_out.batch(np.arange(len(rows))[part])
-            if isinstance(codec, CountCodec):
-                x0 = codec.encode(counts, library_size, codes, generator=generator)
-            else:
-                x0 = codec.encode(counts, library_size)
+            x0 = codec.encode(counts, library_size, codes, generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             self.batches.append(tuple(a.to(fabric.device) for a in (x0, codes, t[part], eps)))
 

@@ -411,7 +411,7 @@ def test_a_loss_that_is_no_longer_finite_when_time_is_up():
 def test_fitting_tells_its_progress_and_can_be_stopped():
     cells, seen = cells_of(noise(40, 30)), []
 
-    def on_step(step, steps, loss, val_loss):
+    def on_step(step, steps, loss, val_loss, seen):
         seen.append((step, steps, val_loss is not None))
         return step == 30
 
