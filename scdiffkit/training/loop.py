@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import os
@@ -11,10 +10,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from torch import Tensor
 
 from scdiffkit.config import TrainConfig
 from scdiffkit.errors import RunError, ScdiffError
@@ -24,8 +21,8 @@ from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.training.batches import batches, threads_for_all
 from scdiffkit.training.distributed import READY, ProcessGroup, failing_together, init_process_group, shutdown
 from scdiffkit.training.encoded import EncodedCells, is_cached, open_written
-from scdiffkit.training.state import learning_rate, optimizer_of, restore_state, save_state
-from scdiffkit.training.status import TrainStatus
+from scdiffkit.training.state import TrainState
+from scdiffkit.training.status import Best, LossMeter, Stopper, TrainStatus
 from scdiffkit.training.step import TrainStep, clip, compile_in_place, pays_to_compile
 from scdiffkit.training.validation import Validation
 
@@ -51,110 +48,74 @@ def fit(
     """
     torch.manual_seed(run.config().seed)  # the codec's network is the first to be initialised from it
     trained = run.load()
-    run_config = trained.config
-    c, fabric = run_config.train, group.fabric
+    c, fabric = trained.config.train, group.fabric
     started = time.monotonic() if started is None else started
+    max_steps = steps_planned(c, len(vectors))
     denoiser = trained.new_denoiser()
-    ema = copy.deepcopy(denoiser).requires_grad_(False).eval() if c.ema_decay and group.is_main else None
-    optimizer = optimizer_of(denoiser, c)
-    max_steps, first = steps_planned(c, len(vectors)), 0
+    state = TrainState(denoiser, c, average=group.is_main)
     compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
-    compile_by_default = compile_by_default and pays_to_compile(
-        denoiser.network, fabric.device, max_steps - (run.steps() or [0])[-1]
-    )
+    steps_left = max_steps - (run.steps() or [0])[-1]
+    compile_by_default = compile_by_default and pays_to_compile(denoiser.network, fabric.device, steps_left)
     compiled = compile_in_place(denoiser) if c.compile or compile_by_default else []
     with failing_together():
-        model, optimizer = fabric.setup(denoiser, optimizer)
-    if ema:
-        ema.to(fabric.device)
-    weights = [p.detach() for p in denoiser.parameters()]  # share memory with the parameters
-    averages: list[Tensor] = list(ema.parameters()) if ema else []
+        model, state.optimizer = fabric.setup(denoiser, state.optimizer)
+    state.to(fabric.device)
     if group.is_main:
         n_parameters = sum(p.numel() for p in denoiser.parameters())
-        log.info("%s: %d trainable parameters, D = %d", run_config.model.arch, n_parameters, trained.codec.dim)
-    if run.steps():
-        first = restore_state(run, denoiser, ema, optimizer)
-        if group.is_main:
-            run.forget_metrics_after(first)
-            log.info("resumed at step %d of %d", first, max_steps)
-    elif group.is_main and run.metrics():
-        run.forget_metrics_after(0)  # killed before its first checkpoint
-    out_of_time = False
-    loss_sum, steps_since = torch.zeros((), device=fabric.device), 0
-    last_report = last_save = time.monotonic()
-    val_loss: float | None = None
-    best_step = run.best_step() or first
-    best = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == best_step), None)
-    gradients = TrainStep(fabric, group.size, model, optimizer, c.batch_size, compiled if compile_by_default else ())
+        log.info("%s: %d trainable parameters, D = %d", trained.config.model.arch, n_parameters, trained.codec.dim)
+    first = _resume(run, state, max_steps, is_main=group.is_main)
+    train_step = TrainStep(
+        fabric, group.size, model, state.optimizer, c.batch_size, compiled if compile_by_default else ()
+    )
     n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
-    steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, run_config, group), n_ahead)
+    steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, trained.config, group), n_ahead)
+    watched = validation or None  # None, too, where no cells are held out
+    best, meter = Best(run, first), LossMeter(fabric.device, started)
+    last_save, val_loss = time.monotonic(), None
+    deadline = math.inf if max_time is None else started + max_time
 
     with deferred_interrupts() as interrupted, threads_for_all(), contextlib.closing(steps), failing_together():
+        stopper = Stopper(c, max_steps, deadline, interrupted, validated=watched is not None)
         for step, batch in steps:
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = learning_rate(c, step, max_steps)
-            loss_sum += gradients(batch)
+            state.set_learning_rate(step, max_steps)
+            meter.add(train_step(batch))
             if c.grad_clip is not None:
                 clip(denoiser, c.grad_clip)
-            optimizer.step()
-            if ema and c.ema_decay:
-                # Early on a shorter memory, which would otherwise hold the initial weights.
-                decay = min(c.ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averages, weights, 1 - decay)
-            steps_since += 1
-            now = time.monotonic()
-            by_step = bool(c.checkpoint_every_steps) and step % cast(int, c.checkpoint_every_steps) == 0
+            state.optimizer.step()
+            state.average(step)
+            at_set_step = step % c.val_every_steps == 0 or step == max_steps
+            by_step = bool(c.checkpoint_every_steps) and step % (c.checkpoint_every_steps or 1) == 0
             # The steps at which the others wait for the first, which may validate and save there.
-            meet = by_step or step % c.val_every_steps == 0 or step == max_steps
-            meet = meet or group.size == 1 or fabric.device.type == "cpu" or step % MEET_SELDOM == 0
+            meet = at_set_step or by_step or _meet_anyway(step, group)
             if not group.is_main:
                 if meet and group.any_stop(False):
                     return False
                 continue
-            out_of_time = max_time is not None and now - started >= max_time
-            stop = meet and (interrupted.is_set() or out_of_time or step == max_steps)
-            # At set steps only: where an interrupt falls must not decide which weights are the best.
-            validated = bool(validation) and (step % c.val_every_steps == 0 or step == max_steps)
-            if validated:
-                loss = gradients.without_graph_on_oom(lambda: cast(Validation, validation)(ema or denoiser))
-                val_loss = round(loss, 6)  # as metrics.jsonl holds it
-            improved = validated and (best is None or cast(float, val_loss) < best)
-            if improved:
-                best, best_step = val_loss, step
-            patience = c.patience * c.val_every_steps if c.patience and validation else math.inf
-            stop = stop or (meet and step - best_step >= patience)
-            if step % c.val_every_steps == 0 or stop or now - last_report > 1:
-                status = TrainStatus(
-                    "diffusion",
-                    step,
-                    max_steps,
-                    loss_sum.item() / steps_since,
-                    val_loss,
-                    steps_since * c.batch_size / max(now - last_report, 1e-9),
-                    now - started,
-                )
+
+            # Validation, at set steps only: where an interrupt falls must not decide which weights are the best.
+            stop = stopper.ends(step) and meet
+            validated, improved = validation is not None and bool(validation) and at_set_step, False
+            if validated and validation is not None:
+                val_loss = round(
+                    train_step.without_graph_on_oom(lambda: validation(state.trained)), 6
+                )  # as it is logged
+                improved = best.improved(step, val_loss)
+            stop = stop or (meet and stopper.converged(step, best))
+            # Status
+            to_log = step % c.val_every_steps == 0 or stop
+            if to_log or time.monotonic() - meter.last > 1:
+                status = meter.status(step, max_steps, val_loss, c.batch_size)
                 if on_status:
                     on_status(status)
-                if step % c.val_every_steps == 0 or stop:
-                    run.log_metrics(
-                        **{
-                            key: round(value, 6) if isinstance(value, float) else value
-                            for key, value in vars(status).items()
-                            if key != "stage"
-                        }
-                    )
-                loss_sum.zero_()
-                steps_since, last_report = 0, now
-            minutes = (now - last_save) / 60
-            by_time = meet and bool(c.checkpoint_every_minutes) and minutes >= cast(float, c.checkpoint_every_minutes)
+                if to_log:
+                    run.log_metrics(**status.figures())
+            # Checkpoint
+            minutes = (time.monotonic() - last_save) / 60
+            by_time = meet and minutes >= (c.checkpoint_every_minutes or math.inf)
             if stop or improved or by_step or by_time:
-                if not torch.stack([p.isfinite().all() for p in weights]).all():
-                    raise RunError(
-                        f"The weights are no longer finite at step {step}; they were not saved. Start a new run with a "
-                        "smaller --lr, or with --precision 32."
-                    )
-                save_state(run, step, denoiser, ema, optimizer, val_loss if validated else None, c.keep_checkpoints)
+                state.save(run, step, val_loss if validated else None)
                 last_save = time.monotonic()
+            # End
             if meet:
                 group.any_stop(stop)
             if stop and interrupted.is_set():
@@ -162,14 +123,25 @@ def fit(
                 log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
                 raise KeyboardInterrupt
             if stop and step < max_steps:
-                why = (
-                    "time is up (--resume goes on)" if out_of_time else f"no lower held-out loss since step {best_step}"
-                )
-                log.info("%s: stopped at step %d of %d and saved", why, step, max_steps)
+                log.info("%s: stopped at step %d of %d and saved", stopper.reason(best), step, max_steps)
                 break
-    if group.is_main and best is not None:
-        log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best, best_step)
-    return not out_of_time
+    if group.is_main and best.loss is not None:
+        log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best.loss, best.step)
+    return not stopper.out_of_time
+
+
+def _resume(run: Run, state: TrainState, max_steps: int, *, is_main: bool) -> int:
+    """Load the newest checkpoint, if there is one, and return its step; what was logged after it is forgotten."""
+    first = state.restore(run) if run.steps() else 0
+    if is_main and (first or run.metrics()):  # or killed before its first checkpoint
+        run.forget_metrics_after(first)
+        if first:
+            log.info("resumed at step %d of %d", first, max_steps)
+    return first
+
+
+def _meet_anyway(step: int, group: ProcessGroup) -> bool:
+    return group.size == 1 or group.fabric.device.type == "cpu" or step % MEET_SELDOM == 0
 
 
 def steps_planned(c: TrainConfig, cells: int) -> int:

@@ -1,9 +1,18 @@
-"""Where training stands, as callers are told."""
+"""Where training stands, as callers and metrics.jsonl are told, and when it ends."""
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scdiffkit.config import TrainConfig
+from scdiffkit.run import Run
 
 
 @dataclass(frozen=True)
@@ -17,3 +26,68 @@ class TrainStatus:
     val_loss: float | None
     cells_per_s: float
     seconds: float
+
+    def figures(self) -> dict[str, Any]:
+        """As a line of metrics.jsonl."""
+        values = {key: value for key, value in vars(self).items() if key != "stage"}
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+class LossMeter:
+    """Mean loss and speed since the last status."""
+
+    def __init__(self, device: torch.device, started: float) -> None:
+        self.started, self.last = started, time.monotonic()
+        self._sum, self._steps = torch.zeros((), device=device), 0
+
+    def add(self, loss: Tensor) -> None:
+        self._sum += loss
+        self._steps += 1
+
+    def status(self, step: int, max_steps: int, val_loss: float | None, batch_size: int) -> TrainStatus:
+        """The status, from which on loss and speed count anew."""
+        now = time.monotonic()
+        rate = self._steps * batch_size / max(now - self.last, 1e-9)
+        loss = self._sum.item() / self._steps
+        self._sum.zero_()
+        self._steps, self.last = 0, now
+        return TrainStatus("diffusion", step, max_steps, loss, val_loss, rate, now - self.started)
+
+
+class Best:
+    """The step of the lowest held-out loss; `loss` is None where there is none yet."""
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        self.step = run.best_step() or first_step
+        self.loss = next((m["val_loss"] for m in reversed(run.metrics()) if m["step"] == self.step), None)
+
+    def improved(self, step: int, val_loss: float) -> bool:
+        if self.loss is not None and val_loss >= self.loss:
+            return False
+        self.loss, self.step = val_loss, step
+        return True
+
+
+class Stopper:
+    """Ends training at its last step, when time is up, when asked to, or when the held-out loss falls no longer.
+
+    deadline: on the monotonic clock. validated: whether there is a held-out loss.
+    """
+
+    def __init__(
+        self, c: TrainConfig, max_steps: int, deadline: float, interrupted: threading.Event, *, validated: bool
+    ) -> None:
+        self.max_steps, self.deadline, self.interrupted = max_steps, deadline, interrupted
+        self.patience = c.patience * c.val_every_steps if c.patience and validated else math.inf
+        self.out_of_time = False
+
+    def ends(self, step: int) -> bool:
+        """Whether training ends at this step, whatever the held-out loss is."""
+        self.out_of_time = time.monotonic() >= self.deadline
+        return self.interrupted.is_set() or self.out_of_time or step == self.max_steps
+
+    def converged(self, step: int, best: Best) -> bool:
+        return step - best.step >= self.patience
+
+    def reason(self, best: Best) -> str:
+        return "time is up (--resume goes on)" if self.out_of_time else f"no lower held-out loss since step {best.step}"
