@@ -16,11 +16,11 @@ from anndata import AnnData
 
 from scdiffkit import codecs
 from scdiffkit.codecs import CODECS
-from scdiffkit.config import PreprocessConfig, RunConfig, build_run_config, training_overrides
+from scdiffkit.config import PreprocessConfig, RunConfig, TrainConfig, build_run_config, training_overrides
 from scdiffkit.data.cells import LIBRARY_SIZE, TrainingCells, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
-from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning, did_you_mean
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
 from scdiffkit.preprocessing.join import RawCells, raw_cells
@@ -30,9 +30,15 @@ from scdiffkit.runtime.device import device_of, devices_of, precision_of
 from scdiffkit.runtime.versions import OF_MODELS, versions
 from scdiffkit.training import encoded
 from scdiffkit.training.codec import CHECK_SHARE_OF_TIME, codec_auc, fit_codec, log_codec
-from scdiffkit.training.distributed import init_process_group, shutdown, spawn_ranks, world_size_from_environment
+from scdiffkit.training.distributed import (
+    ProcessGroup,
+    init_process_group,
+    shutdown,
+    spawn_ranks,
+    world_size_from_environment,
+)
 from scdiffkit.training.loop import fit, run_rank, steps_planned
-from scdiffkit.training.resume import older_ids, resumed_config
+from scdiffkit.training.resume import TrainingSet, check_same_cells, resumed_config
 from scdiffkit.training.status import TrainStatus
 from scdiffkit.training.validation import Validation
 
@@ -84,22 +90,10 @@ def train(
     if existing:
         run_config = resumed_config(existing, arch, preset, label, conditions, config, overrides)
     else:
-        columns = tuple(dict.fromkeys([c for c in (label, *conditions) if c]))
-        given = {"conditions": columns} if columns else {}
-        run_config = build_run_config(preset, arch, dict(config or {}), {**given, **dict(overrides or {})})
-        if LIBRARY_SIZE in run_config.conditions:
-            raise ConfigError(
-                f"obs column {LIBRARY_SIZE!r} is where library sizes go, so it cannot be a condition: rename it."
-            )
+        run_config = _new_config(arch, preset, label, conditions, config, overrides)
     c = run_config.train
     group = None
-    others = world_size_from_environment(c.devices, c.num_nodes)
-    if not others:
-        devices_of(c.device, c.devices)  # refused now rather than later
-    processes = others or c.devices
-    if c.batch_size < processes:
-        raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
-    if others:
+    if _started_from_outside(c):
         group = init_process_group(c.device, c.precision, c.devices, c.num_nodes)
         if not group.is_main:
             try:
@@ -108,114 +102,169 @@ def train(
                 shutdown()
     if not existing and out is not None:
         check_new_run(Path(out), force=force)
-    source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
-    files = source.split(", ") if source else []
-    explicit = {key for key in (overrides or {}) if key.startswith("preprocess.")}
+    explicit = {key for key in overrides if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
-    prepared, run_config, training_data = _prepare(loaded, run_config, explicit)
-    del loaded  # and with it the names of all cells
-    of_genes = CODECS[run_config.codec.name].highly_variable
-    known_conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
-    cells = TrainingCells.of(prepared, known_conditions, highly_variable=of_genes)
-    chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if of_genes else slice(None)
-    genes = [str(g) for g in prepared.var.index[chosen]]
-    settings = f"{run_config.preprocess} {known_conditions.categories}"
-    data_id = fingerprint("\n".join(genes), settings, repr(training_data))
-    train_rows, val_rows = split_for_validation(cells.codes, c.val_fraction, run_config.seed)
-    cut_short: dict[str, int] | None = None
+    training_set, run_config = _training_set(data, run_config, explicit, backed, max_memory)
+    deadline = math.inf if max_time is None else started + max_time
     if existing:
         run = existing
-        of_run = run.provenance()["data"]
-        same = data_id == of_run["fingerprint"]
-        if "split" not in of_run:
-            same = of_run["fingerprint"] in older_ids(genes, settings, cells)
-        if not same:
-            raise RunError(
-                f"{run.path} was trained on other cells ({run.provenance()['data']['source']}), with other "
-                "preprocessing, or by an older version. Resume with the same data, or start anew with another --out."
-            )
+        check_same_cells(run, training_set, run_config)
         run.update_config(run_config)
+        cut_short = None
     else:
-        _warn_of_few_cells(known_conditions, cells.codes[train_rows], len(val_rows))
-        codec = codecs.build(
-            run_config.codec,
-            num_genes=len(genes),
-            target_sum=run_config.preprocess.target_sum,
-            num_categories=known_conditions.num_categories,
-        )
-        deadline = math.inf if max_time is None else started + max_time
-        cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
-        ceiling = None
-        if codec.compact and not cut_short:
-            now = time.monotonic()
-            until = now + CHECK_SHARE_OF_TIME * (deadline - now)
-            ceiling = codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
-        provenance = {
-            "run_id": fingerprint(run_config.to_yaml(), data_id),
-            "data": {
-                "source": source or "memory",
-                "fingerprint": data_id,
-                "cells": len(cells),
-                "genes": len(genes),
-                "files": [str(Path(file).resolve()) for file in files],
-                "split": training_data.to_dict(),
-            },
-            "versions": versions(OF_MODELS),
-            **({"codec_auc": ceiling} if ceiling else {}),
-            **({"codec_cut_short": cut_short} if cut_short else {}),
-        }
-        path = Path(out) if out is not None else _new_path(source, run_config.model.arch)
-        run = Run.create(
-            path, run_config, provenance, genes, known_conditions.to_dict(), codec,
-            var=prepared.var[chosen], force=force,
-        )  # fmt: skip
+        run, cut_short = _new_run(out, training_set, run_config, started, deadline, on_status, force=force)
     with run.logging(), contextlib.ExitStack() as stack:
         stack.callback(shutdown)
-        if cut_short:
-            log.warning(
-                "half of --max-time was up: the codec stopped early, at step %d of %d. --resume trains the diffusion "
-                "on, not the codec; for a better one start again with a longer --max-time.",
-                cut_short["steps"], cut_short["planned"],
-            )  # fmt: skip
-        left_out = training_data.cells - len(prepared.obs) if c.holdout else 0
-        log.info(
-            "run %s: %d cells to train, %d for validation%s", run.path, len(train_rows), len(val_rows),
-            f", {left_out} left out" if c.holdout else "",
-        )  # fmt: skip
-        log_codec(run.provenance().get("codec_auc"))
-        if run.steps() and run.steps()[-1] >= steps_planned(c, len(train_rows)):
+        _log_start(run, training_set, cut_short)
+        if run.steps() and run.steps()[-1] >= steps_planned(c, len(training_set.train_rows)):
             log.info("the run is complete; give a larger --max-steps to train on")
             if group is not None:
                 group.broadcast((str(run.path), True))
             return run
-        in_files = cells.on_disk or group is not None or c.devices > 1
-        if in_files and not encoded.is_cached(run.vectors):
-            encoded.write(run.codec(), cells, train_rows, run.vectors, device_of(c.device))
-        if group is None:
-            if c.devices > 1:
-                # Measured once, here: processes that differ would not train as one.
-                command = [
-                    "-m",
-                    "scdiffkit.training.loop",
-                    c.device,
-                    precision_of(c.device, c.precision),
-                    str(c.devices),
-                ]
-                stack.enter_context(spawn_ranks(command, c.devices))
-            group = init_process_group(c.device, c.precision, c.devices)
-        codec, device = run.codec(), group.fabric.device
-        validation = Validation(cells, codec, val_rows, run_config, group.fabric)
-        group.broadcast((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
-        x0 = encoded.open_written(codec, run.vectors, device) if in_files else None
-        complete = fit(
-            run, group, x0 or encoded.in_memory(codec, cells, train_rows, device), validation,
-            started=started, max_time=max_time, on_status=on_status,
-        )  # fmt: skip
-        if complete:
-            encoded.remove(run.vectors)
+        _train_diffusion(run, training_set, run_config, group, stack, started, max_time, on_status)
         for remark in run.remarks():
             log.warning(remark)
     return run
+
+
+def _new_config(
+    arch: str | None,
+    preset: str | None,
+    label: str | None,
+    conditions: Sequence[str],
+    config: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+) -> RunConfig:
+    columns = tuple(dict.fromkeys([c for c in (label, *conditions) if c]))
+    given = {"conditions": columns} if columns else {}
+    run_config = build_run_config(preset, arch, dict(config or {}), {**given, **overrides})
+    if LIBRARY_SIZE in run_config.conditions:
+        raise ConfigError(
+            f"obs column {LIBRARY_SIZE!r} is where library sizes go, so it cannot be a condition: rename it."
+        )
+    return run_config
+
+
+def _started_from_outside(c: TrainConfig) -> bool:
+    """Whether torchrun or srun started this process. Raises ConfigError for devices that cannot share the work."""
+    others = world_size_from_environment(c.devices, c.num_nodes)
+    if not others:
+        devices_of(c.device, c.devices)
+    processes = others or c.devices
+    if c.batch_size < processes:
+        raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
+    return bool(others)
+
+
+def _training_set(
+    data: CellsLike, run_config: RunConfig, explicit: set[str], backed: bool | None, max_memory: float | None
+) -> tuple[TrainingSet, RunConfig]:
+    """Read and prepare the cells; the configuration says how they were prepared then."""
+    source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
+    prepared, run_config, known = _prepare(loaded, run_config, explicit)
+    del loaded  # and with it the names of all cells
+    highly_variable = CODECS[run_config.codec.name].highly_variable
+    conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
+    cells = TrainingCells.of(prepared, conditions, highly_variable=highly_variable)
+    chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if highly_variable else slice(None)
+    train_rows, val_rows = split_for_validation(cells.codes, run_config.train.val_fraction, run_config.seed)
+    return TrainingSet(cells, train_rows, val_rows, conditions, prepared.var[chosen], known, source), run_config
+
+
+def _new_run(
+    out: str | Path | None,
+    training_set: TrainingSet,
+    run_config: RunConfig,
+    started: float,
+    deadline: float,
+    on_status: Callable[[TrainStatus], None] | None,
+    *,
+    force: bool,
+) -> tuple[Run, dict[str, int] | None]:
+    """Fit the codec and make the run; steps of the codec, done and planned, where its fit was cut short."""
+    cells, conditions = training_set.cells, training_set.conditions
+    train_rows, val_rows = training_set.train_rows, training_set.val_rows
+    _warn_of_few_cells(conditions, cells.codes[train_rows], len(val_rows))
+    codec = codecs.build(
+        run_config.codec,
+        num_genes=len(training_set.genes),
+        target_sum=run_config.preprocess.target_sum,
+        num_categories=conditions.num_categories,
+    )
+    cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
+    auc = None
+    if codec.compact and not cut_short:
+        now = time.monotonic()
+        until = now + CHECK_SHARE_OF_TIME * (deadline - now)
+        auc = codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
+    data_id = training_set.fingerprint(run_config)
+    provenance = {
+        "run_id": fingerprint(run_config.to_yaml(), data_id),
+        "data": {
+            "source": training_set.source or "memory",
+            "fingerprint": data_id,
+            "cells": len(cells),
+            "genes": len(training_set.genes),
+            "files": [str(Path(file).resolve()) for file in training_set.files],
+            "split": training_set.known.to_dict(),
+        },
+        "versions": versions(OF_MODELS),
+        **({"codec_auc": auc} if auc else {}),
+        **({"codec_cut_short": cut_short} if cut_short else {}),
+    }
+    path = Path(out) if out is not None else _new_path(training_set.source, run_config.model.arch)
+    run = Run.create(
+        path, run_config, provenance, training_set.genes, conditions.to_dict(), codec, var=training_set.var, force=force
+    )
+    return run, cut_short
+
+
+def _log_start(run: Run, training_set: TrainingSet, cut_short: dict[str, int] | None) -> None:
+    if cut_short:
+        log.warning(
+            "half of --max-time was up: the codec stopped early, at step %d of %d. --resume trains the diffusion "
+            "on, not the codec; for a better one start again with a longer --max-time.",
+            cut_short["steps"], cut_short["planned"],
+        )  # fmt: skip
+    left_out = training_set.known.cells - len(training_set.cells)
+    log.info(
+        "run %s: %d cells to train, %d for validation%s",
+        run.path, len(training_set.train_rows), len(training_set.val_rows),
+        f", {left_out} left out" if training_set.known.holdout else "",
+    )  # fmt: skip
+    log_codec(run.provenance().get("codec_auc"))
+
+
+def _train_diffusion(
+    run: Run,
+    training_set: TrainingSet,
+    run_config: RunConfig,
+    group: ProcessGroup | None,
+    stack: contextlib.ExitStack,
+    started: float,
+    max_time: float | None,
+    on_status: Callable[[TrainStatus], None] | None,
+) -> None:
+    """Train from the run's newest checkpoint on; group: of processes that were started from outside."""
+    c, cells, codec = run_config.train, training_set.cells, run.codec()
+    in_files = cells.on_disk or group is not None or c.devices > 1
+    if in_files and not encoded.is_cached(run.vectors):
+        encoded.write(codec, cells, training_set.train_rows, run.vectors, device_of(c.device))
+    if group is None:
+        if c.devices > 1:
+            # Measured once, here: processes that differ would not train as one.
+            settings = [c.device, precision_of(c.device, c.precision), str(c.devices)]
+            stack.enter_context(spawn_ranks(["-m", "scdiffkit.training.loop", *settings], c.devices))
+        group = init_process_group(c.device, c.precision, c.devices)
+    device = group.fabric.device
+    validation = Validation(cells, codec, training_set.val_rows, run_config, group.fabric)
+    group.broadcast((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
+    if in_files:
+        vectors = encoded.open_written(codec, run.vectors, device)
+    else:
+        vectors = encoded.in_memory(codec, cells, training_set.train_rows, device)
+    if fit(run, group, vectors, validation, started=started, max_time=max_time, on_status=on_status):
+        encoded.remove(run.vectors)
 
 
 def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int) -> None:
