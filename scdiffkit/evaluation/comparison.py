@@ -15,15 +15,9 @@ from scdiffkit.data.split import Unseen
 from scdiffkit.errors import ConfigError, ScdiffWarning
 from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
+from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES
 from scdiffkit.evaluation.output import COMPARISON_FILES, check_folder, write_comparison
-from scdiffkit.evaluation.pipeline import (
-    CELLS_OF_RESAMPLE,
-    FAST_CELLS,
-    RESAMPLES,
-    SHARE_OF_RESAMPLE,
-    evaluate,
-    unseen_among,
-)
+from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate, unseen_among
 from scdiffkit.evaluation.ranking import Comparison, ranked
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.io import Backed, open_cells

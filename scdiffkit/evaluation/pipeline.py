@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anndata import AnnData
@@ -33,6 +34,7 @@ from scdiffkit.evaluation.matching import (
     of_known_kinds,
     separate,
 )
+from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, RESAMPLES, EvaluateConfig
 from scdiffkit.evaluation.output import FILES, REPORT, check_folder, write_evaluation
 from scdiffkit.evaluation.report.layouts import LAYOUTS
 from scdiffkit.evaluation.report.pictures import Drawing
@@ -44,18 +46,15 @@ from scdiffkit.evaluation.scoring import Scorer, metrics_pool, scores_by_name, s
 from scdiffkit.evaluation.verdict import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
 from scdiffkit.io import Backed, open_cells
 from scdiffkit.io.atomic import writing
-from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, in_space
+from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
-from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
+from scdiffkit.metrics.profiles import FULL
 from scdiffkit.preprocessing.join import raw_cells
 from scdiffkit.run import Run
 from scdiffkit.sampling.pipeline import sample
 
 log = logging.getLogger("scdiffkit")
 CELLS = "cells.h5ad"
-RESAMPLES = 5
-CELLS_OF_RESAMPLE = 1000
-FAST_CELLS = 400
 SHARE_OF_RESAMPLE = 0.8  # of the cells there are, where they are fewer
 MAX_PICTURE_CELLS = 2000  # a side
 HALVES = (
@@ -114,14 +113,10 @@ def evaluate(
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
     max_cells below 5, resamples below 1 or a metric that is not known. ScdiffWarning where the scores need care.
     """
-    asked = asked_for(metrics)
-    if fast and asked == (FULL,):
-        asked = (FAST,)
-    fast = fast or any(name in ONE_RESAMPLE for name in asked)
-    chosen = chosen_metrics(asked)
-    if fast:
-        resamples, max_cells = 1, min(max_cells, FAST_CELLS)
-    _check_options(max_cells, resamples, protocol)
+    config = EvaluateConfig.of(
+        label=label, conditions=conditions, donor=donor, batch=batch, protocol=protocol, metrics=metrics, seed=seed,
+        max_cells=max_cells, resamples=resamples, fast=fast,
+    )  # fmt: skip
     if out is not None:
         check_folder(Path(out), FILES, force)
     data: TrainingData | None = None
@@ -130,7 +125,7 @@ def evaluate(
             raise ConfigError("--run takes the real cells from the run: give no REAL and no --train beside it.")
         run = run if isinstance(run, Run) else Run.open(run)
         real, data = training_cells(run)
-        label, conditions = label or data.label, conditions or data.columns[1:]
+        config = replace(config, label=label or data.label, conditions=tuple(conditions) or data.columns[1:])
         if synthetic is None:
             synthetic = _drawn_from(run, None if out is None else Path(out) / CELLS, seed, force)
     if real is None or synthetic is None:
@@ -148,83 +143,96 @@ def evaluate(
         unseen = unseen_among(opened["real"], opened["synthetic"])
     basis = _basis_of(unseen, training_cells_given=train is not None)
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
-    sides = load(opened, sources, label, conditions, donor, batch)
+    sides = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
     del opened
+    return _evaluated(_compared(sides, unseen, basis, config), config, None if out is None else Path(out), progress)
 
-    remarks = Notes()
+
+@dataclass(frozen=True)
+class _Compared:
+    """Sets of cells that can be compared: of the same genes, on one scale, none in two of them.
+
+    sets: those that scores are of. n: cells of each in a resample. The others as in Evaluation.
+    """
+
+    sides: dict[str, CellSet]
+    sets: dict[str, CellSet]
+    n: int
+    basis: Basis
+    alike: bool
+    sampled: dict[str, tuple[int, int]]
+    types: dict[str, dict[str, int]] | None
+    notes: Notes
+
+
+def _compared(sides: dict[str, CellSet], unseen: Unseen | None, basis: Basis, config: EvaluateConfig) -> _Compared:
+    notes = Notes()
     for remark in sides["synthetic"].remarks:
-        remarks.warn(remark)
-    note_scales(sides, remarks)
+        notes.warn(remark)
+    note_scales(sides, notes)
     if unseen is not None and basis in ("holdout", "validation"):
-        separate(sides, unseen.unseen, unseen.trained, remarks)
+        separate(sides, unseen.unseen, unseen.trained, notes)
     if "train" in sides:
-        drop_trained_on(sides, remarks)
-    match_genes(sides, remarks)
-    most = max(MOST_KNOWN, round(2 * max_cells / SHARE_OF_RESAMPLE))  # as many as are ever drawn, or looked through
-    spaces = [space for space in GENE_SETS if any(METRICS[name].space == space for name in chosen)]
-    by_counts = bool(spaces) or (protocol is not None and PROTOCOLS[protocol].genes not in ("all", "cv"))
-    sampled = gather(sides, most, seed, remarks, counts_of=("real",) if by_counts else ())
-    types = None if label is None else count_types(sides, label, remarks)
-    alike, sets = _sets_to_score(sides, unseen, max_cells, seed, remarks)
-    n = _cells_of_resample(sets, max_cells, resamples)
-    _note_resamples(sides, sets, n, resamples, seed, remarks)
+        drop_trained_on(sides, notes)
+    match_genes(sides, notes)
+    most = max(MOST_KNOWN, round(2 * config.max_cells / SHARE_OF_RESAMPLE))  # as many as are ever looked through
+    sampled = gather(sides, most, config.seed, notes, counts_of=("real",) if config.needs_counts else ())
+    types = None if config.label is None else count_types(sides, config.label, notes)
+    alike, sets = _sets_to_score(sides, unseen, config.max_cells, config.seed, notes)
+    n = _cells_of_resample(sets, config.max_cells, config.resamples)
+    _note_resamples(sides, sets, n, config.resamples, config.seed, notes)
+    return _Compared(sides, sets, n, basis, alike, sampled, types, notes)
 
+
+def _evaluated(
+    cells: _Compared, config: EvaluateConfig, out: Path | None, progress: Callable[[str, int, int], None] | None
+) -> Evaluation:
+    """Score the cells and, with `out`, draw and write the report."""
     with metrics_pool() as pool:
-        scorer = Scorer(
-            sides, sets, n, chosen=chosen, spaces=spaces, protocol=protocol, label=label, resamples=resamples,
-            seed=seed, pool=pool, draws=out is not None, progress=progress,
-        )  # fmt: skip
-        log.info("comparing %d cells a side, %s", n, "once" if resamples == 1 else f"{resamples} times over")
+        scorer = Scorer(cells.sides, cells.sets, cells.n, config, pool, draws=out is not None, progress=progress)
+        times = "once" if config.resamples == 1 else f"{config.resamples} times over"
+        log.info("comparing %d cells a side, %s", cells.n, times)
         drawing = None
         if out is not None:
-            most_shown = min(MAX_PICTURE_CELLS, max_cells * min(2, resamples))
-            layouts = [name for name in LAYOUTS if not (fast and name == "UMAP")]
-            drawing = Drawing(sides, most_shown, label, seed, layouts, pool)
-        for r in range(resamples):
-            scorer.score(r, drawing.draw if drawing and r == resamples - 1 else None)
+            most = min(MAX_PICTURE_CELLS, config.max_cells * min(2, config.resamples))
+            layouts = [name for name in LAYOUTS if not (config.fast and name == "UMAP")]
+            drawing = Drawing(cells.sides, most, config.label, config.seed, layouts, pool)
+        for r in range(config.resamples):
+            scorer.score(r, drawing.draw if drawing and r == config.resamples - 1 else None)
     found = scorer.found
     evaluation = Evaluation(
         scores=scores_of(found.metrics),
         of_types=scores_by_name(found.types),
         of_donors=scores_by_name(found.donors),
-        inputs={name: side.describe() for name, side in sides.items()},
-        n_cells=n,
-        n_genes=len(sides["real"].genes),
-        resamples=resamples,
-        seed=seed,
-        max_cells=max_cells,
-        label=label,
-        conditions=tuple(conditions),
-        donor=donor,
-        batch=batch,
-        protocol=protocol,
+        inputs={name: side.describe() for name, side in cells.sides.items()},
+        n_cells=cells.n,
+        n_genes=len(cells.sides["real"].genes),
+        resamples=config.resamples,
+        seed=config.seed,
+        max_cells=config.max_cells,
+        label=config.label,
+        conditions=config.conditions,
+        donor=config.donor,
+        batch=config.batch,
+        protocol=config.protocol,
         of_protocol=scores_of(found.protocol),
-        floor_definition=HELD_OUT if "train" in sets else HALVES,
-        types=types,
+        floor_definition=HELD_OUT if "train" in cells.sets else HALVES,
+        types=cells.types,
         skipped=found.skipped,
-        notes=[*remarks.notes, *found.notes],
-        warnings=remarks.warnings,
-        html=None if out is None else Path(out) / REPORT,
+        notes=[*cells.notes.notes, *found.notes],
+        warnings=cells.notes.warnings,
+        html=None if out is None else out / REPORT,
         cells=None if drawing is None else drawing.positions(),
-        sampled=sampled,
-        basis=basis,
-        alike=alike,
-        remarks=sides["synthetic"].remarks,
-        metrics=asked,
+        sampled=cells.sampled,
+        basis=cells.basis,
+        alike=cells.alike,
+        remarks=cells.sides["synthetic"].remarks,
+        metrics=config.metrics,
         genes=found.genes,
     )
     if out is not None and drawing is not None:
-        write_evaluation(evaluation, drawing.pictures, Path(out))
+        write_evaluation(evaluation, drawing.pictures, out)
     return evaluation
-
-
-def _check_options(max_cells: int, resamples: int, protocol: str | None) -> None:
-    if max_cells < MIN_CELLS:
-        raise ConfigError(f"--max-cells must be at least {MIN_CELLS}, not {max_cells}.")
-    if resamples < 1:
-        raise ConfigError(f"--resamples must be at least 1, not {resamples}.")
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise ConfigError(f"There is no --protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
 
 
 def _basis_of(unseen: Unseen | None, *, training_cells_given: bool) -> Basis:
@@ -237,7 +245,7 @@ def _basis_of(unseen: Unseen | None, *, training_cells_given: bool) -> Basis:
 
 
 def _sets_to_score(
-    sides: dict[str, CellSet], unseen: Unseen | None, max_cells: int, seed: int, remarks: Notes
+    sides: dict[str, CellSet], unseen: Unseen | None, max_cells: int, seed: int, notes: Notes
 ) -> tuple[bool, dict[str, CellSet]]:
     """Whether the real cells are of the kinds that were trained on, and the sets that scores are of: without the
     training cells, where the real ones differ from these."""
@@ -248,7 +256,7 @@ def _sets_to_score(
     alike = known_kinds and not told and not other_groups
     if alike or other_groups or sides["real"].X.shape[0] < 2 * MIN_CELLS:
         return alike, sides
-    remarks.notes.append(
+    notes.notes.append(
         "The real cells differ from those trained on, so synthetic cells are set beside two halves of the real ones; "
         "training cells serve to look for copies alone."
     )
@@ -263,23 +271,23 @@ def _cells_of_resample(sets: dict[str, CellSet], max_cells: int, resamples: int)
 
 
 def _note_resamples(
-    sides: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, remarks: Notes
+    sides: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, notes: Notes
 ) -> None:
     halves = "held-out real cells, training cells" if "train" in sets else "each half of the real cells"
-    remarks.notes.append(
+    notes.notes.append(
         f"Compared: {n} cells of {halves} and synthetic cells, {resamples} times over, drawn with seed {seed}."
     )
     if sides["real"].donors is not None and resamples > 1:
-        remarks.notes.append(
+        notes.notes.append(
             "Each resample draws four fifths of the donors, so that ranges tell how donors differ."
             if draws_donors(sides)
             else "Resamples draw cells, not donors: the real cells are of too few for that."
         )
     if n < FEW_CELLS:
-        remarks.warn(f"Only {n} cells a side are compared: scores and floor are rough, see more cells if you can.")
+        notes.warn(f"Only {n} cells a side are compared: scores and floor are rough, see more cells if you can.")
     codec_auc = sides["synthetic"].codec_auc
     if codec_auc:
-        remarks.notes.append(
+        notes.notes.append(
             "The model's codec alone: held-out cells encoded and decoded scored an AUC of {held_out:.2f}, training "
             "cells {training:.2f}, cells as they are {floor:.2f} when the model was trained.".format(**codec_auc)
         )

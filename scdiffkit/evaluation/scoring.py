@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from scdiffkit.errors import ConfigError
 from scdiffkit.evaluation.cell_sets import CellSet, Subsample, draw_subsamples
 from scdiffkit.evaluation.gene_sets import choose_gene_sets
+from scdiffkit.evaluation.options import EvaluateConfig
 from scdiffkit.evaluation.resample import (
     MIN_CELLS_OF_TYPE,
     WITHOUT,
@@ -29,7 +30,7 @@ from scdiffkit.evaluation.resample import (
     exact_shares,
     known_cells,
 )
-from scdiffkit.metrics import METRICS, PROTOCOLS, Metric, Space
+from scdiffkit.metrics import METRICS, PROTOCOLS, Metric
 from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.score import Score, score_of
 from scdiffkit.metrics.spaces import N_VARIABLE
@@ -64,8 +65,8 @@ class Scorer:
     """Scores resamples one after the other.
 
     sides: all sets of cells. sets: those that are scored against one another; without "train", resamples are of two
-    halves of the real cells. n: cells of each set in a resample. chosen: names of metrics; spaces: the sets of genes
-    that they take. label: name of the types. draws: whether pictures are one of the steps of `progress`.
+    halves of the real cells. n: cells of each set in a resample. draws: whether pictures are one of the steps of
+    `progress`.
     """
 
     def __init__(
@@ -73,22 +74,16 @@ class Scorer:
         sides: dict[str, CellSet],
         sets: dict[str, CellSet],
         n: int,
-        *,
-        chosen: Collection[str],
-        spaces: Collection[Space],
-        protocol: str | None,
-        label: str | None,
-        resamples: int,
-        seed: int,
+        config: EvaluateConfig,
         pool: ThreadPoolExecutor,
+        *,
         draws: bool,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        self.sides, self.sets, self.n, self.chosen, self.label = sides, sets, n, chosen, label
-        self.protocol, self.resamples, self.seed, self.pool, self.draws = protocol, resamples, seed, pool, draws
+        self.sides, self.sets, self.n, self.config, self.pool, self.draws = sides, sets, n, config, pool, draws
         self.progress = progress or (lambda what, i, n: None)
-        self.gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, spaces)
-        self.protocol_genes = None if protocol is None else _genes_of(protocol, sides["real"])
+        self.gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, config.spaces)
+        self.protocol_genes = None if config.protocol is None else _genes_of(config.protocol, sides["real"])
         self.found = Found()
         # First, and alone: of all cells, it takes memory that grows with them.
         self.exact = pool.submit(exact_shares, sides)
@@ -99,19 +94,19 @@ class Scorer:
 
     def score(self, r: int, draw: Callable[[Subsample, Subsample, Subsample], None] | None = None) -> None:
         """Score resample r; draw: called with the first resample's cells while metrics are computed."""
-        drawn = draw_subsamples(self.sets, self.n, self.seed + 1000 * r)
+        drawn = draw_subsamples(self.sets, self.n, self.config.seed + 1000 * r)
         self._first_drawn = self._first_drawn or drawn
-        training_pool, synthetic_pool = known_cells(self.sides, self.n, self.seed + 1000 * r)
+        training_pool, synthetic_pool = known_cells(self.sides, self.n, self.config.seed + 1000 * r)
         resample = Resample(
             *drawn, pool=self.pool, training_pool=training_pool, synthetic_pool=synthetic_pool,
             trained="train" in self.sides, reference_trained="train" in self.sets, gene_sets=self.gene_sets,
-            chosen=self.chosen, bad_models=r == 0, seed=self.seed + r,
+            chosen=self.config.chosen, bad_models=r == 0, seed=self.config.seed + r,
         )  # fmt: skip
-        to_score, skipped = computable(resample, self.label)
+        to_score, skipped = computable(resample, self.config.label)
         if r == 0:
             self.found.skipped = skipped
         to_score = [metric for metric in to_score if r == 0 or metric.name in self.found.metrics]  # beside bad models
-        steps = len(to_score) * self.resamples + self.draws
+        steps = len(to_score) * self.config.resamples + self.draws
         resample.prepare(to_score)
         scores = {
             metric: self.exact if metric.name == "exact_duplicates" else self.pool.submit(resample.score, metric)
@@ -128,8 +123,8 @@ class Scorer:
         _add(self.found.types, of_types.result(), first=r == 0)
         _add(self.found.donors, of_donors.result(), first=r == 0)
         self._score_exact_of_donors(resample)
-        if self.protocol is not None:
-            self.progress(self.protocol, (r + 1) * len(to_score), steps)
+        if self.config.protocol is not None:
+            self.progress(self.config.protocol, (r + 1) * len(to_score), steps)
             self._score_protocol(drawn, r)
         if r == 0:
             self._note(resample)
@@ -143,12 +138,12 @@ class Scorer:
 
     def _score_protocol(self, drawn: tuple[Subsample, Subsample, Subsample], r: int) -> None:
         """The metrics of the protocol, in its genes."""
-        assert self.protocol is not None
+        assert self.config.protocol is not None
         assert self.protocol_genes is not None
         in_genes = [part.in_genes(self.protocol_genes) for part in drawn]
-        resample = Resample(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.seed + r)
+        resample = Resample(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.config.seed + r)
         metrics: list[Metric] = []
-        for metric in (METRICS[name] for name in PROTOCOLS[self.protocol].metrics):
+        for metric in (METRICS[name] for name in PROTOCOLS[self.config.protocol].metrics):
             if all(need in part.of_cells for need in metric.needs for part in drawn):
                 metrics.append(metric)
             else:
