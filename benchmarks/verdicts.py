@@ -40,7 +40,8 @@ from quality import DATASETS, DataSet
 
 from scdiffkit.config import SampleConfig
 from scdiffkit.evaluation.cell_sets import draw_order, shuffle_within
-from scdiffkit.evaluation.verdict import GRADE, USES
+from scdiffkit.evaluation.facts import USES
+from scdiffkit.evaluation.verdict import GRADE
 from scdiffkit.io import atomic_write_text
 from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.profiles import ALWAYS

@@ -23,10 +23,10 @@ from scipy import sparse
 import scdiffkit
 from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
 from scdiffkit.evaluation.cell_sets import draw_order, shuffle_within
+from scdiffkit.evaluation.facts import COPIED
 from scdiffkit.evaluation.report import figures
 from scdiffkit.evaluation.report.layouts import tsne_layout, umap_layout
 from scdiffkit.evaluation.result import Evaluation
-from scdiffkit.evaluation.verdict import COPIED
 from scdiffkit.metrics import METRICS
 from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.preprocessing.pipeline import preprocess

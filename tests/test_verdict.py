@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from scdiffkit.evaluation.verdict import MARGIN, USES, Verdict, auc_error, enough_cells, judge
+from scdiffkit.evaluation.facts import MARGIN, USES, auc_error, enough_cells
+from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics.score import Score
 
 MANY = 2000

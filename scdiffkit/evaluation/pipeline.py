@@ -23,6 +23,7 @@ from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, cells_a_side, draw_order_of, draws_donors
+from scdiffkit.evaluation.facts import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
 from scdiffkit.evaluation.loading import load
 from scdiffkit.evaluation.matching import (
     Notes,
@@ -43,7 +44,6 @@ from scdiffkit.evaluation.resample import (
 )
 from scdiffkit.evaluation.result import HELD_OUT, Evaluation
 from scdiffkit.evaluation.scoring import Scorer, metrics_pool, scores_by_name, scores_of
-from scdiffkit.evaluation.verdict import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
 from scdiffkit.io import Backed, open_cells
 from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import in_space

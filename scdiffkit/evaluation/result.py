@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scdiffkit.errors import did_you_mean
+from scdiffkit.evaluation.facts import FAIR, Basis
 from scdiffkit.evaluation.report.render import render
-from scdiffkit.evaluation.verdict import FAIR, Basis, Verdict, judge
+from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics import PROTOCOLS
 from scdiffkit.metrics.profiles import FULL
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score

@@ -7,45 +7,22 @@ they are too few for one, that is the verdict.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scdiffkit.metrics import METRICS
+from scdiffkit.evaluation.facts import CLOSE, FAIR, GOOD, MARGIN, OBVIOUS, Basis, Facts, Grade, enough_cells
 from scdiffkit.metrics.score import Score
 
 Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied", "too few", "undecided"]
-Grade = Literal["good", "fair", "poor"]
-Basis = Literal["given", "holdout", "validation", "none", "unknown"]
-
-# Where a score lies between real cells (0) and bad models (1).
-GOOD, FAIR = 0.15, 0.5
-# Classifiers' AUC above what other real cells score: within MARGIN it makes no difference to anyone's analysis.
-HEADLINES = ("rf_auc", "rf_auc_hvg_seurat")
-MARGIN, CLOSE, OBVIOUS = 0.05, 0.15, 0.95
-CONFIDENCE = 1.96  # standard errors on either side
-BETTER = 0.5  # of the way from real to shuffled cells, at most, that cells with relations between genes lie
-# Of the way from real cells to copies: of cells that are duplicates a few are too many.
-COPIED = {"exact_duplicates": 0.03, "near_duplicates": 0.1, "nn_ratio": 0.5}
-COPIED_OF_FEW = {"exact_duplicates": 0.03, "nn_ratio": 0.5}  # near duplicates are a matter of luck then
-FEW_CELLS = 100
 MEMBERSHIP = 0.6  # AUC of the attack, from which on it is said
 FINDINGS = 3
-
-# What cells are used for, and the families of metrics that say whether they serve.
-USES: dict[str, tuple[str, ...]] = {
-    "statistics of single genes and of cells": ("per gene", "per cell"),
-    "clustering, embeddings and benchmarks of methods": ("joint", "coverage", "classifier"),
-    "cell types, marker genes and responses": ("biology",),
-}
 OF_TYPES = "cell types, marker genes and responses"
 GRADE: dict[Word, Grade | None] = {
     "indistinguishable": "good", "close": "good", "usable in part": "fair", "poor": "poor", "copied": "poor",
     "too few": None, "undecided": None,
 }  # fmt: skip
-
 MEANING: dict[Word, str] = {
     "indistinguishable": "On cells that the model has not seen, the 95% interval of the classifiers' AUC (rf_auc and, "
     f"where scored, rf_auc_hvg_seurat) above that of other real cells ends below {MARGIN}; no use is graded poor, no "
@@ -110,43 +87,6 @@ class Verdict:
         return asdict(self) | {"grade": self.grade, "text": str(self)}
 
 
-@dataclass(frozen=True)
-class Excess:
-    """A classifier's AUC above that of other real cells: as measured, and the interval it lies in."""
-
-    score: Score
-    n: int  # cells of each group
-
-    @property
-    def value(self) -> float:
-        return self.score.value - self.score.floor
-
-    @property
-    def half_width(self) -> float:
-        return CONFIDENCE * math.sqrt(2) * auc_error(self.n)
-
-    @property
-    def low(self) -> float:
-        return self.value - self.half_width
-
-    @property
-    def high(self) -> float:
-        """Never narrower than around 0: cells that score better than real ones do so by chance."""
-        return max(self.value, 0.0) + self.half_width
-
-
-def auc_error(n: int) -> float:
-    """Standard error of the AUC between two groups of n cells that are alike (Mann & Whitney 1947)."""
-    return math.sqrt((2 * n + 1) / (12 * n * n))
-
-
-def enough_cells(excess: float) -> int:
-    """Cells of each group with which an interval around this excess lies within the margin, rounded up; those for an
-    excess of 0, where none would do."""
-    room = MARGIN - max(excess, 0.0) if excess < 0.8 * MARGIN else MARGIN
-    return math.ceil((CONFIDENCE / room) ** 2 / 3 / 10) * 10  # both errors squared come to 1 / (3 n)
-
-
 def judge(
     scores: Iterable[Score],
     *,
@@ -173,114 +113,29 @@ def judge(
     of them that are too common for that to be chance; unscored_types: with too few cells to be scored. remarks: on how
     the cells were made.
     """
-    scores = list(scores)
-    by_name = {score.metric: score for score in scores}
-    grades = {use: _grade([s for s in scores if s.family in families]) for use, families in USES.items()}
-    uses = {use: grade for use, grade in grades.items() if grade}
-    bad = [use for use, grade in uses.items() if grade == "poor"]
-
-    excesses = [Excess(by_name[name], _group(by_name[name], n_cells)) for name in HEADLINES if name in by_name]
-    first, worst = excesses[0], max(excesses, key=lambda e: e.high)
-    auc, shuffled = first.score, first.score.ceiling("shuffled")
-    to_shuffled = shuffled - auc.floor
-    better = first.value <= BETTER * to_shuffled
-    no_better = first.value > MARGIN and auc.value >= shuffled - MARGIN
-    unclear = to_shuffled <= MARGIN + first.half_width and first.low <= MARGIN
-    few_cells = n_cells < FEW_CELLS
-    bounds = COPIED_OF_FEW if few_cells else COPIED
-    copied = [s for s in scores if s.metric in bounds and s.position > bounds[s.metric]]
-    copied = [s for s in copied if s.metric == "exact_duplicates" or not s.at_floor]  # of all cells: no chance in it
-    copies = bool(copied)
-    whole = not (bad or lost_types)
-
-    def word_and_sentence() -> tuple[Word, str]:
-        if copies:
-            return "copied", "Copied: there are cells among these that are copies, or nearly so, of real ones."
-        if unclear:
-            if n_cells >= enough_cells(0.0):
-                return "undecided", "Cannot tell: these data do not tell a good model from a bad one."
-            return "too few", TOO_FEW.format(enough_cells(worst.value))
-        if worst.high <= MARGIN and whole and not poor_types and better and basis not in ("none", "unknown"):
-            return "indistinguishable", (
-                "Indistinguishable: by these tests the cells are as close to real cells as other real cells are, "
-                f"within a margin of {MARGIN} of the classifiers' AUC."
-            )
-        if worst.low <= MARGIN and worst.high > CLOSE:
-            return "too few", TOO_FEW.format(enough_cells(worst.value))
-        if worst.value <= CLOSE and whole and better:
-            if basis == "none":
-                return "close", "Close to the cells it was trained on: most cells pass for these."
-            return "close", "Close: most cells pass for real ones."
-        if auc.value < OBVIOUS and len(bad) < len(uses) and not no_better:
-            return "usable in part", _usable(uses)
-        return "poor", "Poor: do not use these cells in the place of real ones."
-
-    word, sentence = word_and_sentence()
-    reasons = [
-        f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} ({auc.floor:.2f}: {floor_is}; "
-        f"{shuffled:.2f}: real cells with genes shuffled {within}; 0.5: pure guessing)."
-    ]
-    if worst is not first:
-        s = worst.score
-        reasons.append(
-            f"By the genes that an analysis would choose (scanpy's highly variable ones) it does with AUC "
-            f"{s.value:.2f} ({s.floor:.2f}: {floor_is})."
-        )
-    if worst_auc is not None and worst_auc[1].value - worst_auc[1].floor > CLOSE:
-        name, s = worst_auc
-        reasons.append(f"Within {name} alone it does with AUC {s.value:.2f} ({s.floor:.2f}: {floor_is}).")
-    if word in ("close", "too few") and worst.value <= MARGIN < worst.high and basis not in ("none", "unknown"):
-        reasons.append(
-            f"With {n_cells:,} cells of each, that AUC is known to +- {worst.half_width:.2f}; about "
-            f"{enough_cells(worst.value):,} of each would tell whether it is within {MARGIN} of real cells'."
-        )
-    if word == "undecided":
-        reasons.append(
-            "Shuffled cells pass as well as real ones: the cells are of kinds too simple for their scores to mean much."
-        )
-    elif word == "poor" and auc.value >= OBVIOUS:
-        reasons.append("Nearly every synthetic cell is recognised.")
-    elif no_better and word != "too few" and not copies:
-        reasons.append(
-            "That is no better than shuffled cells: relations between genes in these cells cannot be relied on."
-        )
-    exact = by_name.get("exact_duplicates")
-    if exact is not None and exact.value > exact.floor:
-        reasons.append(f"{exact.value:.1%} of the synthetic cells are exact copies of known real cells.")
-    if copies:
-        reasons.append(
-            "Do not share them in the place of real ones, and do not take their other scores for quality: they say how "
-            "like real cells copies of real cells are. Judge the model by real cells that it has not seen (--train)."
-        )
-    if missing_types:
-        reasons.append(f"There are no synthetic cells of {_listed(missing_types)}.")
-    if poor_types and not copies:
-        reasons.append(
-            f"Do not rely on the cells of {_listed(poor_types)}: within the type they are more like bad models than "
-            "like real cells."
-        )
-    elif worst_type and not copies:
-        reasons.append(f"The type furthest from its real cells is {worst_type}.")
-    if few_cells:
-        reasons.append("With so few cells these figures are rough.")
-    reasons += remarks
+    facts = Facts(
+        scores=tuple(scores), n_cells=n_cells, basis=basis, floor_is=floor_is, within=within, worst_type=worst_type,
+        worst_auc=worst_auc, poor_types=tuple(poor_types), missing_types=tuple(missing_types),
+        lost_types=tuple(lost_types), remarks=tuple(remarks),
+    )  # fmt: skip
+    word, sentence = next((word, says(facts)) for word, holds, says in RULES if holds(facts))
     limits = {}
-    if unscored_types and OF_TYPES in uses:
+    if unscored_types and OF_TYPES in facts.uses:
         limits[OF_TYPES] = f"{_listed(unscored_types)}: too few cells to be scored"
     serves = word in ("indistinguishable", "close", "usable in part")
     return Verdict(
         word=word,
         basis=BASES[basis],
         sentence=sentence,
-        reasons=reasons,
-        uses=uses if serves else {},
+        reasons=_reasons(facts, word),
+        uses=facts.uses if serves else {},
         limits=limits if serves else {},
-        findings=_findings(scores, copies),
-        copies=copies,
-        privacy=_privacy(by_name, alike),
+        findings=_findings(facts.scores, facts.copies),
+        copies=facts.copies,
+        privacy=_privacy(facts.by_name, alike),
         margin=MARGIN,
-        interval=(round(worst.low, 4), round(worst.high, 4)),
-        enough_cells=enough_cells(worst.value),
+        interval=(round(facts.worst.low, 4), round(facts.worst.high, 4)),
+        enough_cells=facts.enough_cells,
     )
 
 
@@ -288,12 +143,103 @@ TOO_FEW = (
     "Too few cells to tell: they may be as close to real cells as other real cells are, or not. About {:,} cells of "
     "each would do."
 )
+CLOSE_TO = "Close to the cells it was trained on: most cells pass for these."
+# The first rule that holds gives the word and the sentence.
+RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] = (
+    (
+        "copied",
+        lambda f: f.copies,
+        lambda f: "Copied: there are cells among these that are copies, or nearly so, of real ones.",
+    ),
+    (
+        "undecided",
+        lambda f: f.unclear and f.n_cells >= enough_cells(0.0),
+        lambda f: "Cannot tell: these data do not tell a good model from a bad one.",
+    ),
+    ("too few", lambda f: f.unclear, lambda f: TOO_FEW.format(f.enough_cells)),
+    (
+        "indistinguishable",
+        lambda f: f.worst.high <= MARGIN and f.whole and not f.poor_types and f.better_than_shuffled and f.held_out,
+        lambda f: (
+            "Indistinguishable: by these tests the cells are as close to real cells as other real cells are, "
+            f"within a margin of {MARGIN} of the classifiers' AUC."
+        ),
+    ),
+    ("too few", lambda f: f.worst.low <= MARGIN and f.worst.high > CLOSE, lambda f: TOO_FEW.format(f.enough_cells)),
+    (
+        "close",
+        lambda f: f.worst.value <= CLOSE and f.whole and f.better_than_shuffled,
+        lambda f: CLOSE_TO if f.basis == "none" else "Close: most cells pass for real ones.",
+    ),
+    (
+        "usable in part",
+        lambda f: f.first.score.value < OBVIOUS and len(f.no_use) < len(f.uses) and not f.no_better_than_shuffled,
+        lambda f: _usable(f.uses),
+    ),
+    ("poor", lambda f: True, lambda f: "Poor: do not use these cells in the place of real ones."),
+)
 
 
-def _group(score: Score, n_cells: int) -> int:
-    """Cells of each group that a score is of, in all resamples together, of which each draws others."""
-    most = METRICS[score.metric].max_cells
-    return n_cells if most is None else min(n_cells, most * len(score.values))
+def _reasons(f: Facts, word: Word) -> list[str]:
+    """Why, in sentences, the weightiest first."""
+    auc, worst = f.first.score, f.worst.score
+    reasons = [
+        f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} ({auc.floor:.2f}: {f.floor_is}; "
+        f"{f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: pure guessing)."
+    ]
+    if f.worst is not f.first:
+        reasons.append(
+            f"By the genes that an analysis would choose (scanpy's highly variable ones) it does with AUC "
+            f"{worst.value:.2f} ({worst.floor:.2f}: {f.floor_is})."
+        )
+    if f.worst_auc is not None and f.worst_auc[1].value - f.worst_auc[1].floor > CLOSE:
+        name, of_type = f.worst_auc
+        reasons.append(f"Within {name} alone it does with AUC {of_type.value:.2f} ({of_type.floor:.2f}: {f.floor_is}).")
+    if word in ("close", "too few") and f.worst.value <= MARGIN < f.worst.high and f.held_out:
+        reasons.append(
+            f"With {f.n_cells:,} cells of each, that AUC is known to +- {f.worst.half_width:.2f}; about "
+            f"{f.enough_cells:,} of each would tell whether it is within {MARGIN} of real cells'."
+        )
+    if word == "undecided":
+        reasons.append(
+            "Shuffled cells pass as well as real ones: the cells are of kinds too simple for their scores to mean much."
+        )
+    elif word == "poor" and auc.value >= OBVIOUS:
+        reasons.append("Nearly every synthetic cell is recognised.")
+    elif f.no_better_than_shuffled and word != "too few" and not f.copies:
+        reasons.append(
+            "That is no better than shuffled cells: relations between genes in these cells cannot be relied on."
+        )
+    return [*reasons, *_reasons_of_copies(f), *_reasons_of_types(f), *f.remarks]
+
+
+def _reasons_of_copies(f: Facts) -> list[str]:
+    reasons = []
+    exact = f.by_name.get("exact_duplicates")
+    if exact is not None and exact.value > exact.floor:
+        reasons.append(f"{exact.value:.1%} of the synthetic cells are exact copies of known real cells.")
+    if f.copies:
+        reasons.append(
+            "Do not share them in the place of real ones, and do not take their other scores for quality: they say how "
+            "like real cells copies of real cells are. Judge the model by real cells that it has not seen (--train)."
+        )
+    return reasons
+
+
+def _reasons_of_types(f: Facts) -> list[str]:
+    reasons = []
+    if f.missing_types:
+        reasons.append(f"There are no synthetic cells of {_listed(f.missing_types)}.")
+    if f.poor_types and not f.copies:
+        reasons.append(
+            f"Do not rely on the cells of {_listed(f.poor_types)}: within the type they are more like bad models than "
+            "like real cells."
+        )
+    elif f.worst_type and not f.copies:
+        reasons.append(f"The type furthest from its real cells is {f.worst_type}.")
+    if f.few_cells:
+        reasons.append("With so few cells these figures are rough.")
+    return reasons
 
 
 def _usable(uses: dict[str, Grade]) -> str:
@@ -327,20 +273,7 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
     )
 
 
-def _grade(scores: list[Score]) -> Grade | None:
-    """Of the scores of one use that tell good from bad models: good when two thirds are, and none is poor; poor when
-    half are."""
-    scores = [s for s in scores if s.bad_model is not None]
-    if not scores:
-        return None
-    grades = ["good" if s.at_floor or s.position <= GOOD else "fair" if s.position <= FAIR else "poor" for s in scores]
-    share = {grade: grades.count(grade) / len(grades) for grade in ("good", "poor")}
-    if share["poor"] >= 0.5:
-        return "poor"
-    return "good" if share["poor"] == 0 and share["good"] >= 2 / 3 else "fair"
-
-
-def _findings(scores: list[Score], copied: bool) -> list[str]:
+def _findings(scores: Sequence[Score], copied: bool) -> list[str]:
     """The scores furthest from the floor, in words; those that tell of copies first."""
     off = [
         s for s in scores if s.bad_model is not None and not s.at_floor and s.position > GOOD and s.family != "papers"
