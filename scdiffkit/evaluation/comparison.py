@@ -92,13 +92,22 @@ def compare(
         for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
             if isinstance(source, (str, Path)):
                 found[name].inputs[side] |= {"source": str(source), "sha256": hashes[str(source)]}
+    _warn_of_differences(found)
+    comparison = ranked(found)
+    if out is not None:
+        write_comparison(comparison, Path(out))
+    return comparison
+
+
+def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
+    """ScdiffWarning where sets are not compared by the same genes and metrics."""
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
         warnings.warn(
             "The sets are compared in different genes, so their figures per gene are not of the same genes: "
             f"{', '.join(f'{name} {n}' for name, n in genes.items())}.",
             ScdiffWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     scored = {score.metric for evaluation in found.values() for score in evaluation.scores}
     for name, evaluation in found.items():
@@ -108,12 +117,8 @@ def compare(
                 f"{name} cannot be scored by {', '.join(missing)} ({evaluation.skipped[missing[0]]}): no set is ranked "
                 "by them.",
                 ScdiffWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-    comparison = ranked(found)
-    if out is not None:
-        write_comparison(comparison, Path(out))
-    return comparison
 
 
 def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | None, set[str]]:
