@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from inspect import getdoc
 from pathlib import Path
+from typing import get_args
 
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.metrics import METRICS, PROTOCOLS
+from scdiffkit.metrics.registry import Family
 from scdiffkit.metrics.score import Score
 
 SCORE = Score("", "", (0.0,), (0.0,), {"pooled": (1.0,)}, "closest to 0", 0.0, "", "")
@@ -17,13 +19,11 @@ def rendered() -> str:
     lines = [
         "# What `scdiff evaluate` computes",
         "",
-        "Every metric by family: which way is better, what it is, and where it comes from. Each is reported beside",
-        "what real cells and what bad models score; the README says how to read them. Last, the fields of",
-        "`metrics.json`.",
+        "All metrics by family, with their best direction, definition and source. Each is reported beside the scores of",
+        "real cells and of bad models ([how to read them](evaluation.md)). The fields of `metrics.json` come last.",
     ]
     of_protocol = {name: key for key, protocol in PROTOCOLS.items() for name in protocol.metrics}
-    families = dict.fromkeys(m.family for m in METRICS.values() if m.default)
-    for family in families:
+    for family in (family for family in get_args(Family) if any(m.family == family for m in METRICS.values())):
         lines += ["", f"## {family[0].upper()}{family[1:]}", ""]
         lines += [_item(name) for name, m in METRICS.items() if m.family == family and m.default]
     lines += ["", "## Protocols of other papers (`--protocol`)"]
