@@ -14,12 +14,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import typer
 from joblib import cpu_count
 from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
 from scdiffkit.cli.console import parse_cfg_scale, parse_duration, progress, seconds, setup_logging
+from scdiffkit.config import ARCHS, CODEC_NAMES, PreprocessConfig, SampleConfig, build_run_config, presets
 from scdiffkit.errors import ConfigError
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
@@ -403,3 +405,27 @@ def test_time_left_is_that_of_the_stage_at_hand(monkeypatch: pytest.MonkeyPatch,
     left = {stage: [line.split(", ")[1] for line in lines if line.endswith(stage)] for stage in ("codec", "diffusion")}
     assert left["codec"][0].startswith("1 min")  # 600 x 0.2 s and 10 s gone
     assert left["diffusion"][0].startswith("1 min")  # 1500 x 0.05 s and up to 10 s gone
+
+
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [("preprocess", PreprocessConfig()), ("sample", SampleConfig()), ("train", None)],
+    ids=["preprocess", "sample", "train"],
+)
+def test_help_names_the_defaults_and_choices_that_hold(command, config):
+    parameters = {p.name: p for p in typer.main.get_command(app).commands[command].params}
+    values = config.model_dump() if config else {}
+    if config is None:
+        small = build_run_config()
+        values = {name: getattr(small.train, name) for name in ("holdout", "val_fraction", "devices", "num_nodes")}
+        values |= {"preset": small.preset, "codec": small.codec.name, "seed": small.seed, "join": small.preprocess.join}
+    checked = 0
+    for name, value in values.items():
+        shown = getattr(parameters.get(name), "show_default", None)
+        if isinstance(shown, str) and name not in ("steps", "batch_size"):
+            assert shown.split(",")[0] == (f"{value:g}" if isinstance(value, float) else str(value)), name
+            checked += 1
+    assert checked >= 6
+    for name, allowed in {"arch": ARCHS, "codec": CODEC_NAMES, "preset": presets()}.items():
+        if name in parameters:
+            assert set(parameters[name].metavar.strip("[]").split("|")) == set(allowed)

@@ -19,8 +19,8 @@ def rendered() -> str:
     lines = [
         "# What `scdiff evaluate` computes",
         "",
-        "All metrics by family, with their best direction, definition and source. Each is reported beside the scores of",
-        "real cells and of bad models ([how to read them](evaluation.md)). The fields of `metrics.json` come last.",
+        "All metrics by family, with direction, definition and source. Each is reported beside the scores of real",
+        "cells and of bad models ([how to read them](evaluation.md)). The fields of `metrics.json` come last.",
     ]
     of_protocol = {name: key for key, protocol in PROTOCOLS.items() for name in protocol.metrics}
     for family in (family for family in get_args(Family) if any(m.family == family for m in METRICS.values())):

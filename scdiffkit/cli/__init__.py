@@ -26,7 +26,6 @@ app = typer.Typer(
     name="scdiff",
     help="Learn from your own single-cell RNA-seq data and generate new, labelled, realistic cells.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,8 +41,8 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more; full tracebacks of bugs."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Only warnings, errors and results."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more, and show full tracebacks."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Show only warnings, errors and results."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     setup_logging(verbose=verbose, quiet=quiet)
@@ -74,8 +73,18 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (demo, preprocess, split, train, sample, evaluate, compare, info):
-    app.command()(_guarded(command))
+EXAMPLES: dict[Callable[..., None], str] = {  # in the order of the help
+    demo: "scdiff demo -o demo",
+    preprocess: "scdiff preprocess raw.h5ad -o prepared.h5ad --label cell_type --max-mito 0.1",
+    split: "scdiff split data.h5ad -o train.h5ad test.h5ad --label cell_type",
+    train: "scdiff train data.h5ad --label cell_type --holdout 0.2",
+    sample: "scdiff sample -n 500 --where cell_type=B -o cells.h5ad",
+    evaluate: "scdiff evaluate data.h5ad cells.h5ad --label cell_type",
+    compare: "scdiff compare data.h5ad a.h5ad b.h5ad --label cell_type",
+    info: "scdiff info data.h5ad",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(_guarded(command))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
+from scdiffkit.cli.console import INPUT, Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 from scdiffkit.cli.evaluate import (
     HEADLINES,
     Condition,
@@ -26,12 +26,14 @@ from scdiffkit.cli.evaluate import (
 
 def compare(
     real: Real,
-    synthetic: Annotated[list[Path], typer.Argument(help="Sets of synthetic cells, two or more.", show_default=False)],
+    synthetic: Annotated[list[Path], typer.Argument(help="Two or more sets of synthetic cells.", show_default=False)],
     train: Train = None,
     label: Label = None,
     condition: Condition = None,
     metrics: Metrics = "full",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the comparison.")] = Path("comparison"),
+    output: Annotated[
+        Path, typer.Option("-o", "--out", "--output", help="Folder for the comparison.", rich_help_panel=INPUT)
+    ] = Path("comparison"),
     resamples: Resamples = 5,
     fast: Fast = False,
     max_cells: MaxCells = 1000,
@@ -41,7 +43,7 @@ def compare(
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Which of several sets of synthetic cells is the best? All scored alike and ranked."""
+    """Rank several sets of synthetic cells by the same scores."""
     from rich.console import Console
     from rich.table import Table
 

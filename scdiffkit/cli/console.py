@@ -15,16 +15,62 @@ import typer
 
 from scdiffkit.errors import ConfigError, ScdiffWarning
 
+INPUT = "Input and output"
+MACHINE = "Computation"
+
+
+def choices(*values: str) -> dict[str, Any]:
+    """For typer.Option: the values are listed in help and completed in a shell; configurations check them."""
+    return {"metavar": f"[{'|'.join(values)}]", "autocompletion": lambda: list(values)}
+
+
 # Options of every command that reads cells
 Backed = Annotated[
     bool | None,
-    typer.Option("--backed/--in-memory", help="Leave the cells in their files (h5ad, zarr), or not (by size).",
-                 show_default=False),
-]  # fmt: skip
-MaxMemory = Annotated[
-    str | None, typer.Option(help="Cells that would take more stay in their files: 8G, 2500M (what is free).")
+    typer.Option(
+        "--backed/--in-memory",
+        help="Leave the cells in their files (h5ad, zarr), or read them into memory.",
+        show_default="by size",
+        rich_help_panel=INPUT,
+    ),
 ]
-Join = Annotated[str | None, typer.Option(help="Genes of several files: inner (in all) or outer (in any) (inner).")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Leave cells that need more memory than this in their files.",
+        metavar="SIZE",
+        show_default="what is free; e.g. 8G, 2500M",
+        rich_help_panel=INPUT,
+    ),
+]
+Join = Annotated[
+    str | None,
+    typer.Option(
+        help="Genes of several files: their intersection or their union.",
+        show_default="inner",
+        rich_help_panel=INPUT,
+        **choices("inner", "outer"),
+    ),
+]
+# Options of every command that computes with a model
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Device to compute on.",
+        show_default="auto",
+        rich_help_panel=MACHINE,
+        **choices("auto", "cpu", "cuda", "cuda:N", "mps"),
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Floating-point precision; auto uses bf16 where it is faster.",
+        show_default="auto",
+        rich_help_panel=MACHINE,
+        **choices("auto", "32", "bf16"),
+    ),
+]
 PLAIN_EVERY = 10.0  # seconds between progress lines when stderr is not a terminal
 log = logging.getLogger("scdiffkit")
 

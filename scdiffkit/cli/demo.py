@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import log, result, seconds
+from scdiffkit.cli.console import choices, log, result, seconds
 from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.train import train
@@ -17,10 +17,12 @@ HELD_OUT = 0.3  # share of the cells: of 700 fewer would hardly tell anything
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--out", "--output", help="Folder for the files of the demo.")] = Path(
         "scdiff-demo"
     ),
-    arch: Annotated[str, typer.Option(help="dit, whitebox or unet.")] = "whitebox",
+    arch: Annotated[
+        str, typer.Option(help="Architecture of the denoiser.", **choices("dit", "whitebox", "unet"))
+    ] = "whitebox",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Train, sample and evaluate on 700 real blood cells, in about three minutes on two cores."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdiffkit.cli.console import Backed, MaxMemory, log, parse_bytes, progress, result, result_json
+from scdiffkit.cli.console import INPUT, Backed, MaxMemory, choices, log, parse_bytes, progress, result, result_json
 
 if TYPE_CHECKING:
     from scdiffkit.evaluation.result import Evaluation
@@ -31,37 +31,56 @@ HEADLINES = (
     "exact_duplicates", "membership_auc",
 )  # fmt: skip
 
+DATA = "Cells and their columns"
+SCORES = "Scores"
+
 Real = Annotated[
-    Path, typer.Argument(help="Real cells: counts or log values, any format scdiff reads.", show_default=False)
+    Path,
+    typer.Argument(help="Real cells: counts or log values, in any format that scdiff reads.", show_default=False),
 ]
 Train = Annotated[
-    Path | None, typer.Option(help="The cells trained on, when REAL are others: the floor is REAL against these.")
+    Path | None,
+    typer.Option(
+        help="Training cells of the model, if REAL holds other cells. The reference is then REAL against these.",
+        rich_help_panel=DATA,
+    ),
 ]
-Label = Annotated[str | None, typer.Option(help="obs column with the cell types.")]
+Label = Annotated[str | None, typer.Option(help="obs column with the cell types.", rich_help_panel=DATA)]
 Condition = Annotated[
-    list[str] | None, typer.Option(help="obs column in which cells of a type differ (treatment); repeat it.")
+    list[str] | None,
+    typer.Option(
+        help="obs column in which cells of a type differ, e.g. a treatment; repeatable.", rich_help_panel=DATA
+    ),
 ]
-Resamples = Annotated[int, typer.Option(help="How often all is scored, with other cells, to show the spread.")]
-Fast = Annotated[bool, typer.Option("--fast", help="One resample of at most 400 cells, no UMAP: half a minute.")]
+Resamples = Annotated[
+    int, typer.Option(help="Number of resamples, from which prediction intervals follow.", rich_help_panel=SCORES)
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast", help="One resample of at most 400 cells per group, no UMAP: half a minute.", rich_help_panel=SCORES
+    ),
+]
 Metrics = Annotated[
     str,
     typer.Option(
         metavar="NAME,...",
-        help="What is computed: names of metrics, full, fast (as --fast) or minimal (a few seconds).",
+        help="Metrics to compute: their names, or full, fast (as --fast) or minimal (a few seconds).",
+        rich_help_panel=SCORES,
     ),
 ]
-MaxCells = Annotated[int, typer.Option(help="At most so many cells a side are compared at a time.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same scores.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an earlier report.")]
+MaxCells = Annotated[int, typer.Option(help="Maximum number of cells per group in a resample.", rich_help_panel=SCORES)]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same scores.", rich_help_panel=SCORES)]
+Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.", rich_help_panel=INPUT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier report.", rich_help_panel=INPUT)]
 
 
 def evaluate(
     real: Annotated[
         Path | None,
         typer.Argument(
-            help="Real cells: counts or log values, any format scdiff reads. Of data that the cells' run was "
-            "trained on, those it has not seen are taken. With --run: the synthetic cells.",
+            help="Real cells: counts or log values, in any format that scdiff reads. If the model was trained on them, "
+            "the cells that it has not seen are used. With --run: the synthetic cells.",
             show_default=False,
         ),
     ] = None,
@@ -70,39 +89,54 @@ def evaluate(
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="Take real cells, training cells and label from this run; without cells, draw some from it."),
+        typer.Option(
+            help="Take real cells, training cells and label from this run. Without synthetic cells, draw some from it.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     train: Train = None,
     label: Label = None,
     condition: Condition = None,
     donor: Annotated[
-        str | None, typer.Option(help="obs column with the donors: are cells of single ones among SYNTHETIC?")
+        str | None,
+        typer.Option(
+            help="obs column with the donors: detects cells of single donors among SYNTHETIC.", rich_help_panel=DATA
+        ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="obs column with the batches: are they as far apart as real ones?")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="Add another paper's own scores: scrdit, cfgen, scdiffusion, scldm, cell-eval.")
+        str | None,
+        typer.Option(help="obs column with the batches: are they as far apart as in real data?", rich_help_panel=DATA),
     ] = None,
     metrics: Metrics = "full",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("report"),
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Add the scores of another paper, as computed there.",
+            rich_help_panel=SCORES,
+            **choices("scrdit", "cfgen", "scdiffusion", "scldm", "cell-eval"),
+        ),
+    ] = None,
     resamples: Resamples = 5,
-    fast: Fast = False,
     max_cells: MaxCells = 1000,
+    fast: Fast = False,
     seed: Seed = 0,
+    output: Annotated[
+        Path, typer.Option("-o", "--out", "--output", help="Folder for the report.", rich_help_panel=INPUT)
+    ] = Path("report"),
     backed: Backed = None,
     max_memory: MaxMemory = None,
     fail_below: Annotated[
         FailBelow | None,
         typer.Option(
-            help="For pipelines: end with code 3 unless the verdict is this good. good: indistinguishable or "
-            "close; fair: usable in part, too. Where cells are too few to tell, it is neither."
+            help="For pipelines: exit with code 3 unless the verdict is good (indistinguishable or close), or fair "
+            "(usable in part as well). Too few cells to tell is neither.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Can these cells be trusted? Scores beside real cells and bad models, a verdict, a report."""
+    """Evaluate synthetic cells: a verdict, scores beside those of real cells and of bad models, and a report."""
     if run is not None and synthetic is not None:
         raise typer.BadParameter("--run takes the real cells from the run: give the synthetic ones alone, or none.")
     if run is None and (real is None or synthetic is None):

@@ -7,43 +7,98 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import Backed, Join, MaxMemory, parse_bytes, result
+from scdiffkit.cli.console import INPUT, Backed, Join, MaxMemory, choices, parse_bytes, result
+
+CELLS = "Filters of cells"
+GENES = "Genes"
 
 
 def preprocess(
     input: Annotated[
         list[Path],
         typer.Argument(
-            help="Raw counts: h5ad, zarr, loom, 10x folder or 10x h5; several, or a folder of them.",
+            help="Raw counts: h5ad, zarr, loom, 10x folder or 10x h5. Several files, or a folder of them, become one "
+            "data set.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Prepared cells (h5ad or loom).", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", "--output", help="Prepared cells (h5ad or loom).", show_default=False, rich_help_panel=INPUT
+        ),
+    ],
     label: Annotated[
-        list[str] | None, typer.Option(help="obs column that must be usable as a label; repeatable.")
+        list[str] | None,
+        typer.Option(help="obs column that must be usable as a label; repeatable.", rich_help_panel=CELLS),
     ] = None,
-    n_top_genes: Annotated[int | None, typer.Option(help="Number of highly variable genes (2000).")] = None,
-    hvg_flavor: Annotated[
-        str | None, typer.Option(help="seurat_v3, seurat, cell_ranger, cv (scRDiT) or all (seurat_v3).")
+    min_counts: Annotated[
+        int | None,
+        typer.Option(help="Minimum number of counts per cell.", show_default="1", rich_help_panel=CELLS),
     ] = None,
-    genes: Annotated[Path | None, typer.Option(help="File with the genes to use, one a line.")] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column within which genes are ranked.")] = None,
-    min_counts: Annotated[int | None, typer.Option(help="Drop cells with fewer counts (1).")] = None,
-    max_counts: Annotated[int | None, typer.Option(help="Drop cells with more counts (off).")] = None,
-    min_genes: Annotated[int | None, typer.Option(help="Drop cells with fewer detected genes (1).")] = None,
-    max_genes: Annotated[int | None, typer.Option(help="Drop cells with more detected genes (off).")] = None,
+    max_counts: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of counts per cell.", rich_help_panel=CELLS),
+    ] = None,
+    min_genes: Annotated[
+        int | None,
+        typer.Option(help="Minimum number of detected genes per cell.", show_default="1", rich_help_panel=CELLS),
+    ] = None,
+    max_genes: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of detected genes per cell.", rich_help_panel=CELLS),
+    ] = None,
     max_mito: Annotated[
-        float | None, typer.Option(help="Drop cells with a larger mitochondrial share, 0..1 (off).")
+        float | None,
+        typer.Option(help="Maximum fraction of mitochondrial counts per cell, 0 to 1.", rich_help_panel=CELLS),
     ] = None,
-    mito_prefix: Annotated[str | None, typer.Option(help="How mitochondrial genes start (MT-).")] = None,
-    min_cells: Annotated[int | None, typer.Option(help="Drop genes detected in fewer cells (3).")] = None,
-    target_sum: Annotated[float | None, typer.Option(help="Counts per cell after normalisation (10000).")] = None,
+    mito_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Prefix of mitochondrial genes, in upper or lower case.", show_default="MT-", rich_help_panel=CELLS
+        ),
+    ] = None,
+    min_cells: Annotated[
+        int | None,
+        typer.Option(
+            help="Minimum number of cells in which a gene is detected.", show_default="3", rich_help_panel=GENES
+        ),
+    ] = None,
+    n_top_genes: Annotated[
+        int | None,
+        typer.Option(help="Number of highly variable genes.", show_default="2000", rich_help_panel=GENES),
+    ] = None,
+    hvg_flavor: Annotated[
+        str | None,
+        typer.Option(
+            help="How highly variable genes are selected; cv is scRDiT's, all uses every gene.",
+            show_default="seurat_v3",
+            rich_help_panel=GENES,
+            **choices("seurat_v3", "seurat", "cell_ranger", "cv", "all"),
+        ),
+    ] = None,
+    genes: Annotated[
+        Path | None,
+        typer.Option(help="File with the genes to use instead, one per line.", rich_help_panel=GENES),
+    ] = None,
+    batch_key: Annotated[
+        str | None,
+        typer.Option(
+            help="obs column with batches; genes are ranked within each and the ranks merged.", rich_help_panel=GENES
+        ),
+    ] = None,
+    target_sum: Annotated[
+        float | None,
+        typer.Option(help="Counts per cell after normalisation.", show_default="10000", rich_help_panel=GENES),
+    ] = None,
     backed: Backed = None,
     max_memory: MaxMemory = None,
     join: Join = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=INPUT)
+    ] = False,
 ) -> None:
-    """Filter cells and genes, normalise, choose genes; every figure is logged."""
+    """Filter cells and genes, normalise, and select genes. The effect of every step is logged."""
     from scdiffkit.config import PreprocessConfig, make
     from scdiffkit.errors import ConfigError
     from scdiffkit.io import check_output, open_cells

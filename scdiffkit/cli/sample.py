@@ -8,64 +8,119 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import log, parse_cfg_scale, parse_where, progress, result
+from scdiffkit.cli.console import (
+    INPUT,
+    MACHINE,
+    Device,
+    Precision,
+    choices,
+    log,
+    parse_cfg_scale,
+    parse_where,
+    progress,
+    result,
+)
+
+CELLS = "Cells"
+SAMPLER = "Sampler"
 
 
 def sample(
-    run: Annotated[Path | None, typer.Argument(help="Folder of the run (the latest one).", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of the run.", show_default="the latest run")] = None,
     n: Annotated[
-        int | None, typer.Option("-n", "--n-cells", help="Number of cells (1000; with --like, as many).")
+        int | None,
+        typer.Option(
+            "-n", "--n-cells", help="Number of cells.", show_default="1000, or as in --like", rich_help_panel=CELLS
+        ),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="ddim, dpm (DPM-Solver++, second order), or ddpm: every step of training. (ddim)"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of ddim (50) or dpm (20).")] = None,
-    ddim: Annotated[int | None, typer.Option(help="Short for --sampler ddim --steps N.")] = None,
-    ddpm: Annotated[bool, typer.Option("--ddpm", help="Short for --sampler ddpm.")] = False,
-    speedup: Annotated[
-        int | None, typer.Option(help="ddim or dpm with T/speedup steps (the scRDiT paper's rate).")
-    ] = None,
-    eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 as ddpm (0).")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="COLUMN=VALUE, e.g. cell_type=B; repeatable, also for combinations never seen.", show_default=False
+            help="Draw only cells with this value, e.g. cell_type=B; repeatable. Combinations that no training cell "
+            "had are extrapolated.",
+            metavar="COLUMN=VALUE",
+            rich_help_panel=CELLS,
         ),
     ] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="Copy the composition of these cells, and their depths if the codec can (--codec count)."),
-    ] = None,
-    cfg_scale: Annotated[
-        list[str] | None,
         typer.Option(
-            help="Classifier-free guidance, 1 is none: one number for all conditions together, or COLUMN=NUMBER, "
-            "repeatable.",
-            show_default=False,
+            help="Copy the composition of these cells and, with --codec count, their library sizes.",
+            rich_help_panel=CELLS,
         ),
     ] = None,
     library_size: Annotated[
         str | None,
         typer.Option(
-            help="Counts per cell: like (as the training cells, or the cells of --like), median (of the training "
-            "cells), or a number. The last two need a run with --codec count. (like)",
-            show_default=False,
+            help="Counts per cell: like the training cells (or those of --like), their median, or a number. The last "
+            "two need a run with --codec count.",
+            metavar="[like|median|N]",
+            show_default="like",
+            rich_help_panel=CELLS,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same call gives the same cells; another seed gives others.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="cells.h5ad, cells.loom, or a 10x folder.")] = Path(
-        "cells.h5ad"
-    ),
+    seed: Annotated[
+        int, typer.Option(help="Random seed; the same call gives the same cells.", rich_help_panel=CELLS)
+    ] = 0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, dpm (DPM-Solver++, second order) or ddpm (all steps of training).",
+            show_default="ddim",
+            rich_help_panel=SAMPLER,
+            **choices("ddim", "dpm", "ddpm"),
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Number of sampling steps.", show_default="50 for ddim, 20 for dpm", rich_help_panel=SAMPLER),
+    ] = None,
+    ddim: Annotated[
+        int | None, typer.Option(help="Short for --sampler ddim --steps N.", metavar="N", rich_help_panel=SAMPLER)
+    ] = None,
+    ddpm: Annotated[bool, typer.Option("--ddpm", help="Short for --sampler ddpm.", rich_help_panel=SAMPLER)] = False,
+    speedup: Annotated[
+        int | None,
+        typer.Option(help="Use T/K steps, the acceleration of the scRDiT paper.", metavar="K", rich_help_panel=SAMPLER),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Noise of ddim: 0 for none, 1 for that of ddpm.", show_default="0", rich_help_panel=SAMPLER),
+    ] = None,
+    cfg_scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scale of classifier-free guidance; COLUMN=S, repeatable, guides each condition on its own.",
+            metavar="S",
+            show_default="1, no guidance",
+            rich_help_panel=SAMPLER,
+        ),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Cells at once (by the model's size); the cells drawn do not depend on it.")
+        int | None,
+        typer.Option(
+            help="Cells per batch; the cells do not depend on it.",
+            show_default="by the model's size",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    device: Device = None,
     devices: Annotated[
-        int | None, typer.Option(help="GPUs, or processes on the CPU, that share the work; the same cells (1).")
+        int | None,
+        typer.Option(
+            help="GPUs, or processes on the CPU, that share the work; the cells do not depend on it.",
+            show_default="1",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    precision: Precision = None,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--out", "--output", help="cells.h5ad, cells.loom, or a 10x folder.", rich_help_panel=INPUT),
+    ] = Path("cells.h5ad"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=INPUT)
+    ] = False,
 ) -> None:
     """Draw new cells with exact labels from a trained run."""
     wanted, guidance = parse_where(where), parse_cfg_scale(cfg_scale)

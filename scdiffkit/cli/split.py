@@ -16,16 +16,21 @@ def split(
         tuple[Path, Path],
         typer.Option(
             "-o",
+            "--out",
             "--output",
             help="Files for the training and the test cells.",
             metavar="TRAIN TEST",
             show_default=False,
         ),
     ],
-    fraction: Annotated[float, typer.Option(help="Share of the cells, or of the groups of --by, to test with.")] = 0.2,
-    label: Annotated[str | None, typer.Option(help="obs column whose types keep their shares in both.")] = None,
-    by: Annotated[str | None, typer.Option(help="obs column whose groups stay whole, e.g. donors.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same split.")] = 0,
+    fraction: Annotated[
+        float, typer.Option(help="Fraction of the cells, or of the groups of --by, in the test set.")
+    ] = 0.2,
+    label: Annotated[
+        str | None, typer.Option(help="obs column whose values keep their proportions in both sets.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="obs column whose groups are not split, e.g. donors.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")] = 0,
     backed: Backed = None,
     max_memory: MaxMemory = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,

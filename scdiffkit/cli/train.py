@@ -9,9 +9,14 @@ from typing import Annotated
 import typer
 
 from scdiffkit.cli.console import (
+    INPUT,
+    MACHINE,
     Backed,
+    Device,
     Join,
     MaxMemory,
+    Precision,
+    choices,
     log,
     parse_bytes,
     parse_duration,
@@ -22,101 +27,175 @@ from scdiffkit.cli.console import (
     seconds_since_start,
 )
 
-MODEL, LENGTH, MACHINE = "Model", "Length and optimisation", "Machine and output"
+MODEL = "Model"
+LENGTH = "Training"
 
 
 def train(
     data: Annotated[
         list[Path],
         typer.Argument(
-            help="Raw counts or prepared cells: h5ad, zarr, loom, 10x folder or 10x h5; several, or a folder of them.",
+            help="Raw counts or prepared cells: h5ad, zarr, loom, 10x folder or 10x h5. Several files, or a folder of "
+            "them, are trained on as one data set.",
             show_default=False,
         ),
     ],
-    arch: Annotated[
-        str | None, typer.Option(help="dit, whitebox or unet (the preset's first).", rich_help_panel=MODEL)
-    ] = None,
     label: Annotated[str | None, typer.Option(help="obs column with the cell types.", rich_help_panel=MODEL)] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(help="Further obs column to condition on; repeatable.", rich_help_panel=MODEL),
+        typer.Option(help="Further obs column to condition on, e.g. a treatment; repeatable.", rich_help_panel=MODEL),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of the denoiser.",
+            show_default="the first of the preset",
+            rich_help_panel=MODEL,
+            **choices("dit", "whitebox", "unet"),
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="small, base, large, scrdit, whitebox-dit (small).", rich_help_panel=MODEL),
+        typer.Option(
+            help="Set of defaults; scrdit and whitebox-dit are the papers' values.",
+            show_default="small",
+            rich_help_panel=MODEL,
+            **choices("small", "base", "large", "scrdit", "whitebox-dit"),
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file of settings, such as a run's config.yaml.", rich_help_panel=MODEL),
+        typer.Option(help="YAML file with settings, such as config.yaml of a run.", rich_help_panel=MODEL),
     ] = None,
     codec: Annotated[
         str | None,
-        typer.Option(help="count (integers of all genes) or gene (the papers) (count).", rich_help_panel=MODEL),
+        typer.Option(
+            help="count: integer counts of all genes; gene: log values of the highly variable genes (the papers).",
+            show_default="count",
+            rich_help_panel=MODEL,
+            **choices("count", "gene"),
+        ),
     ] = None,
     n_top_genes: Annotated[
         int | None,
-        typer.Option(help="Highly variable genes; the gene codec models no others.", rich_help_panel=MODEL),
+        typer.Option(
+            help="Number of highly variable genes, for --codec gene.", show_default="2000", rich_help_panel=MODEL
+        ),
     ] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Coordinates in one token.", rich_help_panel=MODEL)] = None,
-    hidden_size: Annotated[int | None, typer.Option(help="Width of a token.", rich_help_panel=MODEL)] = None,
-    depth: Annotated[int | None, typer.Option(help="Number of blocks.", rich_help_panel=MODEL)] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
-    prediction_type: Annotated[str | None, typer.Option(help="eps, v or x0.", rich_help_panel=MODEL)] = None,
-    schedule: Annotated[str | None, typer.Option(help="linear or cosine.", rich_help_panel=MODEL)] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Coordinates per token.", show_default="preset", rich_help_panel=MODEL)
+    ] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(help="Width of a token.", show_default="preset", rich_help_panel=MODEL)
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Number of transformer blocks.", show_default="preset", rich_help_panel=MODEL)
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Number of attention heads.", show_default="preset", rich_help_panel=MODEL)
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(
+            help="What the denoiser predicts.",
+            show_default="preset",
+            rich_help_panel=MODEL,
+            **choices("eps", "v", "x0"),
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise schedule.", show_default="preset", rich_help_panel=MODEL, **choices("linear", "cosine")
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting, e.g. model.ista_lambda=0.2; repeatable.", rich_help_panel=MODEL),
+        typer.Option(
+            "--set",
+            help="Any other setting, e.g. model.ista_lambda=0.2; repeatable.",
+            metavar="KEY=VALUE",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Training steps.", rich_help_panel=LENGTH)] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Number of training steps.", show_default="preset", rich_help_panel=LENGTH)
+    ] = None,
     max_epochs: Annotated[
-        int | None, typer.Option(help="Passes over the cells, instead of steps.", rich_help_panel=LENGTH)
+        int | None, typer.Option(help="Number of epochs, instead of steps.", rich_help_panel=LENGTH)
     ] = None,
     max_time: Annotated[
         str | None,
-        typer.Option(help="Stop and save after this long: seconds, 10m, 2h.", rich_help_panel=LENGTH),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells in one step.", rich_help_panel=LENGTH)] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=LENGTH)] = None,
-    val_fraction: Annotated[
-        float | None,
         typer.Option(
-            help="Share of cells that training is watched with, to choose its best step.", rich_help_panel=LENGTH
+            help="Stop and save after this time, counted from the start of the command: 90s, 10m, 2h.",
+            metavar="TIME",
+            rich_help_panel=LENGTH,
         ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Cells per step.", show_default="preset", rich_help_panel=LENGTH)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="preset", rich_help_panel=LENGTH)
     ] = None,
     holdout: Annotated[
         float | None,
-        typer.Option(help="Share of cells left out of everything, to evaluate with (0).", rich_help_panel=LENGTH),
+        typer.Option(
+            help="Fraction of the cells that is left out of everything, for scdiff evaluate.",
+            show_default="0",
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
     holdout_by: Annotated[
         str | None,
-        typer.Option(help="obs column of which whole groups are left out, e.g. donors.", rich_help_panel=LENGTH),
+        typer.Option(help="obs column whose groups are left out as a whole, e.g. donors.", rich_help_panel=LENGTH),
+    ] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of the cells used for validation, which selects the best step.",
+            show_default="0.1",
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LENGTH)
+        int | None,
+        typer.Option(
+            help="Random seed; the same seed on the same machine gives the same weights.",
+            show_default="0",
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --out, default the latest.", rich_help_panel=LENGTH),
+        typer.Option("--resume", help="Continue the run in --out, by default the latest run.", rich_help_panel=LENGTH),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run (scdiff-runs/NAME).", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = None,
+    device: Device = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="Processes that share every batch, one a GPU or core (1).", rich_help_panel=MACHINE),
+        typer.Option(
+            help="Processes that share every batch, one per GPU or core.", show_default="1", rich_help_panel=MACHINE
+        ),
     ] = None,
     num_nodes: Annotated[
         int | None,
-        typer.Option(help="Machines; torchrun or srun starts the command on each (1).", rich_help_panel=MACHINE),
+        typer.Option(
+            help="Number of machines; start the command on each with torchrun or srun.",
+            show_default="1",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", rich_help_panel=MACHINE)] = None,
+    precision: Precision = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder of the run.", show_default="scdiff-runs/NAME", rich_help_panel=INPUT),
+    ] = None,
     backed: Backed = None,
     max_memory: MaxMemory = None,
     join: Join = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=MACHINE)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=INPUT)] = False,
 ) -> None:
-    """Train a diffusion model on your cells; raw counts are prepared with the defaults first."""
+    """Train a diffusion model on your cells. Raw counts are prepared with the defaults first."""
     limit = parse_duration(max_time)
     if limit is not None:
         limit = max(1.0, limit - seconds_since_start())
