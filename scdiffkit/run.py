@@ -7,7 +7,9 @@ conditions.json       condition columns, categories, composition of the training
 codec.safetensors     what the codec learnt
 checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
 metrics.jsonl         one line of figures a time
-train.log             what was said
+train.log             what was logged
+
+Length: every file of a run is known here, and nowhere else.
 """
 
 from __future__ import annotations

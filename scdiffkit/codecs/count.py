@@ -13,18 +13,17 @@ Sources: variational autoencoder with a negative binomial (scVI, Lopez et al. 20
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Generator, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
-from torch import Tensor, nn
+from torch import Tensor
 
-from scdiffkit.codecs.autoencoder import TAILS_MIN_COUNTS, TAILS_PRIOR, Autoencoder
+from scdiffkit.codecs.autoencoder import TAILS_MIN_COUNTS, Autoencoder
 from scdiffkit.codecs.components import (
     FEWEST_CELLS,
     FEWEST_GENES,
@@ -34,11 +33,10 @@ from scdiffkit.codecs.components import (
     check_variation,
 )
 from scdiffkit.codecs.contract import OnStep
+from scdiffkit.codecs.fitting import AutoencoderFit
 from scdiffkit.codecs.likelihood import (
     MAX_CHUNK,
     draw_counts,
-    mixture_negative_log_likelihood,
-    negative_log_likelihood,
 )
 from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import CountCodecConfig
@@ -46,17 +44,10 @@ from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 from scdiffkit.io import Rows, Selected
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
-from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
 MAX_CELLS_FOR_COMPONENTS = 20_000
 BEYOND_SAMPLE = 1.5  # times the range of x0 among so many: cells of rare types lie further out
-MAX_VAL_CELLS = 2048
-TAILS_STEPS = 150
-TAILS_BATCH = 128
-TAILS_LR = 0.05
-CONDITION_DROPOUT = 0.1
-DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
 OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # the codec's tensors in its state
     "net.loadings": "loadings",
     "net.offsets": "offsets",
@@ -174,10 +165,11 @@ class CountCodec:
         net.log_size.copy_(torch.stack([sizes.mean(), sizes.std().clamp(min=0.05)]))
         self.sizes = torch.stack([sizes.exp().median(), sizes.exp().max()])
         self.net = net.to(device)
-        self._train(cells, rows, val_rows, seed, device, on_step)
+        fit = AutoencoderFit(c, net, self.components, cells, rows, seed, device)
+        fit.train(val_rows, on_step)
         net.requires_grad_(False).eval()
         if c.likelihood == "nb" and (net.mean_count >= TAILS_MIN_COUNTS).any():
-            self._fit_tails(cells, rows, seed, device)
+            fit.tails()
         self._standardise(components, cells.library_size[rows[sampled]], cells.library_size[rows], device)
 
     def _log_normalised(self, cells: CellSource, rows: np.ndarray) -> sparse.csr_matrix:
@@ -185,7 +177,7 @@ class CountCodec:
         parts = [lognormalise(part.counts[:], self.target_sum, part.library_size) for part in batches(cells, rows)]
         return sparse.vstack(parts, format="csr")
 
-    def _components(self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray) -> Tensor:
+    def components(self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray) -> Tensor:
         """Principal components (B, K) of cells, each by the model of its fold (B,); dense, they take many times as
         long."""
         return self._projected(lognormalise(counts, self.target_sum, library_size), fold)
@@ -197,128 +189,6 @@ class CountCodec:
             here = np.flatnonzero(fold == k)
             components[here] = torch.from_numpy(values[here] @ self.loadings[k].numpy()) - self.offsets[k]
         return components
-
-    def _batch(self, cells: CellSource, fold: np.ndarray, device: torch.device | str) -> _Batch:
-        """What learning takes of cells in memory, of these folds (B,)."""
-        components = self._components(cells.counts[:], cells.library_size, fold)
-        return _Batch(*cells.batch(np.arange(len(cells)), device), components.to(device))
-
-    def _train(
-        self,
-        cells: CellSource,
-        rows: np.ndarray,
-        val_rows: np.ndarray,
-        seed: int,
-        device: torch.device | str,
-        on_step: OnStep | None,
-    ) -> None:
-        c, net = self.config, self._net()
-        net.requires_grad_(True).train()
-        noise = {"log_dispersion", "dispersion_slope", "tail_odds", "tail_levels"}
-        weights = [p for name, p in net.named_parameters() if name not in noise]
-        groups = [{"params": weights, "scale": 1.0}]
-        if c.likelihood == "nb":
-            groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": DISPERSION_LR})
-        optimizer = torch.optim.Adam(groups, lr=c.lr, fused=True)
-        generator = torch.Generator(device).manual_seed(seed)
-        held_out = cells.take(val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))])
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        shuffled = self._shuffled(cells, rows, c.batch_size, [seed, 3], device)
-        for step in range(1, c.max_steps + 1):
-            batch = next(shuffled)
-            hidden = torch.rand(batch.codes.shape, generator=generator, device=batch.codes.device) < CONDITION_DROPOUT
-            batch = batch._replace(codes=batch.codes.masked_fill(hidden, 0))
-            warm = min(1.0, step / 50)
-            progress = step / c.max_steps
-            for group in optimizer.param_groups:
-                group["lr"] = c.lr * group["scale"] * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
-            optimizer.zero_grad()
-            nll, kl = self._elbo(batch, generator)
-            loss = nll + c.kl_weight * kl + net.penalty() / len(rows)
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 50.0)
-            optimizer.step()
-            validate = step % c.val_every_steps == 0 or step == c.max_steps
-            if not validate and not (on_step and step % 10 == 0):
-                continue
-            val_loss = self._val_loss(held_out, seed, device) if validate and len(held_out) else None
-            if not (math.isfinite(loss.item()) and math.isfinite(val_loss or 0.0)):
-                raise DataError(
-                    "The count codec's loss is no longer finite. Give a smaller codec.lr (--set codec.lr=0.0005)."
-                )
-            if val_loss is not None and (best is None or val_loss < best[0]):
-                best = (val_loss, step, {k: v.detach().clone() for k, v in net.state_dict().items()})
-            if on_step and on_step(step, c.max_steps, loss.item(), val_loss, step * c.batch_size):
-                break
-            if best and step - best[1] >= c.patience * c.val_every_steps:
-                break
-        shuffled.close()
-        if best:
-            net.load_state_dict(best[2])
-            log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
-
-    def _fit_tails(self, cells: CellSource, rows: np.ndarray, seed: int, device: torch.device | str) -> None:
-        """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
-        net = self._net()
-        generator = torch.Generator(device).manual_seed(seed)
-        learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
-        start = [p.detach().clone() for p in learnt]
-        optimizer = torch.optim.Adam(learnt, betas=(0.9, 0.99), fused=True)
-        shuffled = self._shuffled(cells, rows, TAILS_BATCH, [seed, 6], device)
-        for step in range(TAILS_STEPS):
-            batch = next(shuffled)
-            with torch.no_grad():
-                rates, *_ = self._rates(batch, generator)
-            for p in learnt:
-                p.requires_grad_(True)
-            dispersion, tails = net.dispersion(), net.tails()
-            assert dispersion is not None
-            assert tails is not None
-            nll = mixture_negative_log_likelihood(batch.counts, rates, dispersion, tails).mean()
-            prior = net.slope_penalty()
-            for p, p0, variance in zip(learnt[2:], start[2:], TAILS_PRIOR, strict=True):
-                prior = prior + (p - p0).square().sum() / (2 * variance)
-            optimizer.param_groups[0]["lr"] = TAILS_LR * (0.04 + 0.5 * (1 + math.cos(math.pi * step / TAILS_STEPS)))
-            optimizer.zero_grad()
-            (nll + prior / len(rows)).backward()
-            optimizer.step()
-        shuffled.close()
-        for p in learnt:
-            p.requires_grad_(False)
-
-    def _shuffled(
-        self, cells: CellSource, rows: np.ndarray, batch_size: int, seed: list[int], device: torch.device | str
-    ) -> Generator[_Batch]:
-        """Endless batches of training cells in random order, the next made while one is worked on."""
-        folds = assign_folds(len(rows))
-        return prefetch(
-            self._batch(part, folds[places], device) for places, part in cells.shuffled(rows, batch_size, seed)
-        )
-
-    def _elbo(self, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mean negative log likelihood and mean KL divergence of a batch, nats a cell."""
-        rates, mean, log_var = self._rates(batch, generator)
-        nll = negative_log_likelihood(batch.counts, rates, self._net().dispersion()).mean()
-        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
-        return nll, kl
-
-    def _rates(self, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Expected counts (B, G) at a sample of each cell's posterior, and its mean and log variance (B, K)."""
-        net = self._net()
-        mean, log_var = net.encode(batch.components, batch.size)
-        z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()
-        return net.shares(z, batch.codes) * batch.size[:, None], mean, log_var
-
-    @torch.no_grad()
-    def _val_loss(self, cells: CellSource, seed: int, device: torch.device | str) -> float:
-        generator = torch.Generator(device).manual_seed(seed)
-        net, total = self._net().eval(), 0.0
-        for part in batches(cells, np.arange(len(cells)), 256):
-            batch = self._batch(part, np.full(len(part), NEVER_SEEN), device)
-            nll, kl = self._elbo(batch, generator)
-            total += (nll + self.config.kl_weight * kl).item() * len(part)
-        net.train()
-        return total / len(cells)
 
     @torch.no_grad()
     def _standardise(
@@ -360,7 +230,7 @@ class CountCodec:
         """
         of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
         rows = sparse.csr_matrix(counts.cpu().numpy())
-        return self._posterior(self._components(rows, library_size.cpu().numpy(), of), library_size, counts.device)
+        return self._posterior(self.components(rows, library_size.cpu().numpy(), of), library_size, counts.device)
 
     def posteriors(
         self, cells: CellSource, rows: np.ndarray, device: torch.device | str
@@ -368,7 +238,7 @@ class CountCodec:
         """The same of all the training cells `rows`, in order, a block at a time."""
         folds, done = assign_folds(len(rows)), 0
         for part in batches(cells, rows):
-            components = self._components(part.counts[:], part.library_size, folds[done : done + len(part)])
+            components = self.components(part.counts[:], part.library_size, folds[done : done + len(part)])
             yield self._posterior(components, torch.from_numpy(part.library_size), device)
             done += len(part)
 
@@ -454,15 +324,6 @@ class CountCodec:
         if self.net is None:
             raise RuntimeError("the codec is fitted first")
         return self.net
-
-
-class _Batch(NamedTuple):
-    """Cells to learn from: counts (B, G), library sizes (B,), condition codes (B, columns), components (B, K)."""
-
-    counts: Tensor
-    size: Tensor
-    codes: Tensor
-    components: Tensor
 
 
 def _draw(mean: Tensor, deviation: Tensor, generator: torch.Generator | None) -> Tensor:

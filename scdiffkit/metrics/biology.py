@@ -1,4 +1,7 @@
-"""Do synthetic cells say what real cells say: which types there are, by which genes, and how they respond?"""
+"""Do synthetic cells say what real cells say: which types there are, by which genes, and how they respond?
+
+Length: one metric after another, each short.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """How other papers score generated cells, computed as their published code does it, flaws included.
 
 So that a figure can be set beside a published one. What each has against it is in PROTOCOLS; none enters the verdict.
+
+Length: one metric after another, each short.
 """
 
 from __future__ import annotations

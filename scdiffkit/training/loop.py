@@ -15,7 +15,7 @@ import torch
 
 from scdiffkit.config import TrainConfig
 from scdiffkit.errors import RunError, ScdiffError
-from scdiffkit.run import Run
+from scdiffkit.run import Run, TrainedModel
 from scdiffkit.runtime.prefetch import prefetch
 from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.training.batches import batches, threads_for_all
@@ -45,28 +45,16 @@ def fit(
     What follows is of the first process alone: the held-out loss, what is said and saved, and when to stop (max_time
     seconds after `started`, on Ctrl-C or SIGTERM, or where the held-out loss falls no longer).
     Raises RunError when weights are no longer finite, or when another process is lost.
+
+    Length: the hot path, and after it what is done between steps, in the order in which it is done.
     """
     torch.manual_seed(run.config().seed)  # the codec's network is the first to be initialised from it
     trained = run.load()
     c, fabric = trained.config.train, group.fabric
     started = time.monotonic() if started is None else started
     max_steps = steps_planned(c, len(vectors))
-    denoiser = trained.new_denoiser()
-    state = TrainState(denoiser, c, average=group.is_main)
-    compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
-    steps_left = max_steps - (run.steps() or [0])[-1]
-    compile_by_default = compile_by_default and pays_to_compile(denoiser.network, fabric.device, steps_left)
-    compiled = compile_in_place(denoiser) if c.compile or compile_by_default else []
-    with failing_together():
-        model, state.optimizer = fabric.setup(denoiser, state.optimizer)
-    state.to(fabric.device)
-    if group.is_main:
-        n_parameters = sum(p.numel() for p in denoiser.parameters())
-        log.info("%s: %d trainable parameters, D = %d", trained.config.model.arch, n_parameters, trained.codec.dim)
-    first = _resume(run, state, max_steps, is_main=group.is_main)
-    train_step = TrainStep(
-        fabric, group.size, model, state.optimizer, c.batch_size, compiled if compile_by_default else ()
-    )
+    state, train_step, first = _set_up(run, trained, group, max_steps)
+    denoiser = state.denoiser
     n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
     steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, trained.config, group), n_ahead)
     watched = validation or None  # None, too, where no cells are held out
@@ -128,6 +116,26 @@ def fit(
     if group.is_main and best.loss is not None:
         log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best.loss, best.step)
     return not stopper.out_of_time
+
+
+def _set_up(run: Run, trained: TrainedModel, group: ProcessGroup, max_steps: int) -> tuple[TrainState, TrainStep, int]:
+    """What is trained, from the newest checkpoint on; how a step is computed; and the step that was reached."""
+    c, fabric = trained.config.train, group.fabric
+    denoiser = trained.new_denoiser()
+    state = TrainState(denoiser, c, average=group.is_main)
+    compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
+    steps_left = max_steps - (run.steps() or [0])[-1]
+    compile_by_default = compile_by_default and pays_to_compile(denoiser.network, fabric.device, steps_left)
+    compiled = compile_in_place(denoiser) if c.compile or compile_by_default else []
+    with failing_together():
+        model, state.optimizer = fabric.setup(denoiser, state.optimizer)
+    state.to(fabric.device)
+    if group.is_main:
+        n_parameters = sum(p.numel() for p in denoiser.parameters())
+        log.info("%s: %d trainable parameters, D = %d", trained.config.model.arch, n_parameters, trained.codec.dim)
+    first = _resume(run, state, max_steps, is_main=group.is_main)
+    may_fail = compiled if compile_by_default else ()
+    return state, TrainStep(fabric, group.size, model, state.optimizer, c.batch_size, may_fail), first
 
 
 def _resume(run: Run, state: TrainState, max_steps: int, *, is_main: bool) -> int:

@@ -69,7 +69,7 @@ class TrainStep:
 
     Where memory does not hold the batch: by parts, which add up to the same. On one GPU the kernels of a step are
     recorded (a CUDA graph) and then launched all at once: a small network computes for less time than it takes to
-    launch them one by one. optional: parts of the network that were compiled compile_by_default, and can do without.
+    launch them one by one. optional: parts of the network that were compiled by default, and can do without.
     """
 
     def __init__(
