@@ -69,7 +69,7 @@ def train_for(
 
     endless = {"train.val_every_steps": 100_000, "train.max_steps": 100_000}
     with suppress(KeyboardInterrupt):
-        scdiffkit.train(data, label="cell_type", out=out, overrides=endless | overrides, on_status=watch, **options)
+        scdiffkit.train(data, label="cell_type", out=out, overrides=endless | overrides, on_progress=watch, **options)
     return seen
 
 

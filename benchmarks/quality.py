@@ -374,7 +374,7 @@ def scdiffkit_cells(
             arch=given["arch"],
             preset=given["preset"],
             label=dataset.label,
-            conditions=[dataset.condition] if dataset.condition else [],
+            condition=[dataset.condition] if dataset.condition else [],
             overrides={"codec.name": given["codec"], "seed": seed, **given["overrides"]},
             out=Path(folder) / "run",
         )

@@ -185,7 +185,7 @@ def rate(data: Path, out: Path, arch: str, devices: int) -> float:
         "train.checkpoint_every_minutes": None,
     }  # fmt: skip
     run = scdiffkit.train(
-        data, arch=arch, label="cell_type", out=out, force=True, overrides=settings, on_status=seen.append
+        data, arch=arch, label="cell_type", out=out, force=True, overrides=settings, on_progress=seen.append
     )
     steps = [status for status in seen if status.stage == "diffusion" and status.step < STEPS]
     return (steps[-1].step - steps[0].step) * run.config().train.batch_size / (steps[-1].seconds - steps[0].seconds)

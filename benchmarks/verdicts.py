@@ -113,7 +113,7 @@ def key(row: dict[str, Any]) -> tuple[str, str, int, int]:
 def judged(adata: AnnData, dataset: DataSet, case: str, n: int, split: int) -> dict[str, Any]:
     """The verdict on one case; n 0: as many cells as there are."""
     began = time.monotonic()
-    options: dict[str, Any] = {"label": dataset.label, "conditions": [dataset.condition] if dataset.condition else []}
+    options: dict[str, Any] = {"label": dataset.label, "condition": [dataset.condition] if dataset.condition else []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if case.startswith("trained"):
@@ -187,7 +187,7 @@ def spoilt(other: AnnData, train: AnnData, dataset: DataSet, case: str, split: i
 def trained(train: AnnData, dataset: DataSet, n: int, *, short: bool) -> AnnData:
     with tempfile.TemporaryDirectory() as folder:
         run = scdiffkit.train(
-            train, label=dataset.label, conditions=[dataset.condition] if dataset.condition else [],
+            train, label=dataset.label, condition=[dataset.condition] if dataset.condition else [],
             out=Path(folder) / "run", max_time=SHORT_SECONDS if short else None,
         )  # fmt: skip
         return scdiffkit.sample(run, n, config=SampleConfig(steps=20))

@@ -1,15 +1,19 @@
-"""Modules under the names that they had before they were sorted into folders: they still work, and warn."""
+"""What had another name before: modules that were sorted into folders, and keywords. They still work, and warn."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
     "compare": ("evaluation.comparison", "evaluation.ranking"),
@@ -91,3 +95,23 @@ def _find(old: str, name: str) -> tuple[str, Any]:
             defined_in = getattr(value, "__module__", module.__name__)  # the module may only import it
             return f"{defined_in}.{wanted}", value
     raise AttributeError(f"module 'scdiffkit.{old}' has no attribute {name!r}")
+
+
+def renamed_keywords(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keywords by the names they had before, with a DeprecationWarning; old="new"."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old, new in renamed.items():
+                if old in kwargs:
+                    if new in kwargs:
+                        raise TypeError(f"{function.__name__}() got both {new!r} and its old name {old!r}.")
+                    message = f"{function.__name__}({old}=...) is now {new}=..."
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return called
+
+    return decorate

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -45,3 +47,11 @@ def did_you_mean(name: str, names: Iterable[str], n: int = 3) -> str:
         return "there are none."
     listed = ", ".join(repr(x) for x in known[:10])
     return f"there are: {listed}{', ...' if len(known) > 10 else '.'}"
+
+
+def warn(message: str) -> None:
+    """ScdiffWarning, shown at the line of the user's code that led to it."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "scdiffkit":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, ScdiffWarning, stacklevel=level)

@@ -198,7 +198,7 @@ def test_two_cells_are_refused(tiny, tmp_path):
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return scdiffkit.train(tiny, label="cell_type", conditions=["donor"], out=out, overrides=TINY)
+    return scdiffkit.train(tiny, label="cell_type", condition=["donor"], out=out, overrides=TINY)
 
 
 @pytest.mark.parametrize("size", ["0", "-5", "nan", "inf", "1e99", "2.5", "", "deep", "16777217"])

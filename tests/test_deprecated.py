@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+import scdiffkit
 from scdiffkit._deprecated import MOVED
+from scdiffkit.errors import DataError, ScdiffWarning
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,21 @@ def test_functions_stay_functions_once_an_old_module_of_their_name_was_imported(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "False" not in done.stdout
+
+
+def test_old_keywords_still_work_and_name_the_new_ones(tiny):
+    with (
+        pytest.warns(DeprecationWarning, match=r"train\(conditions=\.\.\.\) is now condition=") as caught,
+        pytest.raises(DataError, match="no obs column 'batches'"),
+    ):
+        scdiffkit.train(tiny, label="cell_type", conditions=["batches"])
+    assert caught[0].filename == __file__
+    with pytest.raises(TypeError, match="both 'condition' and its old name 'conditions'"):
+        scdiffkit.evaluate(tiny, tiny, condition="donor", conditions=["donor"])
+
+
+def test_warnings_point_at_the_users_line(tiny, tmp_path):
+    quick = {"train.max_steps": 2, "codec.max_steps": 10, "model.hidden_size": 16, "model.depth": 1}
+    with pytest.warns(ScdiffWarning, match="few training cells") as caught:
+        scdiffkit.train(tiny[:40].copy(), label="cell_type", out=tmp_path / "run", overrides=quick)
+    assert {warning.filename for warning in caught if issubclass(warning.category, ScdiffWarning)} == {__file__}

@@ -399,7 +399,7 @@ def with_two_groups(cells: AnnData, column: str) -> tuple[AnnData, AnnData, AnnD
 
 def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     real, synthetic, lost = with_two_groups(demo, "state")
-    kept, without = (evaluate(real, c, label="cell_type", conditions=["state"]) for c in (synthetic, lost))
+    kept, without = (evaluate(real, c, label="cell_type", condition=["state"]) for c in (synthetic, lost))
     assert kept["lfc_conditions"].value > 0.6
     assert without["lfc_conditions"].value < 0.3
 
@@ -584,7 +584,7 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
-    found = evaluate(*halves(tiny), progress=lambda *call: calls.append(call))
+    found = evaluate(*halves(tiny), on_progress=lambda *call: calls.append(call))
     asked = [f"{m.family}: {m.name}" for m in METRICS.values() if m.default and m.name not in found.skipped]
     assert len(asked) > 30
     assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]

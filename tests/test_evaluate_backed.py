@@ -100,7 +100,7 @@ def test_cells_in_files_score_as_in_memory(suffix: str, tiny: AnnData, tmp_path:
     synthetic.X = lognormalise(synthetic.X, 1e4)
     synthetic = synthetic[:, np.random.default_rng(0).permutation(120)[:110]].copy()
     paths = [written(c, tmp_path / f"{i}{suffix}") for i, c in enumerate((real, synthetic, train))]
-    options: dict[str, Any] = {"label": "cell_type", "donor": "donor", "conditions": ["donor"], "protocol": "cfgen"}
+    options: dict[str, Any] = {"label": "cell_type", "donor": "donor", "condition": ["donor"], "protocol": "cfgen"}
     expected = evaluate(real, synthetic, train=train, **options)
     with pytest.warns(ScdiffWarning, match="7 of the 80 real cells are also in --train"):
         found = evaluate(*paths[:2], train=paths[2], backed=True, **options)

@@ -40,7 +40,7 @@ SMALL = {
 def run(tiny, tmp_path_factory):
     """A run on 40 genes, conditioned on type and donor."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    return scdiffkit.train(tiny, arch="dit", label="cell_type", conditions=["donor"], out=out, overrides=SMALL)
+    return scdiffkit.train(tiny, arch="dit", label="cell_type", condition=["donor"], out=out, overrides=SMALL)
 
 
 def draw(run, n=30, **kwargs):
@@ -258,7 +258,7 @@ def test_every_column_gets_its_own_scale(run, monkeypatch):
 def test_a_combination_never_seen_is_drawn(tiny, tmp_path):
     apart = tiny[(tiny.obs["cell_type"] != "B") | (tiny.obs["donor"] == "d1")].copy()  # no B of donor d2
     run = scdiffkit.train(
-        apart, arch="dit", label="cell_type", conditions=["donor"], out=tmp_path / "run", overrides=SMALL
+        apart, arch="dit", label="cell_type", condition=["donor"], out=tmp_path / "run", overrides=SMALL
     )
     with pytest.warns(ScdiffWarning, match="No training cell had cell_type=B and donor=d2"):
         cells = draw(run, 12, where={"cell_type": "B", "donor": "d2"})
@@ -645,7 +645,7 @@ def test_only_the_categories_that_cells_have_are_in_the_output_and_colours_stay_
     cells = tiny.copy()
     cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"], ["T", "unused", "B", "Mono"], ordered=True)
     cells.uns["cell_type_colors"] = ["#aa0000", "#000000", "#00bb00", "#0000cc"]
-    trained = scdiffkit.train(cells, label="cell_type", conditions=["donor"], out=tmp_path / "run", overrides=SMALL)
+    trained = scdiffkit.train(cells, label="cell_type", condition=["donor"], out=tmp_path / "run", overrides=SMALL)
     where = {"cell_type": ["Mono", "T"]}
     drawn = draw(trained, 40, where=where, **({"out": tmp_path / name} if name else {}))
     drawn = drawn if name is None else scdiffkit.read(drawn)
@@ -683,7 +683,7 @@ def test_what_happened_travels_with_the_cells(tiny, tmp_path, caplog):
     rare = rare[~((rare.obs["cell_type"] == "Mono") & (rare.obs["donor"] == "d2"))].copy()
     with pytest.warns(ScdiffWarning, match="4 of cell_type=T"):
         trained = scdiffkit.train(
-            rare, label="cell_type", conditions=["donor"], out=tmp_path / "run", max_time=0.01,
+            rare, label="cell_type", condition=["donor"], out=tmp_path / "run", max_time=0.01,
             overrides={**SMALL, "train.max_steps": 1500},
         )  # fmt: skip
     with caplog.at_level("WARNING", logger="scdiffkit"), pytest.warns(ScdiffWarning, match="extrapolates"):
@@ -706,7 +706,7 @@ def test_an_undertrained_run_is_called_so_however_it_became_one(tiny, tmp_path, 
     quick = {**SMALL, "model.hidden_size": 8, "model.num_heads": 2, "train.max_steps": steps, "train.batch_size": 2}
     settings = {**quick, "train.patience": None, "train.val_every_steps": ended, "train.checkpoint_every_steps": ended}
     with contextlib.suppress(KeyboardInterrupt):
-        scdiffkit.train(tiny, label="cell_type", out=tmp_path / "run", overrides=settings, on_status=stop)
+        scdiffkit.train(tiny, label="cell_type", out=tmp_path / "run", overrides=settings, on_progress=stop)
     trained = Run.open(tmp_path / "run")
     assert trained.training() == {
         "steps": ended, "planned": steps, "ended": "stopped early" if ended < steps else "complete", "usual": 1500,

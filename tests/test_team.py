@@ -142,7 +142,7 @@ def test_a_folder_of_files_with_the_file_as_condition(backed: bool, tiny: AnnDat
     for name, part in (("a", tiny[:100]), ("b", tiny[100:])):
         (tmp_path / "data").mkdir(exist_ok=True)
         part.copy().write_h5ad(tmp_path / "data" / f"{name}.h5ad")
-    run = fit(tmp_path / "data", tmp_path / "run", {**SMALL, "train.max_steps": 2}, backed=backed, conditions=("file",))
+    run = fit(tmp_path / "data", tmp_path / "run", {**SMALL, "train.max_steps": 2}, backed=backed, condition=("file",))
     categories = run.conditions()["categories"]
     assert categories == {"cell_type": ["B", "Mono", "T"], "file": ["a", "b"]}
     assert sum(c["cells"] for c in run.conditions()["combinations"] if c["codes"][1] == 1) == 100

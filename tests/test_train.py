@@ -85,7 +85,7 @@ def test_both_stages_learn(tiny, tmp_path):
     """Of the count codec 3 coordinates, so that there is more than noise for diffusion to learn."""
     learn = {"train.lr": 3e-3, "train.warmup_steps": 5, "codec.latent_dim": 3, "codec.max_steps": 100}
     seen = []
-    run = fit(tiny, tmp_path / "run", steps=150, overrides=learn, on_status=seen.append)
+    run = fit(tiny, tmp_path / "run", steps=150, overrides=learn, on_progress=seen.append)
     held_out = [s.val_loss for s in seen if s.stage == "codec" and s.val_loss is not None]
     assert held_out[-1] < 0.98 * held_out[0]
     metrics = run.metrics()
@@ -142,7 +142,7 @@ def test_stopped_by_time_and_resumed_equals_uninterrupted(tiny, tmp_path, codec,
 
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[TrainStatus.__module__], "time", clock)
-        part = fit(tiny, tmp_path / "part", steps=25, codec=codec, max_time=60, on_status=until_step_10)
+        part = fit(tiny, tmp_path / "part", steps=25, codec=codec, max_time=60, on_progress=until_step_10)
     assert part.steps()[-1] == 11
     fit(tiny, part.path, steps=25, codec=codec, resume=True, label=None)
     assert_same_weights(whole, part)
@@ -203,11 +203,11 @@ def test_interrupted_while_the_codec_is_fitted_leaves_nothing_behind(tiny, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path / "run", on_status=stop)
+        fit(tiny, tmp_path / "run", on_progress=stop)
     assert list(tmp_path.iterdir()) == []
     earlier = fit(tiny, tmp_path / "run", steps=10)
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path / "run", force=True, on_status=stop)
+        fit(tiny, tmp_path / "run", force=True, on_progress=stop)
     assert earlier.steps() == [10]
 
 
@@ -284,7 +284,7 @@ def test_library_sizes_are_checked_not_believed(tiny, tmp_path):
     own = tiny.copy()
     own.obs["total_counts"] = ["low", "high"] * 120
     with pytest.raises(ConfigError, match="rename it"):
-        fit(own, tmp_path / "run", conditions=["total_counts"])
+        fit(own, tmp_path / "run", condition=["total_counts"])
     prepared = scdiffkit.preprocess(tiny, label="cell_type")
     prepared.obs["total_counts"] /= 10
     with pytest.raises(DataError, match="preprocess` again"):
@@ -411,7 +411,7 @@ def test_a_device_that_is_not_there(tiny, tmp_path):
 
 
 def test_several_conditions_and_none(tiny, tmp_path):
-    both = fit(tiny, tmp_path / "both", conditions=["donor"])
+    both = fit(tiny, tmp_path / "both", condition=["donor"])
     assert list(both.conditions()["categories"]) == ["cell_type", "donor"]
     none = fit(tiny, tmp_path / "none", label=None)
     assert none.conditions()["categories"] == {}
@@ -457,7 +457,7 @@ def test_a_run_repeats_from_its_own_config(tiny, tmp_path, codec):
 @each_codec
 def test_status_reports_every_figure(tiny, tmp_path, codec):
     seen = []
-    fit(tiny, tmp_path / "run", codec=codec, on_status=seen.append)
+    fit(tiny, tmp_path / "run", codec=codec, on_progress=seen.append)
     stages = [s.stage for s in seen]
     assert stages == sorted(stages)  # the codec's come first
     assert set(stages) == ({"codec", "diffusion"} if codec == "count" else {"diffusion"})
@@ -467,7 +467,7 @@ def test_status_reports_every_figure(tiny, tmp_path, codec):
         assert all(s.max_steps == steps for s in of_stage)
         assert not of_stage or (of_stage[-1].step == steps and of_stage[-1].val_loss is not None)
     none_held_out = []
-    fit(tiny, tmp_path / "all", codec=codec, on_status=none_held_out.append, overrides={"train.val_fraction": 0.0})
+    fit(tiny, tmp_path / "all", codec=codec, on_progress=none_held_out.append, overrides={"train.val_fraction": 0.0})
     assert all(s.val_loss is None for s in none_held_out)
 
 

@@ -52,9 +52,9 @@ def compare(
 
     with progress("comparing") as update:
         comparison = score(
-            real, synthetic, train=train, label=label, conditions=condition or (), metrics=metrics, out=output,
+            real, synthetic, train=train, label=label, condition=condition or (), metrics=metrics, out=output,
             seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, backed=backed,
-            max_memory=parse_bytes(max_memory), force=force, progress=lambda name, i, n: update(i, name, n),
+            max_memory=parse_bytes(max_memory), force=force, on_progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for name, evaluation in comparison.evaluations.items():
         for side, (n, of) in evaluation.sampled.items():

@@ -147,10 +147,10 @@ def evaluate(
 
     with progress("evaluating") as update:
         evaluation = score(
-            real, synthetic, run=run, train=train, label=label, conditions=condition or (), donor=donor,
+            real, synthetic, run=run, train=train, label=label, condition=condition or (), donor=donor,
             batch=batch, protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells,
             resamples=resamples, fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
-            progress=lambda name, i, n: update(i, name, n),
+            on_progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:
         log.info(note)

@@ -232,9 +232,9 @@ def train(
 
         try:
             run = fit(
-                data, arch=arch, preset=preset, label=label, conditions=condition or (), out=out, resume=resume,
+                data, arch=arch, preset=preset, label=label, condition=condition or (), out=out, resume=resume,
                 force=force, max_time=limit, backed=backed, max_memory=parse_bytes(max_memory), config=file_values,
-                overrides=overrides, on_status=show,
+                overrides=overrides, on_progress=show,
             )  # fmt: skip
         except KeyboardInterrupt:
             if last is None:

@@ -13,7 +13,6 @@ Sources: variational autoencoder with a negative binomial (scVI, Lopez et al. 20
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -40,7 +39,7 @@ from scdiffkit.codecs.likelihood import (
 )
 from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import CountCodecConfig
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
+from scdiffkit.errors import ConfigError, DataError, warn
 from scdiffkit.io import Rows, Selected
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
@@ -140,11 +139,9 @@ class CountCodec:
         log.info("count codec: principal components of %d of %d training cells", len(sampled), len(rows))
         spectral = CrossFittedPCA(values, assign_folds(len(rows))[sampled], c.latent_dim, seed)
         if c.latent_dim and spectral.components < c.latent_dim:
-            warnings.warn(
+            warn(
                 f"codec.latent_dim {c.latent_dim} is more than {len(rows)} training cells and {self.num_genes} genes "
-                f"allow: {spectral.components} latent coordinates are used.",
-                ScdiffWarning,
-                stacklevel=2,
+                f"allow: {spectral.components} latent coordinates are used."
             )
         self.latent_dim = spectral.components
         share = spectral.share_of_spread

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
+from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.preprocessing.columns import color_lists, colors_of
 
 log = logging.getLogger("scdiffkit")
@@ -205,11 +204,9 @@ class Conditions:
         return list(shares.items())
 
     def _warn_of_extrapolation(self, columns: Sequence[int], unseen: Sequence[tuple[int, ...]]) -> None:
-        warnings.warn(
+        warn(
             f"No training cell had {self._named(columns, unseen)}: the model extrapolates from cells that had these "
-            "values in other combinations, and nothing in the training data can tell how well.",
-            ScdiffWarning,
-            stacklevel=5,  # the caller of sample()
+            "values in other combinations, and nothing in the training data can tell how well."
         )
 
     def _named(self, columns: Sequence[int], combinations: Sequence[tuple[int, ...]], at_most: int = 5) -> str:

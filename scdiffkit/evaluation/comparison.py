@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 
+from scdiffkit._deprecated import renamed_keywords
 from scdiffkit.data.split import Unseen
-from scdiffkit.errors import ConfigError, ScdiffWarning
+from scdiffkit.errors import ConfigError, warn
 from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
 from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES
@@ -25,13 +25,14 @@ from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_met
 from scdiffkit.preprocessing.columns import with_columns
 
 
+@renamed_keywords(conditions="condition", progress="on_progress")
 def compare(
     real: AnnData | str | Path,
     synthetic: dict[str, AnnData | str | Path] | Sequence[str | Path],
     *,
     train: AnnData | str | Path | None = None,
     label: str | None = None,
-    conditions: Sequence[str] = (),
+    condition: str | Sequence[str] = (),
     metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
@@ -41,7 +42,7 @@ def compare(
     backed: bool | None = None,
     max_memory: float | None = None,
     force: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
     """Score several sets of synthetic cells against the same real ones, with as many cells of each.
 
@@ -52,6 +53,7 @@ def compare(
 
     Raises what `evaluate` raises, and ConfigError for fewer than two sets or two of one name.
     """
+    conditions = (condition,) if isinstance(condition, str) else tuple(condition)
     fast = fast or any(name in ONE_RESAMPLE for name in asked_for(metrics))
     chosen_metrics(asked_for(metrics))  # which are wrong before any file is read
     if fast:
@@ -80,12 +82,12 @@ def compare(
     for name, c in cells.items():
 
         def of_set(said: str, i: int, n: int, name: str = name) -> None:
-            if progress:
-                progress(f"{name}: {said}", len(found) * n + i, len(cells) * n)
+            if on_progress:
+                on_progress(f"{name}: {said}", len(found) * n + i, len(cells) * n)
 
         found[name] = evaluate(
-            real_cells, c, train=train_cells, label=label, conditions=conditions, metrics=metrics, seed=seed,
-            max_cells=max_cells, resamples=resamples, unseen=unseen, progress=of_set,
+            real_cells, c, train=train_cells, label=label, condition=conditions, metrics=metrics, seed=seed,
+            max_cells=max_cells, resamples=resamples, unseen=unseen, on_progress=of_set,
         )  # fmt: skip
         if unseen is not None and name not in known:  # another program's, which may have seen them
             found[name] = replace(found[name], basis="unknown")
@@ -103,21 +105,17 @@ def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
     """ScdiffWarning where sets are not compared by the same genes and metrics."""
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
-        warnings.warn(
+        warn(
             "The sets are compared in different genes, so their figures per gene are not of the same genes: "
-            f"{', '.join(f'{name} {n}' for name, n in genes.items())}.",
-            ScdiffWarning,
-            stacklevel=3,
+            f"{', '.join(f'{name} {n}' for name, n in genes.items())}."
         )
     scored = {score.metric for evaluation in found.values() for score in evaluation.scores}
     for name, evaluation in found.items():
         missing = sorted(scored & evaluation.skipped.keys())
         if missing:
-            warnings.warn(
+            warn(
                 f"{name} cannot be scored by {', '.join(missing)} ({evaluation.skipped[missing[0]]}): no set is ranked "
-                "by them.",
-                ScdiffWarning,
-                stacklevel=3,
+                "by them."
             )
 
 

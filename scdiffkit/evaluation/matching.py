@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.errors import DataError, warn
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells, Subsample, summary_of
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Notes:
         self.warnings: list[str] = []
 
     def warn(self, message: str) -> None:
-        warnings.warn(message, ScdiffWarning, stacklevel=4)
+        warn(message)
         self.warnings.append(message)
 
 

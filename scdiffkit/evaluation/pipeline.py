@@ -19,6 +19,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
+from scdiffkit._deprecated import renamed_keywords
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
@@ -63,6 +64,7 @@ HALVES = (
 )
 
 
+@renamed_keywords(conditions="condition", progress="on_progress")
 def evaluate(
     real: AnnData | Backed | str | Path | None = None,
     synthetic: AnnData | Backed | str | Path | None = None,
@@ -70,7 +72,7 @@ def evaluate(
     run: Run | str | Path | None = None,
     train: AnnData | Backed | str | Path | None = None,
     label: str | None = None,
-    conditions: Sequence[str] = (),
+    condition: str | Sequence[str] = (),
     donor: str | None = None,
     batch: str | None = None,
     protocol: str | None = None,
@@ -84,13 +86,13 @@ def evaluate(
     max_memory: float | None = None,
     force: bool = False,
     unseen: Unseen | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Score synthetic cells against real ones, beside a real-vs-real floor and bad models.
 
     real, synthetic, train: AnnData or a file that `read` takes, with raw counts or log1p-normalised X; genes are
     matched by name. train: the cells the model was trained on, when `real` are others (cells that are in both are taken
-    out of `real`): the floor is then `real` against `train`. label, conditions, donor, batch: obs columns with the
+    out of `real`): the floor is then `real` against `train`. label, condition, donor, batch: obs columns with the
     types, with what differs between cells of one type (treatment), with the donors, each of whose cells are then looked
     for among the synthetic ones, and with the batches. protocol: "scrdit", "cfgen", "scdiffusion", "scldm" or
     "cell-eval", whose own scores are added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (as
@@ -99,7 +101,7 @@ def evaluate(
     only with `force`.
     resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
     fast, and "minimal": once, with at most 400 cells a side, and without UMAP, which compiles for ten seconds.
-    progress(name, i, n) is called before each of n steps.
+    on_progress(name, i, n) is called before each of n steps.
     backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
     does not hold them. They are then read in blocks, and at most 20,000 a side (more for a larger max_cells), drawn at
     random within types, are compared; exact copies, and cells in both `real` and `train`, are looked for among all.
@@ -113,6 +115,7 @@ def evaluate(
     NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
     max_cells below 5, resamples below 1 or a metric that is not known. ScdiffWarning where the scores need care.
     """
+    conditions = (condition,) if isinstance(condition, str) else tuple(condition)
     config = EvaluateConfig.of(
         label=label, conditions=conditions, donor=donor, batch=batch, protocol=protocol, metrics=metrics, seed=seed,
         max_cells=max_cells, resamples=resamples, fast=fast,
@@ -125,7 +128,7 @@ def evaluate(
             raise ConfigError("--run takes the real cells from the run: give no REAL and no --train beside it.")
         run = run if isinstance(run, Run) else Run.open(run)
         real, data = training_cells(run)
-        config = replace(config, label=label or data.label, conditions=tuple(conditions) or data.columns[1:])
+        config = replace(config, label=label or data.label, conditions=conditions or data.columns[1:])
         if synthetic is None:
             synthetic = _drawn_from(run, None if out is None else Path(out) / CELLS, seed, force)
     if real is None or synthetic is None:
@@ -145,7 +148,7 @@ def evaluate(
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
     sides = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
     del opened
-    return _evaluated(_compared(sides, unseen, basis, config), config, None if out is None else Path(out), progress)
+    return _evaluated(_compared(sides, unseen, basis, config), config, None if out is None else Path(out), on_progress)
 
 
 @dataclass(frozen=True)

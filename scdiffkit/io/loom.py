@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import json
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.errors import FileError, ScdiffWarning
+from scdiffkit.errors import FileError, warn
 from scdiffkit.io import columns
 from scdiffkit.io.formats import damaged, open_hdf5
 
@@ -161,7 +160,7 @@ def _attributes(group: h5py.Group, candidates: tuple[str, ...], spec: columns.Sp
     if index is None:
         axis, position = ("Genes", 0) if candidates is VAR_NAMES else ("Cells", 1)
         index = [str(i) for i in range(group.parent["matrix"].shape[position])]
-        warnings.warn(f"{path}: {axis} have no {candidates[0]!r} attribute; they are numbered.", ScdiffWarning, 2)
+        warn(f"{path}: {axis} have no {candidates[0]!r} attribute; they are numbered.")
     return pd.DataFrame(frame, index=pd.Index(index, dtype=object)), wide
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scipy import sparse
 
-from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
+from scdiffkit.errors import ConfigError, FileError, warn
 from scdiffkit.io import h5ad, loom, tenx
 from scdiffkit.io.backed import Backed, is_old, open_backed
 from scdiffkit.io.formats import (
@@ -54,7 +53,7 @@ def read(path: str | Path) -> AnnData:
     format = format_of_content(path)
     named = SUFFIXES.get(path.suffix.lower())
     if format not in ("10x", "zarr") and path.suffix.lower() not in (".h5", ".hdf5") and named != format:
-        warnings.warn(f"{path} is a {format} file in spite of its name; it is read as such.", ScdiffWarning, 2)
+        warn(f"{path} is a {format} file in spite of its name; it is read as such.")
     adata = _rows_first(READERS[format](path))
     log.info("Read %s (%s): %d cells x %d genes", path, format, adata.n_obs, adata.n_vars)
     return adata

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import shutil
-import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.errors import DataError, FileError, ScdiffWarning
+from scdiffkit.errors import DataError, FileError, warn
 from scdiffkit.io import columns
 from scdiffkit.io.formats import damaged, open_hdf5
 from scdiffkit.io.h5ad import GrowingCSR
@@ -294,20 +293,14 @@ def _assemble(
         genes = (var["feature_types"] == GENE_EXPRESSION).to_numpy()
         if not genes.all():
             others = ", ".join(sorted(set(var["feature_types"][~genes])))
-            warnings.warn(
-                f"{path}: {(~genes).sum()} features that are not genes ({others}) were left out.",
-                ScdiffWarning,
-                4,
-            )
+            warn(f"{path}: {(~genes).sum()} features that are not genes ({others}) were left out.")
             matrix, var = matrix[:, genes], var[genes]
     repeated = int(var.index.duplicated().sum())
     if repeated:
         var = var.set_axis(make_index_unique(var.index))
-        warnings.warn(
+        warn(
             f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was added to "
-            'them to tell them apart (their ids are in var["gene_ids"]).',
-            ScdiffWarning,
-            4,
+            'them to tell them apart (their ids are in var["gene_ids"]).'
         )
     return AnnData(X=matrix, obs=obs, var=var, uns=uns)
 

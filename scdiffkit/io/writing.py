@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.errors import DataError, warn
 from scdiffkit.io import h5ad, loom, tenx
 from scdiffkit.io.atomic import atomic_path, writing
 from scdiffkit.io.formats import (
@@ -164,11 +163,7 @@ class CellWriter:
             self._obs, self._names = [], []
             self.lost += self._file.finish(obs)
         if self.lost:
-            warnings.warn(
-                f"{self.path}: {self._format} cannot carry {', '.join(self.lost)}; .h5ad carries all.",
-                ScdiffWarning,
-                2,
-            )
+            warn(f"{self.path}: {self._format} cannot carry {', '.join(self.lost)}; .h5ad carries all.")
 
     def _as_csr(self, matrix: Any, name: str, n: int) -> sparse.csr_matrix:
         rows = sparse.csr_matrix(matrix)

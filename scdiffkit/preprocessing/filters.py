@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scdiffkit.config import PreprocessConfig
-from scdiffkit.errors import DataError, ScdiffWarning, did_you_mean
+from scdiffkit.errors import DataError, did_you_mean, warn
 from scdiffkit.io import Rows
 from scdiffkit.io.matrices import iter_row_blocks
 
@@ -87,12 +86,10 @@ def _mitochondrial(names: pd.Index, config: PreprocessConfig) -> np.ndarray:
     prefix = config.mito_prefix
     mito = np.array([str(name).casefold().startswith(prefix.casefold()) for name in names])
     if not mito.any():
-        warnings.warn(
+        warn(
             f"No gene name starts with {prefix!r}: --max-mito drops nothing. Set --mito-prefix (mouse: "
             f"mt-), or leave "
-            "it out.",
-            ScdiffWarning,
-            4,
+            "it out."
         )
     return mito
 

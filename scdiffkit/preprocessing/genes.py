@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdiffkit.config import PreprocessConfig
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
+from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.io import Rows, Selected
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL, take_rows
@@ -113,12 +112,10 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
         try:
             return _scanpy_selection(cells, config, span=span)
         except DataError:
-            warnings.warn(
+            warn(
                 f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span "
                 f"of {span}; "
-                "trying a wider one. --hvg-flavor seurat does without.",
-                ScdiffWarning,
-                4,
+                "trying a wider one. --hvg-flavor seurat does without."
             )
     return _scanpy_selection(cells, config, span=SPANS[-1])
 

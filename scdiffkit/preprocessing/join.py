@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,7 +11,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from scdiffkit.config import PreprocessConfig
-from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.errors import DataError, warn
 from scdiffkit.io import Backed, Rows, Selected, Stacked
 from scdiffkit.preprocessing.columns import FILE, check_columns, colors_of, take_rows
 from scdiffkit.preprocessing.counts import counts_of, selected
@@ -80,11 +79,7 @@ def _raw(cells: AnnData | Backed) -> RawCells:
     if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # one that takes its table of names away
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
-        warnings.warn(
-            f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.",
-            ScdiffWarning,
-            4,
-        )
+        warn(f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.")
     return RawCells(
         counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns)
     )
@@ -108,11 +103,9 @@ def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> Raw
     chosen = shared if join == "inner" else everything
     fewest = min(len(part.var) for part in parts)
     if join == "inner" and len(shared) < FEW_SHARED * fewest:
-        warnings.warn(
+        warn(
             f"Only {len(shared)} genes are in all {len(parts)} files (the smallest has {fewest}); the others are left "
-            "out. --join outer keeps them, as zeros where a file lacks them.",
-            ScdiffWarning,
-            4,
+            "out. --join outer keeps them, as zeros where a file lacks them."
         )
     log.info("Genes of %d files: %d in all, %d in any; join %s", len(parts), len(shared), len(everything), join)
     places = [part.var.index.get_indexer(chosen) for part in parts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from anndata import AnnData
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.cells import LIBRARY_SIZE
 from scdiffkit.data.conditions import Conditions
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
+from scdiffkit.errors import ConfigError, DataError, warn
 from scdiffkit.io import Backed, Rows
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.counts import counts_of
@@ -63,11 +62,9 @@ def library_sizes_of(
     else:
         sizes = np.full(len(codes), median if config.library_size == "median" else config.library_size, np.float32)
     if sizes.max() > FAR_DEEPER * largest:
-        warnings.warn(
+        warn(
             f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times that of the deepest training cell "
-            f"({largest:.0f}): the model extrapolates.",
-            ScdiffWarning,
-            stacklevel=3,
+            f"({largest:.0f}): the model extrapolates."
         )
     return sizes
 
@@ -86,18 +83,12 @@ def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
             there = names.isin(genes)
             depths = _sums(counts, there)
         except DataError as e:
-            warnings.warn(
-                f"The cells of --like tell no library sizes, so only their composition is copied. {e}",
-                ScdiffWarning,
-                stacklevel=4,
-            )
+            warn(f"The cells of --like tell no library sizes, so only their composition is copied. {e}")
             return None
         if there.sum() < len(genes):
-            warnings.warn(
+            warn(
                 f"The cells of --like have {there.sum()} of the run's {len(genes)} genes: the library sizes copied are "
-                "sums over these alone. --library-size median or like, without --like, gives whole ones.",
-                ScdiffWarning,
-                stacklevel=4,
+                "sums over these alone. --library-size median or like, without --like, gives whole ones."
             )
     if not (depths > 0).all():  # NaN included
         raise DataError(

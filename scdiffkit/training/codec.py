@@ -39,7 +39,7 @@ def fit_codec(
     run_config: RunConfig,
     started: float,
     deadline: float,
-    on_status: Callable[[TrainStatus], None] | None,
+    on_progress: Callable[[TrainStatus], None] | None,
 ) -> dict[str, int] | None:
     """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
     begun = time.monotonic()
@@ -49,9 +49,9 @@ def fit_codec(
     def on_step(step: int, steps: int, loss: float, val_loss: float | None, seen: int) -> bool:
         nonlocal cut_short
         now = time.monotonic()
-        if on_status:
+        if on_progress:
             rate = seen / max(now - begun, 1e-9)
-            on_status(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
+            on_progress(TrainStatus("codec", step, steps, loss, val_loss, rate, now - started))
         out_of_time = now >= until
         cut_short = {"steps": step, "planned": steps} if out_of_time and step < steps else None
         return out_of_time

@@ -38,7 +38,7 @@ def fit(
     *,
     started: float | None = None,
     max_time: float | None = None,
-    on_status: Callable[[TrainStatus], None] | None = None,
+    on_progress: Callable[[TrainStatus], None] | None = None,
 ) -> bool:
     """Train the run's denoiser from its newest checkpoint on, in every process of the group alike; whether to its end.
 
@@ -93,8 +93,8 @@ def fit(
             to_log = step % c.val_every_steps == 0 or stop
             if to_log or time.monotonic() - meter.last > 1:
                 status = meter.status(step, max_steps, val_loss, c.batch_size)
-                if on_status:
-                    on_status(status)
+                if on_progress:
+                    on_progress(status)
                 if to_log:
                     run.log_metrics(**status.figures())
             # Checkpoint

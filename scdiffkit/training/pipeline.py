@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 from anndata import AnnData
 
 from scdiffkit import codecs
+from scdiffkit._deprecated import renamed_keywords
 from scdiffkit.codecs import CODECS
 from scdiffkit.config import PreprocessConfig, RunConfig, TrainConfig, build_run_config, training_overrides
 from scdiffkit.data.cells import LIBRARY_SIZE, TrainingCells, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
-from scdiffkit.errors import ConfigError, DataError, ScdiffWarning, did_you_mean
+from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
 from scdiffkit.preprocessing.join import RawCells, raw_cells
@@ -46,13 +46,14 @@ log = logging.getLogger("scdiffkit")
 FEW_CELLS = 50
 
 
+@renamed_keywords(conditions="condition", on_status="on_progress")
 def train(
     data: CellsLike,
     *,
     arch: str | None = None,
     preset: str | None = None,
     label: str | None = None,
-    conditions: Sequence[str] = (),
+    condition: str | Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -63,7 +64,7 @@ def train(
     max_memory: float | None = None,
     config: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    on_status: Callable[[TrainStatus], None] | None = None,
+    on_progress: Callable[[TrainStatus], None] | None = None,
 ) -> Run:
     """Train a model on raw or prepared cells and return its run.
 
@@ -71,7 +72,7 @@ def train(
     files, or several, raw counts, which train as one set of cells ("preprocess.join": their genes).
     backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
     does not hold them. "train.devices" processes share the work, also those that torchrun or srun started.
-    label, conditions: categorical obs columns to condition on. out: the run's folder; default a new one in
+    label, condition: categorical obs columns to condition on. out: the run's folder; default a new one in
     `scdiff-runs/`. holdout: share of the cells, of each combination of the conditions, that is left out of everything,
     for `evaluate` to judge by; holdout_by: obs column of which whole groups (donors) are left out instead, a share of
     0.2 of these unless told. config: values as in a YAML file; overrides: dotted keys ("train.lr"), which win.
@@ -83,6 +84,7 @@ def train(
     ConfigError for unusable options, RunError when `resume` does not fit the run, FileError when `out` exists.
     """
     started = time.monotonic()
+    conditions = [condition] if isinstance(condition, str) else condition
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it: give one of them.")
     overrides = dict(overrides or {}) | training_overrides(holdout=holdout, holdout_by=holdout_by)
@@ -112,7 +114,7 @@ def train(
         run.update_config(run_config)
         cut_short = None
     else:
-        run, cut_short = _new_run(out, training_set, run_config, started, deadline, on_status, force=force)
+        run, cut_short = _new_run(out, training_set, run_config, started, deadline, on_progress, force=force)
     with run.logging(), contextlib.ExitStack() as stack:
         stack.callback(shutdown)
         _log_start(run, training_set, cut_short)
@@ -121,7 +123,7 @@ def train(
             if group is not None:
                 group.broadcast((str(run.path), True))
             return run
-        _train_diffusion(run, training_set, run_config, group, stack, started, max_time, on_status)
+        _train_diffusion(run, training_set, run_config, group, stack, started, max_time, on_progress)
         for remark in run.remarks():
             log.warning(remark)
     return run
@@ -177,7 +179,7 @@ def _new_run(
     run_config: RunConfig,
     started: float,
     deadline: float,
-    on_status: Callable[[TrainStatus], None] | None,
+    on_progress: Callable[[TrainStatus], None] | None,
     *,
     force: bool,
 ) -> tuple[Run, dict[str, int] | None]:
@@ -191,7 +193,7 @@ def _new_run(
         target_sum=run_config.preprocess.target_sum,
         num_categories=conditions.num_categories,
     )
-    cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_status)
+    cut_short = fit_codec(codec, cells, train_rows, val_rows, run_config, started, deadline, on_progress)
     auc = None
     if codec.compact and not cut_short:
         now = time.monotonic()
@@ -243,7 +245,7 @@ def _train_diffusion(
     stack: contextlib.ExitStack,
     started: float,
     max_time: float | None,
-    on_status: Callable[[TrainStatus], None] | None,
+    on_progress: Callable[[TrainStatus], None] | None,
 ) -> None:
     """Train from the run's newest checkpoint on; group: of processes that were started from outside."""
     c, cells, codec = run_config.train, training_set.cells, run.codec()
@@ -263,7 +265,7 @@ def _train_diffusion(
         vectors = encoded.open_written(codec, run.vectors, device)
     else:
         vectors = encoded.in_memory(codec, cells, training_set.train_rows, device)
-    if fit(run, group, vectors, validation, started=started, max_time=max_time, on_status=on_status):
+    if fit(run, group, vectors, validation, started=started, max_time=max_time, on_progress=on_progress):
         encoded.remove(run.vectors)
 
 
@@ -275,11 +277,9 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
         few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < FEW_OF_A_CATEGORY]
     if few:
         also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
-        warnings.warn(
+        warn(
             f"There are few training cells: {listed_briefly(few)}. What the model draws from so few is not to be "
-            f"relied on. Give more cells, or merge rare categories{also}.",
-            ScdiffWarning,
-            stacklevel=3,
+            f"relied on. Give more cells, or merge rare categories{also}."
         )
 
 

@@ -438,7 +438,7 @@ def apart(tiny):
 @pytest.fixture(scope="module")
 def run(apart, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return scdiffkit.train(apart, label="cell_type", conditions=["donor"], out=out, overrides=TINY)
+    return scdiffkit.train(apart, label="cell_type", condition=["donor"], out=out, overrides=TINY)
 
 
 def draw(run, n=20, config=None, **kwargs):
@@ -474,7 +474,7 @@ def test_same_seed_same_counts(run):
 
 
 def test_same_seed_same_run(run, apart, tmp_path):
-    again = scdiffkit.train(apart, label="cell_type", conditions=["donor"], out=tmp_path / "run", overrides=TINY)
+    again = scdiffkit.train(apart, label="cell_type", condition=["donor"], out=tmp_path / "run", overrides=TINY)
     assert again.provenance()["run_id"] == run.provenance()["run_id"]
     for name, tensor in run.codec().state().items():
         assert torch.equal(again.codec().state()[name], tensor)

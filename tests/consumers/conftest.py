@@ -66,7 +66,7 @@ def runs(real, work):
     try:
         return {
             codec: scdiffkit.train(
-                real.copy(), arch="dit", label="cell_type", conditions=["donor"], out=work / f"run-{codec}",
+                real.copy(), arch="dit", label="cell_type", condition=["donor"], out=work / f"run-{codec}",
                 overrides={"codec.name": codec, **MODEL, **CODEC_SETTINGS[codec]},
             )
             for codec in CODECS

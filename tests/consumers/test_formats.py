@@ -259,7 +259,7 @@ def test_ordered_and_numbered_labels(real, tmp_path):
     cells.uns["leiden_colors"] = [f"#0000{i:02d}" for i in range(12)]
     cells.obs["batch"] = np.array(["b", "a"], dtype=object)[np.arange(240) // 12 % 2]
     run = scdiffkit.train(
-        cells, arch="dit", label="leiden", conditions=["day", "batch"], out=tmp_path / "run",
+        cells, arch="dit", label="leiden", condition=["day", "batch"], out=tmp_path / "run",
         overrides={"codec.name": "gene", "preprocess.hvg_flavor": "all", "train.max_steps": 2, "model.hidden_size": 16,
                    "model.depth": 1, "model.num_heads": 2, "model.patch_size": 20},
     )  # fmt: skip

@@ -422,12 +422,12 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
     try:
         run = fit(
             _input(data),
-            conditions=given.pop("condition") or (),
+            condition=given.pop("condition") or (),
             max_time=parse_duration(max_time),
             max_memory=parse_bytes(max_memory),
             config=load_file(Path(config)) if config else {},
             overrides=training_overrides(**options) | settings,
-            on_status=show,
+            on_progress=show,
             **_given(given),
         )
     except BaseException:  # what was interrupted can be sampled from and resumed, too
@@ -473,7 +473,7 @@ def evaluate(real: Any, synthetic: Any, train: Any, options: Payload, listener: 
 
     found = scdiffkit.evaluate(
         _input(real), _input(synthetic), train=_input(train),
-        progress=lambda name, i, n: listener.progress(f"evaluating: {i} of {n}, {name}"),
+        on_progress=lambda name, i, n: listener.progress(f"evaluating: {i} of {n}, {name}"),
         **_given(options),
     )  # fmt: skip
     frames = {"scores": found.to_frame(), "types": found.types_to_frame(), "donors": found.donors_to_frame()}
