@@ -46,7 +46,7 @@ scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label =
   check_columns(real, labels, name = "real", optional = TRUE)
   check_columns(train, labels, name = "train", optional = TRUE)
   options <- list(
-    label = text(label, "label"), conditions = text(condition, "condition", several = TRUE),
+    label = text(label, "label"), condition = text(condition, "condition", several = TRUE),
     donor = text(donor, "donor"), batch = text(batch, "batch"), protocol = text(protocol, "protocol"),
     metrics = text(metrics, "metrics", several = TRUE),
     out = absolute(text(output, "output") %||% tempfile("scdiff-report-")), resamples = whole(resamples, "resamples"),
