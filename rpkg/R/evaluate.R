@@ -81,17 +81,12 @@ own_assay <- function(x, assay) {
 
 BAD_MODELS <- c("shuffled", "pooled", "copies")
 
-HEADLINES <- c(
-  "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae", "library_size", "type_f1",
-  "marker_overlap", "correlation_structure", "nn_ratio", "exact_duplicates", "membership_auc"
-)
-
 #' @rdname scdiff_evaluate
 #' @export
 print.scdiff_evaluation <- function(x, ...) {
   shown <- as.data.frame(x)
-  if (all(c("metric", "value", "floor", "ceiling", "position") %in% names(shown))) {
-    shown <- shown[shown$metric %in% HEADLINES, c("metric", "value", "floor", "ceiling", "position")]
+  if (all(c("metric", "value", "floor", "ceiling", "position", "headline") %in% names(shown))) {
+    shown <- shown[shown$headline, c("metric", "value", "floor", "ceiling", "position")]
     shown[-1] <- lapply(shown[-1], signif, 3)
   }
   print(shown, row.names = FALSE)

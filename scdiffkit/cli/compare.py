@@ -9,7 +9,6 @@ import typer
 
 from scdiffkit.cli.console import INPUT, Backed, MaxMemory, log, parse_bytes, progress, result, result_json
 from scdiffkit.cli.evaluate import (
-    HEADLINES,
     Condition,
     Fast,
     Force,
@@ -49,6 +48,7 @@ def compare(
 
     from scdiffkit.evaluation.comparison import compare as score
     from scdiffkit.evaluation.output import COMPARISON_PAGE
+    from scdiffkit.metrics.profiles import HEADLINES
 
     with progress("comparing") as update:
         comparison = score(

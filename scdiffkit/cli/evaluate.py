@@ -24,13 +24,6 @@ class FailBelow(StrEnum):
     fair = "fair"
 
 
-# What the terminal shows; the report has the rest.
-HEADLINES = (
-    "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae",
-    "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
-    "exact_duplicates", "membership_auc",
-)  # fmt: skip
-
 DATA = "Cells and their columns"
 SCORES = "Scores"
 
@@ -175,6 +168,8 @@ def print_table(evaluation: Evaluation) -> None:
     """The main scores beside those of real cells and of shuffled ones, on stdout."""
     from rich.console import Console
     from rich.table import Table
+
+    from scdiffkit.metrics.profiles import HEADLINES
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)

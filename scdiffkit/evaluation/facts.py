@@ -16,7 +16,7 @@ Basis = Literal["given", "holdout", "validation", "none", "unknown"]
 GOOD = 0.15
 FAIR = 0.5
 # Classifiers' AUC above what other real cells score: within MARGIN it makes no difference to anyone's analysis.
-HEADLINES = ("rf_auc", "rf_auc_hvg_seurat")
+DECISIVE = ("rf_auc", "rf_auc_hvg_seurat")
 MARGIN = 0.05
 CLOSE = 0.15
 OBVIOUS = 0.95
@@ -107,7 +107,7 @@ class Facts:
 
     @cached_property
     def excesses(self) -> list[Excess]:
-        there = [self.by_name[name] for name in HEADLINES if name in self.by_name]
+        there = [self.by_name[name] for name in DECISIVE if name in self.by_name]
         return [Excess(score, _group(score, self.n_cells)) for score in there]
 
     @property

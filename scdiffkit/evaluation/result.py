@@ -16,7 +16,7 @@ from scdiffkit.evaluation.facts import FAIR, Basis
 from scdiffkit.evaluation.report.render import render
 from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics import PROTOCOLS
-from scdiffkit.metrics.profiles import FULL
+from scdiffkit.metrics.profiles import FULL, HEADLINES
 from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score
 from scdiffkit.runtime.versions import OF_SCORES, versions
 
@@ -116,7 +116,7 @@ class Evaluation:
     def to_frame(self) -> pd.DataFrame:
         """One row per metric; columns metric, family, value, value_low, value_high, floor, floor_low, floor_high,
         shuffled, pooled, copies (bad models; NaN where one says nothing), bad_model (the one that the metric is set
-        against), position, at_floor, direction, best, definition, source."""
+        against), position, at_floor, direction, best, definition, source, headline (whether a terminal shows it)."""
         return pd.DataFrame([_row(score) for score in self.scores])
 
     def types_to_frame(self) -> pd.DataFrame:
@@ -261,4 +261,4 @@ def _row(score: Score) -> dict[str, Any]:
             row |= {key.replace("range", "low"): low, key.replace("range", "high"): high}
         else:
             row[key] = np.nan if value is None else value
-    return row
+    return row | {"headline": score.metric in HEADLINES}

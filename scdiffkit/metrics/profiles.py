@@ -13,6 +13,12 @@ MINIMAL = (
     *ALWAYS, "zeros_mae", "mean_mae", "variance_mae", "library_size", "genes_detected", "mmd_pca", "precision",
     "recall", "type_f1",
 )  # fmt: skip
+# What a terminal shows, from the shell and from R; the report has the rest.
+HEADLINES = (
+    "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae",
+    "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
+    "exact_duplicates", "membership_auc",
+)  # fmt: skip
 FULL, FAST, QUICK = "full", "fast", "minimal"
 ONE_RESAMPLE = (FAST, QUICK)  # profiles that are scored once, with few cells
 PROFILES = (FULL, FAST, QUICK)
