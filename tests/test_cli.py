@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
-from scdiffkit.cli.console import parse_cfg_scale, parse_duration, progress, seconds, setup_logging
+from scdiffkit.cli.console import parse_cfg_scale, progress, seconds, setup_logging
 from scdiffkit.config import ARCHS, CODEC_NAMES, PreprocessConfig, SampleConfig, build_run_config, presets
+from scdiffkit.config.units import parse_duration
 from scdiffkit.errors import ConfigError
 
 SCDIFF = Path(sys.executable).parent / "scdiff"

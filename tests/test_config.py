@@ -14,6 +14,7 @@ from scdiffkit.config import (
     presets,
     sampler_options,
 )
+from scdiffkit.config.units import parse_bytes
 from scdiffkit.errors import ConfigError
 
 
@@ -247,3 +248,14 @@ def test_a_file_that_is_not_yaml_or_not_there(tmp_path):
 def test_choosing_genes_is_refused_where_all_are_modelled(key):
     with pytest.raises(ConfigError, match="only with --codec gene"):
         build_run_config(overrides={f"preprocess.{key}": "cv", "codec.name": "count"})
+
+
+@pytest.mark.parametrize(("text", "value"), [(None, None), (1.5, 1.5), ("8G", 8e9), ("2500M", 2.5e9), ("1e9", 1e9)])
+def test_amounts_of_memory(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["lots", "-1G", "0", ""])
+def test_amounts_that_are_none(text):
+    with pytest.raises(ConfigError, match="not an amount of memory"):
+        parse_bytes(text)

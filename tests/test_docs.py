@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from inspect import getdoc
+import re
+from inspect import getdoc, signature
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
+import scdiffkit
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.metrics import METRICS, PROTOCOLS
 from scdiffkit.metrics.registry import Family
@@ -43,6 +47,17 @@ def _item(name: str) -> str:
 
 def test_every_metric_is_documented_as_it_is() -> None:
     assert PAGE.read_text() == rendered(), "run python tests/test_docs.py"
+
+
+@pytest.mark.parametrize("name", [name for name in scdiffkit.__all__ if name not in ("Run", "__version__")])
+def test_public_functions_document_every_parameter(name: str) -> None:
+    function = getattr(scdiffkit, name)
+    text = getdoc(function) or ""
+    for section in ("Parameters", "Returns", "Raises", "Examples"):
+        assert f"\n{section}\n{'-' * len(section)}\n" in text
+    parameters = text.split("Parameters\n----------\n")[1].split("\nReturns\n")[0]
+    named = {word for line in parameters.splitlines() if not line.startswith(" ") for word in re.findall(r"\w+", line)}
+    assert named == set(signature(function).parameters)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import scdiffkit
 from scdiffkit.config import RunConfig
 from scdiffkit.errors import ConfigError, DataError, FileError, RunError
 from scdiffkit.run import Run
-from scdiffkit.training.pipeline import TrainStatus
+from scdiffkit.training.status import TrainStatus
 
 MODELS = {
     "dit": {"model.patch_size": 20, "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2},

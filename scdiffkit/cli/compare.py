@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, MaxMemory, log, parse_bytes, progress, result, result_json
+from scdiffkit.cli.console import INPUT, Backed, MaxMemory, log, progress, result, result_json
 from scdiffkit.cli.evaluate import (
     Condition,
     Fast,
@@ -21,6 +21,7 @@ from scdiffkit.cli.evaluate import (
     Seed,
     Train,
 )
+from scdiffkit.config.units import parse_bytes
 
 
 def compare(

@@ -194,35 +194,6 @@ def seconds_since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def parse_duration(text: str | None) -> float | None:
-    """ "90", "90s", "10m", "2h" -> seconds."""
-    if text is None:
-        return None
-    number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
-    try:
-        value = float(number) * {"s": 1, "m": 60, "h": 3600}[unit.lower()]
-    except (ValueError, KeyError):
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"--max-time {text!r} is not a duration: give seconds, or 10m, or 2h.")
-    return value
-
-
-def parse_bytes(text: str | None) -> float | None:
-    """ "8G", "2500M", "8GB", "1e9" -> bytes."""
-    if text is None:
-        return None
-    number = text.strip().upper().removesuffix("B").removesuffix("I")
-    factor = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(number[-1:], 1.0)
-    try:
-        value = float(number.rstrip("KMGT")) * factor
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"--max-memory {text!r} is not an amount of memory: give 8G, or 2500M.")
-    return value
-
-
 def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     """["train.lr=1e-4", ...] -> {"train.lr": 1e-4}; values are read as YAML."""
     import yaml

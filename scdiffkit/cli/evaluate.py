@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, MaxMemory, choices, log, parse_bytes, progress, result, result_json
+from scdiffkit.cli.console import INPUT, Backed, MaxMemory, choices, log, progress, result, result_json
+from scdiffkit.config.units import parse_bytes
 
 if TYPE_CHECKING:
     from scdiffkit.evaluation.result import Evaluation

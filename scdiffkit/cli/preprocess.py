@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, Join, MaxMemory, choices, parse_bytes, result
+from scdiffkit.cli.console import INPUT, Backed, Join, MaxMemory, choices, result
+from scdiffkit.config.units import parse_bytes
 
 CELLS = "Filters of cells"
 GENES = "Genes"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import Backed, MaxMemory, parse_bytes, result
+from scdiffkit.cli.console import Backed, MaxMemory, result
+from scdiffkit.config.units import parse_bytes
 
 
 def split(

@@ -18,14 +18,13 @@ from scdiffkit.cli.console import (
     Precision,
     choices,
     log,
-    parse_bytes,
-    parse_duration,
     parse_settings,
     progress,
     result,
     seconds,
     seconds_since_start,
 )
+from scdiffkit.config.units import parse_bytes, parse_duration
 
 MODEL = "Model"
 LENGTH = "Training"

@@ -190,6 +190,11 @@ def split(
     out
         Files for the training and the test cells; formats by their suffixes. Cells that do not fit into memory are
         copied block by block: X, layers, obs and var.
+    backed, max_memory
+        Leave the cells in their files (h5ad, zarr), or not, by default if free memory, or `max_memory` bytes, does not
+        hold them.
+    force
+        Replace the files of `out`.
 
     Returns
     -------

@@ -44,14 +44,36 @@ def compare(
     force: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
-    """Score several sets of synthetic cells against the same real ones, with as many cells of each.
+    """Rank several sets of synthetic cells by the same scores, with as many cells of each.
 
-    synthetic: sets by name, or files, named after themselves. out: folder for compare.html, compare.json and
-    compare.csv, replaced only with `force`. Else as `evaluate`. Sets are ranked by their mean distance from real cells
-    over the families of metrics that all of them have; copies come last. Each is compared in the genes that it shares
-    with the real cells: where these differ between sets, that is said (ScdiffWarning).
+    Sets are ranked by their mean distance from real cells over the families of metrics that all of them have; copies
+    come last. Each is compared in the genes that it shares with the real cells; ScdiffWarning if these differ.
 
-    Raises what `evaluate` raises, and ConfigError for fewer than two sets or two of one name.
+    Parameters
+    ----------
+    real, train, label, condition, metrics, seed, max_cells, resamples, fast, backed, max_memory
+        As in `evaluate`.
+    synthetic
+        Sets by name, or files, which are named after themselves.
+    out
+        Folder for compare.html, compare.json and compare.csv.
+    force
+        Replace an earlier comparison in `out`.
+    on_progress
+        Called as on_progress(name, i, n) before each of n steps.
+
+    Returns
+    -------
+    The comparison, best set first.
+
+    Raises
+    ------
+    ConfigError
+        For fewer than two sets, or two of one name; and what `evaluate` raises.
+
+    Examples
+    --------
+    >>> scdiffkit.compare("data.h5ad", {"dit": a, "whitebox": b}, label="cell_type").ranking()
     """
     conditions = (condition,) if isinstance(condition, str) else tuple(condition)
     fast = fast or any(name in ONE_RESAMPLE for name in asked_for(metrics))

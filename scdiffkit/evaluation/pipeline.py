@@ -88,32 +88,63 @@ def evaluate(
     unseen: Unseen | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Score synthetic cells against real ones, beside a real-vs-real floor and bad models.
+    """Compare synthetic cells with real ones: scores beside those of real cells and of bad models, and a verdict.
 
-    real, synthetic, train: AnnData or a file that `read` takes, with raw counts or log1p-normalised X; genes are
-    matched by name. train: the cells the model was trained on, when `real` are others (cells that are in both are taken
-    out of `real`): the floor is then `real` against `train`. label, condition, donor, batch: obs columns with the
-    types, with what differs between cells of one type (treatment), with the donors, each of whose cells are then looked
-    for among the synthetic ones, and with the batches. protocol: "scrdit", "cfgen", "scdiffusion", "scldm" or
-    "cell-eval", whose own scores are added (see PROTOCOLS). metrics: names of metrics, or a profile: "full", "fast" (as
-    `fast`), or "minimal" (some of each family, a few seconds); those that the verdict rests on are always computed.
-    out: folder for report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png, replaced
-    only with `force`.
-    resamples: how often everything is scored, with other cells; max_cells: at most so many cells a side each time;
-    fast, and "minimal": once, with at most 400 cells a side, and without UMAP, which compiles for ten seconds.
-    on_progress(name, i, n) is called before each of n steps.
-    backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
-    does not hold them. They are then read in blocks, and at most 20,000 a side (more for a larger max_cells), drawn at
-    random within types, are compared; exact copies, and cells in both `real` and `train`, are looked for among all.
+    Parameters
+    ----------
+    real, synthetic, train
+        AnnData or files that `read` takes, with raw counts or log1p-normalised X; genes are matched by name. `train`:
+        the training cells of the model, if `real` holds others (cells that are in both are removed from `real`); the
+        reference is then `real` against `train`. If the model was trained on `real`, the cells that it has not seen
+        (held out, or else its validation cells) take the place of `real`, and the training cells that of `train`.
+    run
+        Take `real`, `label` and `condition` from this run. Without `synthetic`, as many cells as were held out, and at
+        least 1000, are drawn from it, into cells.h5ad in `out`.
+    label, condition, donor, batch
+        obs columns with the types; with what differs between cells of a type (a treatment); with the donors, for each
+        of whom copies are looked for; and with the batches.
+    protocol
+        "scrdit", "cfgen", "scdiffusion", "scldm" or "cell-eval": add the scores of that paper (see PROTOCOLS).
+    metrics
+        Names of metrics, or a profile: "full", "fast" (as `fast`) or "minimal" (some of each family, a few seconds).
+        Those that the verdict rests on are always computed.
+    out
+        Folder for report.html, metrics.json (see Evaluation.to_dict), metrics.csv, genes.csv and cells.png.
+    seed
+        The same seed gives the same scores.
+    max_cells, resamples, fast
+        Maximum number of cells per group in a resample; number of resamples; one resample of at most 400 cells, without
+        UMAP.
+    backed, max_memory
+        Leave the cells in their files (h5ad, zarr), or not, by default if free memory, or `max_memory` bytes, does not
+        hold them. At most 20,000 cells per group (more for a larger max_cells), drawn at random within types, are then
+        compared; exact copies, and cells in both `real` and `train`, are looked for among all.
+    force
+        Replace an earlier report in `out`.
+    unseen
+        Which of the real cells the model has not seen, if the caller knows.
+    on_progress
+        Called as on_progress(name, i, n) before each of n steps.
 
-    Where `real` is what the run was trained on that made the synthetic cells, those of them that it has not seen
-    (held out, else its validation cells) take the place of `real`, and those it was trained on that of `train`;
-    unseen: which these are, where the caller knows. run: takes `real`, `label` and `conditions` from a run instead;
-    without `synthetic` as many cells as were held out, and at least 1000, are drawn from it, into cells.h5ad in `out`.
+    Returns
+    -------
+    The evaluation: scores, verdict, tables. ScdiffWarning where the scores need care.
 
-    The same seed gives the same scores. Raises DataError for cells that cannot be compared (no common genes,
-    NaN, negative values, too few cells, no such label), FileError when `out` is in the way, ConfigError for
-    max_cells below 5, resamples below 1 or a metric that is not known. ScdiffWarning where the scores need care.
+    Raises
+    ------
+    DataError
+        For cells that cannot be compared: no common genes, NaN, negative values, too few cells, no such label.
+    ConfigError
+        For max_cells below 5, resamples below 1, or a metric or protocol that does not exist.
+    RunError
+        If the cells of `run` cannot be read any more.
+    FileError
+        If `out` exists (without `force`) or cannot be written.
+
+    Examples
+    --------
+    >>> found = scdiffkit.evaluate("data.h5ad", cells, label="cell_type", out="report")
+    >>> found.verdict.word, found["rf_auc"].value
     """
     conditions = (condition,) if isinstance(condition, str) else tuple(condition)
     config = EvaluateConfig.of(

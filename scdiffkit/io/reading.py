@@ -42,12 +42,27 @@ READERS: dict[Format, Callable[[Path], AnnData]] = {
 
 
 def read(path: str | Path) -> AnnData:
-    """Cells from an h5ad, zarr, loom or 10x HDF5 file (v2, v3) or a 10x matrix folder (v2, v3, gzipped or not).
+    """Read cells from a file or folder.
 
-    Sparse matrices come back as CSR, cells x genes. The content decides the format; ScdiffWarning when the
-    name says another one. 10x: var_names are gene symbols, made unique with a warning; ids are in
-    var["gene_ids"].
-    Raises FileError when the path is missing, damaged, or holds no cells.
+    Parameters
+    ----------
+    path
+        An h5ad, zarr, loom or 10x HDF5 file (v2, v3), or a 10x matrix folder (v2, v3, gzipped or not). The content
+        decides the format; ScdiffWarning if the name suggests another one.
+
+    Returns
+    -------
+    AnnData, cells x genes, with sparse matrices as CSR. For 10x formats, `var_names` are gene symbols, made unique with
+    a warning, and `var["gene_ids"]` holds the ids.
+
+    Raises
+    ------
+    FileError
+        If the path is missing, damaged, or holds no cells.
+
+    Examples
+    --------
+    >>> adata = scdiffkit.read("filtered_feature_bc_matrix.h5")
     """
     path = Path(path)
     format = format_of_content(path)

@@ -47,13 +47,33 @@ FILES: dict[Format, Callable[[Path, pd.DataFrame, dict[str, Any], tuple[str, ...
 
 
 def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str | None = None) -> Path:
-    """Write cells to .h5ad, .loom, .h5 (10x HDF5) or, without suffix, a 10x matrix folder.
+    """Write cells to a file. A failure leaves what was there before.
 
-    `format` ("h5ad", "loom", "10x", "10x-h5") overrules the name.
-    Complete or not at all: a failure leaves what stood there. The 10x formats take layers["counts"] if there
-    is one, else X. What a format cannot carry is listed in one ScdiffWarning.
-    Raises FileError when `path` exists (without `force`) or cannot be written, ConfigError for an unknown
-    suffix.
+    Parameters
+    ----------
+    adata
+        The cells. 10x formats hold `layers["counts"]`, or else `X`.
+    path
+        `.h5ad`, `.loom`, `.h5` (10x HDF5) or, without a suffix, a 10x matrix folder.
+    force
+        Replace what exists at the path.
+    format
+        "h5ad", "loom", "10x" or "10x-h5", instead of the suffix.
+
+    Returns
+    -------
+    The path. One ScdiffWarning lists what the format cannot hold.
+
+    Raises
+    ------
+    FileError
+        If the path exists (without `force`) or cannot be written.
+    ConfigError
+        For an unknown suffix or format.
+
+    Examples
+    --------
+    >>> scdiffkit.write(cells, "cells.loom")
     """
     path = Path(path)
     chosen = format_of_name(path, format)

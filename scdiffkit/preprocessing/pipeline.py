@@ -39,16 +39,35 @@ def preprocess(
     label: str | Sequence[str] | None = None,
     **options: Any,
 ) -> AnnData:
-    """A new AnnData ready for training; the input is left as it is.
+    """Filter cells and genes, normalise, and select genes. The input is not changed.
 
-    The result holds X (cells x kept genes, CSR float32: counts scaled to target_sum per cell, then log1p),
-    layers["counts"] (raw counts), obs["total_counts"] (the library size: a cell's counts over the kept
-    genes), var["highly_variable"], and uns["scdiffkit"]["preprocess"] (every parameter, where the counts
-    came from, the version). obs and var columns are kept; `label` columns become categorical. `options` are
-    PreprocessConfig's fields, given instead of `config` or to change it.
+    Parameters
+    ----------
+    adata
+        Cells with raw counts in `layers["counts"]`, `raw` or `X`.
+    config
+        Options as an object; `options` replace its fields.
+    label
+        obs column(s) that must be usable as labels. They become categorical.
+    **options
+        Fields of `PreprocessConfig`, with the names of the command line: `min_counts`, `max_mito`, `n_top_genes`, ...
 
-    Raises DataError when there are no raw counts, a label cannot be used, gene names repeat, or a filter
-    leaves nothing; ConfigError for an option that is unknown or that the gene selection does not read.
+    Returns
+    -------
+    AnnData ready for training: `X` (cells x kept genes, CSR float32) holds log1p of counts per `target_sum`,
+    `layers["counts"]` raw counts, `obs["total_counts"]` the library size over the kept genes, `var["highly_variable"]`
+    the selected genes and `uns["scdiffkit"]["preprocess"]` every parameter. Other columns of obs and var are kept.
+
+    Raises
+    ------
+    DataError
+        If there are no raw counts, a label cannot be used, gene names repeat, or a filter leaves nothing.
+    ConfigError
+        For an option that is unknown or that the gene selection does not read.
+
+    Examples
+    --------
+    >>> prepared = scdiffkit.preprocess(adata, label="cell_type", max_mito=0.1)
     """
     config = make(PreprocessConfig, **{**(config.model_dump() if config else {}), **options})
     return prepare(adata, config, label=label).in_memory()

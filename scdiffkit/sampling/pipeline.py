@@ -8,14 +8,14 @@ import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scdiffkit.config import SampleConfig
+from scdiffkit.config import SampleConfig, Sampler, make
 from scdiffkit.errors import ConfigError
 from scdiffkit.io import CellWriter, check_output, open_rows
 from scdiffkit.run import Run, TrainedModel
@@ -37,28 +37,85 @@ def sample(
     *,
     where: Mapping[str, str | Sequence[str]] | None = None,
     like: AnnData | str | Path | None = None,
-    out: str | Path | None = None,
+    seed: int | None = None,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    speedup: int | None = None,
+    eta: float | None = None,
+    cfg_scale: float | Mapping[str, float] | None = None,
+    library_size: Literal["like", "median"] | int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+    precision: Literal["auto", "32", "bf16"] | None = None,
     config: SampleConfig | None = None,
+    out: str | Path | None = None,
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData | Path:
-    """Draw n labelled cells from a run; AnnData, or with `out` the path of the file they were streamed to.
+    """Draw new, labelled cells from a trained run.
 
-    run: a Run, its folder, or None for the latest. where: condition column -> value(s) wanted, also together as no
-    training cell had them (with a ScdiffWarning; see Conditions.compose). like: cells whose composition is copied
-    (and whose number, when n is None), and with the count codec their library sizes too, unless
-    config.library_size says otherwise. Without either: the training composition.
-    on_progress(done, n) is called after each batch of cells.
+    Parameters
+    ----------
+    run
+        A Run, its folder, or None for the latest run.
+    n
+        Number of cells; 1000, or with `like` as many as there are.
+    where
+        Condition column -> value(s) to draw. Combinations that no training cell had are extrapolated, with a
+        ScdiffWarning. Without `where` and `like`, cells have the composition of the training cells.
+    like
+        Cells whose composition is copied and, with the count codec, their library sizes.
+    seed
+        The same call gives the same cells; another seed gives others (0).
+    sampler, steps, speedup, eta
+        "ddim" (default, 50 steps), "dpm" (DPM-Solver++, 20 steps) or "ddpm" (all steps of training); `speedup` asks for
+        T/speedup steps; `eta` is the noise of ddim, 0 to 1.
+    cfg_scale
+        Scale of classifier-free guidance, 1 for none; for all conditions together, or condition column -> scale.
+    library_size
+        Counts per cell: "like" the training cells (or `like`), their "median", or a number; the last two need the count
+        codec.
+    batch_size, device, devices, precision
+        Cells per batch, device ("auto", "cpu", "cuda", "cuda:1", "mps"), number of processes that share the work, and
+        precision. The cells depend on neither batch size nor number of processes.
+    config
+        The options from `seed` to `precision` as an object; single ones replace its fields.
+    out
+        File to which the cells are streamed, by its suffix h5ad, loom or a 10x format.
+    force
+        Replace `out` if it exists.
+    on_progress
+        Called as on_progress(done, n) after each batch.
 
-    X holds log1p values normalised as in training, `layers["counts"]` integers, obs the condition columns.
-    config.devices: processes that share the batches, on GPUs of their own or the cores of the CPU; the cells are the
-    same whatever their number.
-    Raises RunError for a run that cannot be used, and when memory or a process gives out, DataError for conditions it
-    has never seen, ConfigError for guidance or a library size that the run cannot give, or for devices that are not
-    there, FileError when `out` exists or cannot be written.
+    Returns
+    -------
+    AnnData, or the path if `out` is given. `X` holds log1p values normalised as in training, `layers["counts"]`
+    integers, `obs` the condition columns and `total_counts`.
+
+    Raises
+    ------
+    RunError
+        If the run cannot be used, or memory or a process fails.
+    DataError
+        For conditions that the run has never seen.
+    ConfigError
+        For options that the run or the machine does not support.
+    FileError
+        If `out` exists or cannot be written.
+
+    Examples
+    --------
+    >>> cells = scdiffkit.sample(run, 500, where={"cell_type": "B"}, steps=20)
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    config = config or SampleConfig()
+    given = {
+        "seed": seed, "sampler": sampler, "steps": steps, "speedup": speedup, "eta": eta, "cfg_scale": cfg_scale,
+        "library_size": library_size, "batch_size": batch_size, "device": device, "devices": devices,
+        "precision": precision,
+    }  # fmt: skip
+    asked = {name: value for name, value in given.items() if value is not None}
+    config = make(SampleConfig, **(config.model_dump() if config else {}) | asked)
     model = run.load()
     conditions, codec = model.conditions, model.codec
     steps_of(config, model.config.diffusion.num_train_timesteps)  # refused before anything is written
@@ -106,12 +163,14 @@ def sample(
             done += len(batch.obs)
             if on_progress:
                 on_progress(done, len(codes))
-    if out is not None:
-        return Path(out)
+    return _in_memory(kept, var, uns) if out is None else Path(out)
+
+
+def _in_memory(batches: Sequence[Batch], var: pd.DataFrame, uns: dict[str, Any]) -> AnnData:
     return AnnData(
-        X=sparse.vstack([b.X for b in kept], format="csr"),
-        layers={"counts": sparse.vstack([b.counts for b in kept], format="csr")},
-        obs=pd.concat([b.obs for b in kept]),
+        X=sparse.vstack([batch.X for batch in batches], format="csr"),
+        layers={"counts": sparse.vstack([batch.counts for batch in batches], format="csr")},
+        obs=pd.concat([batch.obs for batch in batches]),
         var=var,
         uns=uns,
     )

@@ -11,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 
 from scdiffkit import codecs
 from scdiffkit._deprecated import renamed_keywords
-from scdiffkit.codecs import CODECS
-from scdiffkit.config import PreprocessConfig, RunConfig, TrainConfig, build_run_config, training_overrides
-from scdiffkit.data.cells import LIBRARY_SIZE, TrainingCells, fingerprint
+from scdiffkit.config import RunConfig, TrainConfig, build_run_config, training_overrides
+from scdiffkit.config.units import parse_bytes, parse_duration
+from scdiffkit.data.cells import LIBRARY_SIZE, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
-from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
-from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
-from scdiffkit.io import Backed, CellsLike, open_cells
-from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
-from scdiffkit.preprocessing.join import RawCells, raw_cells
-from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare, prepared_config
+from scdiffkit.errors import ConfigError, warn
+from scdiffkit.io import CellsLike
 from scdiffkit.run import RUNS, Run, check_new_run
 from scdiffkit.runtime.device import device_of, devices_of, precision_of
 from scdiffkit.runtime.versions import OF_MODELS, versions
 from scdiffkit.training import encoded
+from scdiffkit.training.cells import TrainingSet, read_training_set
 from scdiffkit.training.codec import CHECK_SHARE_OF_TIME, codec_auc, fit_codec, log_codec
 from scdiffkit.training.distributed import (
     ProcessGroup,
@@ -38,7 +34,7 @@ from scdiffkit.training.distributed import (
     world_size_from_environment,
 )
 from scdiffkit.training.loop import fit, run_rank, steps_planned
-from scdiffkit.training.resume import TrainingSet, check_same_cells, resumed_config
+from scdiffkit.training.resume import check_same_cells, resumed_config
 from scdiffkit.training.status import TrainStatus
 from scdiffkit.training.validation import Validation
 
@@ -50,44 +46,101 @@ FEW_CELLS = 50
 def train(
     data: CellsLike,
     *,
-    arch: str | None = None,
-    preset: str | None = None,
     label: str | None = None,
     condition: str | Sequence[str] = (),
+    arch: str | None = None,
+    preset: str | None = None,
+    codec: str | None = None,
+    n_top_genes: int | None = None,
+    max_steps: int | None = None,
+    max_epochs: int | None = None,
+    max_time: float | str | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    holdout: float | None = None,
+    holdout_by: str | None = None,
+    val_fraction: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+    precision: str | None = None,
+    join: str | None = None,
+    backed: bool | None = None,
+    max_memory: float | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
-    max_time: float | None = None,
-    holdout: float | None = None,
-    holdout_by: str | None = None,
-    backed: bool | None = None,
-    max_memory: float | None = None,
-    config: Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
     on_progress: Callable[[TrainStatus], None] | None = None,
 ) -> Run:
-    """Train a model on raw or prepared cells and return its run.
+    """Train a diffusion model on cells and return the run.
 
-    data: AnnData or a file that `read` takes, raw counts (prepared with the defaults) or prepared cells; a folder of
-    files, or several, raw counts, which train as one set of cells ("preprocess.join": their genes).
-    backed: leave the cells in their files (h5ad, zarr), True or False; None: where memory, or max_memory bytes of it,
-    does not hold them. "train.devices" processes share the work, also those that torchrun or srun started.
-    label, condition: categorical obs columns to condition on. out: the run's folder; default a new one in
-    `scdiff-runs/`. holdout: share of the cells, of each combination of the conditions, that is left out of everything,
-    for `evaluate` to judge by; holdout_by: obs column of which whole groups (donors) are left out instead, a share of
-    0.2 of these unless told. config: values as in a YAML file; overrides: dotted keys ("train.lr"), which win.
-    max_time: seconds, after which training saves and stops. resume: go on with the run in `out` (default: the
-    latest) from its newest checkpoint.
+    Options have the names and units of the command line; None means the default of the preset.
 
-    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt; a codec that is still being fitted is not
-    saved, and a run that `out` names stays as it was. Raises DataError for unusable cells,
-    ConfigError for unusable options, RunError when `resume` does not fit the run, FileError when `out` exists.
+    Parameters
+    ----------
+    data
+        AnnData or a file that `read` takes, with raw counts (prepared with the defaults) or prepared cells. A folder of
+        files, or several files, with raw counts are trained on as one data set.
+    label, condition
+        Categorical obs columns to condition on: the cell type, and further ones such as a treatment.
+    arch, preset, codec, n_top_genes
+        "dit", "whitebox" or "unet"; "small", "base", "large", "scrdit" or "whitebox-dit"; "count" or "gene"; number of
+        highly variable genes, for the gene codec.
+    max_steps, max_epochs, max_time
+        Length of the training. `max_time` (seconds, or "10m", "2h") saves and stops.
+    batch_size, lr, seed
+        Cells per step, peak learning rate, random seed.
+    holdout, holdout_by
+        Fraction of the cells, within each combination of the conditions, that is left out of everything and used by
+        `evaluate`; obs column whose groups (donors) are left out as a whole, by default 0.2 of them.
+    val_fraction
+        Fraction of the cells used for validation.
+    device, devices, precision
+        Device; number of processes that share every batch, also those that torchrun or srun started; precision.
+    join, backed, max_memory
+        Genes of several files: "inner" or "outer"; leave the cells in their files (h5ad, zarr), or not, by default if
+        free memory, or `max_memory` (bytes, or "8G"), does not hold them.
+    config, overrides
+        Further settings, nested as in a YAML file, and with dotted keys ("model.depth"), which replace them.
+    out
+        Folder of the run; by default a new one in `scdiff-runs/`.
+    resume, force
+        Continue the run in `out` (by default the latest) from its newest checkpoint; replace the run in `out`.
+    on_progress
+        Called with a TrainStatus at intervals.
+
+    Returns
+    -------
+    The run. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt; while the codec is being fitted, nothing
+    is saved, and an earlier run in `out` is left as it was.
+
+    Raises
+    ------
+    DataError
+        If the cells cannot be used.
+    ConfigError
+        If an option cannot be used.
+    RunError
+        If `resume` does not fit the run.
+    FileError
+        If `out` exists.
+
+    Examples
+    --------
+    >>> run = scdiffkit.train("data.h5ad", label="cell_type", holdout=0.2, max_time="10m")
     """
     started = time.monotonic()
     conditions = [condition] if isinstance(condition, str) else condition
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it: give one of them.")
-    overrides = dict(overrides or {}) | training_overrides(holdout=holdout, holdout_by=holdout_by)
+    overrides = dict(overrides or {}) | training_overrides(
+        codec=codec, n_top_genes=n_top_genes, max_steps=max_steps, max_epochs=max_epochs, batch_size=batch_size, lr=lr,
+        holdout=holdout, holdout_by=holdout_by, val_fraction=val_fraction, seed=seed, device=device, devices=devices,
+        precision=precision, join=join,
+    )  # fmt: skip
+    max_time, max_memory = parse_duration(max_time), parse_bytes(max_memory)
     existing = Run.open(out) if resume else None
     if existing:
         run_config = resumed_config(existing, arch, preset, label, conditions, config, overrides)
@@ -106,7 +159,7 @@ def train(
         check_new_run(Path(out), force=force)
     explicit = {key for key in overrides if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
-    training_set, run_config = _training_set(data, run_config, explicit, backed, max_memory)
+    training_set, run_config = read_training_set(data, run_config, explicit, backed, max_memory)
     deadline = math.inf if max_time is None else started + max_time
     if existing:
         run = existing
@@ -156,21 +209,6 @@ def _started_from_outside(c: TrainConfig) -> bool:
     if c.batch_size < processes:
         raise ConfigError(f"--batch-size {c.batch_size} cannot be shared by {processes} processes: give a larger one.")
     return bool(others)
-
-
-def _training_set(
-    data: CellsLike, run_config: RunConfig, explicit: set[str], backed: bool | None, max_memory: float | None
-) -> tuple[TrainingSet, RunConfig]:
-    """Read and prepare the cells; the configuration says how they were prepared then."""
-    source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
-    prepared, run_config, known = _prepare(loaded, run_config, explicit)
-    del loaded  # and with it the names of all cells
-    highly_variable = CODECS[run_config.codec.name].highly_variable
-    conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
-    cells = TrainingCells.of(prepared, conditions, highly_variable=highly_variable)
-    chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if highly_variable else slice(None)
-    train_rows, val_rows = split_for_validation(cells.codes, run_config.train.val_fraction, run_config.seed)
-    return TrainingSet(cells, train_rows, val_rows, conditions, prepared.var[chosen], known, source), run_config
 
 
 def _new_run(
@@ -281,72 +319,6 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
             f"There are few training cells: {listed_briefly(few)}. What the model draws from so few is not to be "
             f"relied on. Give more cells, or merge rare categories{also}."
         )
-
-
-def _prepare(
-    cells: AnnData | Backed | Mapping[str, AnnData | Backed], run_config: RunConfig, explicit: set[str]
-) -> tuple[Prepared, RunConfig, TrainingData]:
-    """The cells to train and to validate with: prepared ones as they are, raw ones prepared with the configuration;
-    those to be held out are left out before. And what identifies all of them.
-
-    explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
-    """
-    c = run_config.train
-    wanted = [*run_config.conditions, run_config.preprocess.batch_key, c.holdout_by]
-    if isinstance(cells, Mapping):
-        named, first = dict(cells), 0
-        for name, part in cells.items():
-            named[name] = with_columns(part, [column for column in wanted if column != FILE], first)
-            first += part.n_obs
-        cells = named
-    else:
-        cells = with_columns(cells, wanted)
-
-    def training_data(of: RawCells | Prepared, config: PreprocessConfig) -> TrainingData:
-        """To be asked of all cells."""
-        if c.holdout_by is not None and c.holdout_by not in of.obs:
-            raise DataError(
-                f"--holdout-by: there is no obs column {c.holdout_by!r}; {did_you_mean(c.holdout_by, of.obs.columns)}"
-            )
-        columns = [*run_config.conditions, *([c.holdout_by] if c.holdout_by else [])]
-        return TrainingData(
-            fingerprint=data_fingerprint(of, columns),
-            cells=len(of.obs),
-            columns=run_config.conditions,
-            label=run_config.conditions[0] if run_config.conditions else None,
-            holdout=c.holdout,
-            holdout_by=c.holdout_by,
-            val_fraction=c.val_fraction,
-            seed=run_config.seed,
-            prepared=isinstance(of, Prepared),
-            filters={name: getattr(config, name) for name in FILTERS},
-        )
-
-    if isinstance(cells, Mapping) or not is_prepared(cells):
-        log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
-        choose = CODECS[run_config.codec.name].highly_variable
-        raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
-        for column in run_config.conditions:
-            check_label(raw.obs, column)
-        of_all = training_data(raw, run_config.preprocess)
-        raw = raw.take(np.flatnonzero(~of_all.held_out(raw.obs)))
-        prepared = prepare(raw, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
-        return prepared, run_config, of_all
-    stored = prepared_config(cells)
-    for key in sorted(explicit):
-        name = key.removeprefix("preprocess.")
-        was, asked = getattr(stored, name), getattr(run_config.preprocess, name)
-        if asked != was:
-            raise ConfigError(
-                f"The data were prepared with {name} = {was!r}, not {asked!r}: leave the option out, or train on "
-                "the raw counts."
-            )
-    for column in run_config.conditions:
-        check_label(cells.obs, column)
-    prepared = Prepared.of(cells)
-    of_all = training_data(prepared, stored)
-    prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))
-    return prepared, run_config.model_copy(update={"preprocess": stored}), of_all
 
 
 def _new_path(source: str | None, arch: str) -> Path:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy import sparse
-
 from scdiffkit.config import RunConfig
-from scdiffkit.data.cells import TrainingCells, fingerprint
-from scdiffkit.data.conditions import Conditions
-from scdiffkit.data.split import TrainingData
 from scdiffkit.errors import RunError
 from scdiffkit.run import Run
+from scdiffkit.training.cells import TrainingSet
 from scdiffkit.training.distributed import launcher
 
 
@@ -64,50 +57,6 @@ def resumed_config(
                 "start a new run with another --out."
             )
     return RunConfig.from_dict(values)
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """The cells of a training, prepared.
-
-    train_rows, val_rows: places among the cells. var: of the codec's genes. known: what a run records of all cells that
-    it was given, those left out included. source: where they came from, in words; None: memory.
-    """
-
-    cells: TrainingCells
-    train_rows: np.ndarray
-    val_rows: np.ndarray
-    conditions: Conditions
-    var: pd.DataFrame
-    known: TrainingData
-    source: str | None
-
-    @property
-    def genes(self) -> list[str]:
-        return [str(gene) for gene in self.var.index]
-
-    @property
-    def files(self) -> list[str]:
-        return self.source.split(", ") if self.source else []
-
-    def fingerprint(self, run_config: RunConfig) -> str:
-        """Of the cells and of how they were prepared: a run is resumed with the same."""
-        return fingerprint("\n".join(self.genes), self._settings(run_config), repr(self.known))
-
-    def older_fingerprints(self, run_config: RunConfig) -> list[str]:
-        """What older versions gave runs: before cells could be held out, and before they could stay in files."""
-        genes, settings, cells = "\n".join(self.genes), self._settings(run_config), self.cells
-        found = [fingerprint(genes, settings, cells.digest())]
-        if cells.on_disk:
-            return found
-        counts = sparse.csr_matrix(cells.counts[0 : len(cells)])
-        counts.sort_indices()
-        arrays = (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64))
-        settings = settings.replace(" join='inner'", "")
-        return [*found, fingerprint(genes, settings, *arrays, cells.library_size, cells.codes)]
-
-    def _settings(self, run_config: RunConfig) -> str:
-        return f"{run_config.preprocess} {self.conditions.categories}"
 
 
 def check_same_cells(run: Run, training_set: TrainingSet, run_config: RunConfig) -> None:

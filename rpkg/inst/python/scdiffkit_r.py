@@ -401,8 +401,8 @@ def preprocess(
 
 
 def train(data: Any, origin: str, options: Payload, listener: Listener, **given: Any) -> str:
-    from scdiffkit.cli.console import parse_bytes, parse_duration
     from scdiffkit.config import load_file, training_overrides
+    from scdiffkit.config.units import parse_bytes, parse_duration
     from scdiffkit.errors import ScdiffError
     from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run

@@ -1,0 +1,150 @@
+"""The cells of a training, read and prepared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from scdiffkit.codecs import CODECS
+from scdiffkit.config import PreprocessConfig, RunConfig
+from scdiffkit.data.cells import TrainingCells, fingerprint
+from scdiffkit.data.conditions import Conditions
+from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
+from scdiffkit.errors import ConfigError, DataError, did_you_mean
+from scdiffkit.io import Backed, CellsLike, open_cells
+from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
+from scdiffkit.preprocessing.join import RawCells, raw_cells
+from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare, prepared_config
+
+log = logging.getLogger("scdiffkit")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The cells of a training, prepared.
+
+    train_rows, val_rows: places among the cells. var: of the codec's genes. known: what a run records of all cells that
+    it was given, those left out included. source: where they came from, in words; None: memory.
+    """
+
+    cells: TrainingCells
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+    conditions: Conditions
+    var: pd.DataFrame
+    known: TrainingData
+    source: str | None
+
+    @property
+    def genes(self) -> list[str]:
+        return [str(gene) for gene in self.var.index]
+
+    @property
+    def files(self) -> list[str]:
+        return self.source.split(", ") if self.source else []
+
+    def fingerprint(self, run_config: RunConfig) -> str:
+        """Of the cells and of how they were prepared: a run is resumed with the same."""
+        return fingerprint("\n".join(self.genes), self._settings(run_config), repr(self.known))
+
+    def older_fingerprints(self, run_config: RunConfig) -> list[str]:
+        """What older versions gave runs: before cells could be held out, and before they could stay in files."""
+        genes, settings, cells = "\n".join(self.genes), self._settings(run_config), self.cells
+        found = [fingerprint(genes, settings, cells.digest())]
+        if cells.on_disk:
+            return found
+        counts = sparse.csr_matrix(cells.counts[0 : len(cells)])
+        counts.sort_indices()
+        arrays = (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64))
+        settings = settings.replace(" join='inner'", "")
+        return [*found, fingerprint(genes, settings, *arrays, cells.library_size, cells.codes)]
+
+    def _settings(self, run_config: RunConfig) -> str:
+        return f"{run_config.preprocess} {self.conditions.categories}"
+
+
+def read_training_set(
+    data: CellsLike, run_config: RunConfig, explicit: set[str], backed: bool | None, max_memory: float | None
+) -> tuple[TrainingSet, RunConfig]:
+    """Read and prepare the cells; the configuration says how they were prepared then."""
+    source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
+    prepared, run_config, known = _prepare(loaded, run_config, explicit)
+    del loaded  # and with it the names of all cells
+    highly_variable = CODECS[run_config.codec.name].highly_variable
+    conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
+    cells = TrainingCells.of(prepared, conditions, highly_variable=highly_variable)
+    chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if highly_variable else slice(None)
+    train_rows, val_rows = split_for_validation(cells.codes, run_config.train.val_fraction, run_config.seed)
+    return TrainingSet(cells, train_rows, val_rows, conditions, prepared.var[chosen], known, source), run_config
+
+
+def _prepare(
+    cells: AnnData | Backed | Mapping[str, AnnData | Backed], run_config: RunConfig, explicit: set[str]
+) -> tuple[Prepared, RunConfig, TrainingData]:
+    """The cells to train and to validate with: prepared ones as they are, raw ones prepared with the configuration;
+    those to be held out are left out before. And what identifies all of them.
+
+    explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
+    """
+    c = run_config.train
+    wanted = [*run_config.conditions, run_config.preprocess.batch_key, c.holdout_by]
+    if isinstance(cells, Mapping):
+        named, first = dict(cells), 0
+        for name, part in cells.items():
+            named[name] = with_columns(part, [column for column in wanted if column != FILE], first)
+            first += part.n_obs
+        cells = named
+    else:
+        cells = with_columns(cells, wanted)
+
+    def training_data(of: RawCells | Prepared, config: PreprocessConfig) -> TrainingData:
+        """To be asked of all cells."""
+        if c.holdout_by is not None and c.holdout_by not in of.obs:
+            raise DataError(
+                f"--holdout-by: there is no obs column {c.holdout_by!r}; {did_you_mean(c.holdout_by, of.obs.columns)}"
+            )
+        columns = [*run_config.conditions, *([c.holdout_by] if c.holdout_by else [])]
+        return TrainingData(
+            fingerprint=data_fingerprint(of, columns),
+            cells=len(of.obs),
+            columns=run_config.conditions,
+            label=run_config.conditions[0] if run_config.conditions else None,
+            holdout=c.holdout,
+            holdout_by=c.holdout_by,
+            val_fraction=c.val_fraction,
+            seed=run_config.seed,
+            prepared=isinstance(of, Prepared),
+            filters={name: getattr(config, name) for name in FILTERS},
+        )
+
+    if isinstance(cells, Mapping) or not is_prepared(cells):
+        log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
+        choose = CODECS[run_config.codec.name].highly_variable
+        raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
+        for column in run_config.conditions:
+            check_label(raw.obs, column)
+        of_all = training_data(raw, run_config.preprocess)
+        raw = raw.take(np.flatnonzero(~of_all.held_out(raw.obs)))
+        prepared = prepare(raw, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
+        return prepared, run_config, of_all
+    stored = prepared_config(cells)
+    for key in sorted(explicit):
+        name = key.removeprefix("preprocess.")
+        was, asked = getattr(stored, name), getattr(run_config.preprocess, name)
+        if asked != was:
+            raise ConfigError(
+                f"The data were prepared with {name} = {was!r}, not {asked!r}: leave the option out, or train on "
+                "the raw counts."
+            )
+    for column in run_config.conditions:
+        check_label(cells.obs, column)
+    prepared = Prepared.of(cells)
+    of_all = training_data(prepared, stored)
+    prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))
+    return prepared, run_config.model_copy(update={"preprocess": stored}), of_all
