@@ -21,8 +21,10 @@ MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
     "data": ("data.cells", "data.conditions", "data.split"),
     "denoiser": ("diffusion.denoiser",),
     "device": ("runtime.device",),
-    "evaluate": ("evaluation.pipeline", "evaluation.result", "evaluation.scoring", "evaluation.output"),
-    "fit": ("training.loop", "training.status", "training.validation", "training.state"),
+    "evaluate": (
+        "evaluation.pipeline", "evaluation.result", "evaluation.scoring", "evaluation.output", "evaluation.options",
+    ),
+    "fit": ("training.loop", "training.status", "training.validation", "training.state", "training.batches"),
     "gene_sets": ("evaluation.gene_sets",),
     "generate": ("sampling.pipeline", "sampling.plan", "sampling.composition", "sampling.worker"),
     "gradients": ("training.step",),
@@ -35,9 +37,9 @@ MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
     "resample": ("evaluation.resample",),
     "schedule": ("diffusion.schedule",),
     "team": ("training.distributed",),
-    "train": ("training.pipeline", "training.codec", "training.resume"),
+    "train": ("training.pipeline", "training.codec", "training.cells", "training.resume"),
     "vectors": ("training.encoded",),
-    "verdict": ("evaluation.verdict",),
+    "verdict": ("evaluation.verdict", "evaluation.facts"),
     "workers": ("sampling.pool",),
 }  # fmt: skip
 RENAMED = {"Cells": "TrainingCells", "nearest": "did_you_mean"}
