@@ -41,7 +41,7 @@ ASIDE = {  # of metrics.json and uns: not results, or their wording
     "versions", "command", "seconds", "source", "files", "sha256", "remarks", "notes", "warnings", "definitions",
     "reasons", "sentence", "basis", "privacy", "findings", "skipped", "schema",
 }  # fmt: skip
-RENAMED: dict[str, str] = {}  # keys of metrics.json and uns: before -> after
+RENAMED: dict[str, str] = {"dpm": "dpm++"}  # keys and values of metrics.json and uns: before -> after
 
 
 def main() -> int:
@@ -159,6 +159,8 @@ def plain(value: Any) -> Any:
     """Without what is not a result, and under the names of after."""
     if isinstance(value, dict):
         return {RENAMED.get(key, key): plain(part) for key, part in sorted(value.items()) if key not in ASIDE}
+    if isinstance(value, str):
+        return RENAMED.get(value, value)
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 

@@ -185,7 +185,7 @@ BAD = [
     (["sample", "--ddim", "5", "--sampler", "dpm", "-o", "new.h5ad"], 2, "--sampler dpm contradict"),
     (["sample", "--ddpm", "--steps", "5", "-o", "new.h5ad"], 2, "--steps is read only by"),
     (["sample", "--sampler", "dpm", "--eta", "1", "-o", "new.h5ad"], 2, "--eta is read only by"),
-    (["sample", "--sampler", "heun", "-o", "new.h5ad"], 2, "'ddim', 'dpm' or 'ddpm'"),
+    (["sample", "--sampler", "heun", "-o", "new.h5ad"], 2, r"'ddim', 'dpm++' or 'ddpm'"),
     (["sample", "--sampler", "dpm", "--speedup", "2000", "-o", "new.h5ad"], 2, "--speedup 2000"),
     (["sample", "-n", "0", "-o", "new.h5ad"], 2, "at least 1"),
     (["sample", "--devices", "0", "-o", "new.h5ad"], 2, "devices"),

@@ -175,11 +175,11 @@ def test_a_wrong_option_is_named(kwargs, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sampler": "ddpm", "steps": 20}, "--steps is read only by the samplers ddim and dpm"),
-        ({"sampler": "ddpm", "speedup": 20}, "--speedup is read only by the samplers ddim and dpm"),
+        ({"sampler": "ddpm", "steps": 20}, r"--steps is read only by the samplers ddim and dpm\+\+"),
+        ({"sampler": "ddpm", "speedup": 20}, r"--speedup is read only by the samplers ddim and dpm\+\+"),
         ({"sampler": "ddpm", "eta": 0.5}, "--eta is read only by the sampler ddim, not by ddpm"),
-        ({"sampler": "dpm", "eta": 0.5}, "--eta is read only by the sampler ddim, not by dpm"),
-        ({"sampler": "dpn"}, "sampler: .*'dpm'"),
+        ({"sampler": "dpm", "eta": 0.5}, r"--eta is read only by the sampler ddim, not by dpm\+\+"),
+        ({"sampler": "dpn"}, r"sampler: .*'dpm\+\+'"),
         ({"steps": 20, "speedup": 10}, "steps or --speedup, not both"),
         ({"sampler": "dpm", "steps": 20, "speedup": 10}, "steps or --speedup, not both"),
         ({"eta": 1.5}, "less than or equal to 1"),

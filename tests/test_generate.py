@@ -128,7 +128,7 @@ def test_conditions_steer_the_cells(run, tiny, tmp_path):
         ({"speedup": 3}, 334),
         ({}, 50),
         ({"sampler": "ddpm"}, 1000),
-        ({"sampler": "dpm"}, 20),
+        ({"sampler": "dpm++"}, 20),
         ({"sampler": "dpm", "steps": 7}, 7),
         ({"sampler": "dpm", "speedup": 50}, 20),
     ],
@@ -151,7 +151,7 @@ def test_dpm_is_recorded_logged_and_takes_steps_and_speedup(run, tmp_path, caplo
         files = [draw(run, out=tmp_path / f"{i}.h5ad", config=c) for i, c in enumerate((by_steps, by_speedup))]
     assert caplog.text.count("DPM-Solver++(2M): 5 network calls a cell (T = 1000, speedup 200), guidance 1") == 2
     cells, other = map(ad.read_h5ad, files)
-    assert (cells.uns["scdiffkit"]["sampler"], cells.uns["scdiffkit"]["steps"]) == ("dpm", 5)
+    assert (cells.uns["scdiffkit"]["sampler"], cells.uns["scdiffkit"]["steps"]) == ("dpm++", 5)
     assert (cells.layers["counts"] != other.layers["counts"]).nnz == 0
     assert draw(run, out=tmp_path / "again.h5ad", config=by_steps).read_bytes() == files[0].read_bytes()
     guided = draw(run, config={**by_steps, "cfg_scale": 30})

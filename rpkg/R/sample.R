@@ -5,9 +5,9 @@
 #' @param where Which cells: a list such as `list(cell_type = "B", condition =
 #'   c("stim", "ctrl"))`, also in combinations that were never seen.
 #' @param like Cells whose composition and library sizes are copied.
-#' @param sampler `"ddim"` (default), `"dpm"` (DPM-Solver++, second order) or
+#' @param sampler `"ddim"` (default), `"dpm++"` (DPM-Solver++, second order) or
 #'   `"ddpm"`, which visits every step of training.
-#' @param steps Number of steps of `"ddim"` (50) or `"dpm"` (20).
+#' @param steps Number of steps of `"ddim"` (50) or `"dpm++"` (20).
 #' @param ddim,ddpm In short: `ddim = 20` is `sampler = "ddim", steps = 20`, and
 #'   `ddpm = TRUE` is `sampler = "ddpm"`.
 #' @param speedup,eta How cells are drawn, as on the command line.

@@ -65,15 +65,17 @@ def sample(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, dpm (DPM-Solver++, second order) or ddpm (all steps of training).",
+            help="ddim, dpm++ (DPM-Solver++, second order) or ddpm (all steps of training).",
             show_default="ddim",
             rich_help_panel=SAMPLER,
-            **choices("ddim", "dpm", "ddpm"),
+            **choices("ddim", "dpm++", "ddpm"),
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Number of sampling steps.", show_default="50 for ddim, 20 for dpm", rich_help_panel=SAMPLER),
+        typer.Option(
+            help="Number of sampling steps.", show_default="50 for ddim, 20 for dpm++", rich_help_panel=SAMPLER
+        ),
     ] = None,
     ddim: Annotated[
         int | None, typer.Option(help="Short for --sampler ddim --steps N.", metavar="N", rich_help_panel=SAMPLER)

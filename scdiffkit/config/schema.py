@@ -15,7 +15,7 @@ ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
 CODEC_NAMES = ("count", "gene")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
-Sampler = Literal["ddim", "dpm", "ddpm"]
+Sampler = Literal["ddim", "dpm++", "ddpm"]
 HOLDOUT = 0.2  # share of the groups that are left out, unless told
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
 
@@ -249,8 +249,8 @@ def _guidance_scale(value: Any) -> float:
 class SampleConfig(_Config):
     """How cells are drawn from a run."""
 
-    sampler: Sampler = Field("ddim", description="'dpm': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
-    steps: int | None = Field(None, ge=1, description="network calls per cell of ddim and dpm")
+    sampler: Sampler = Field("ddim", description="'dpm++': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
+    steps: int | None = Field(None, ge=1, description="network calls per cell of ddim and dpm++")
     speedup: int | None = Field(None, ge=1, description="T over the number of steps, as in the scRDiT paper")
     eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
     cfg_scale: float | dict[str, float] = Field(
@@ -266,6 +266,11 @@ class SampleConfig(_Config):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     devices: int = Field(1, ge=1, description="processes: GPUs, or shares of the CPU; the cells do not depend on it")
     precision: Literal["auto", "32", "bf16"] = "auto"
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _earlier_name(cls, value: Any) -> Any:
+        return "dpm++" if value == "dpm" else value
 
     @field_validator("cfg_scale", mode="before")
     @classmethod
@@ -296,7 +301,7 @@ class SampleConfig(_Config):
         if self.sampler == "ddpm":
             for option in ("steps", "speedup"):
                 if getattr(self, option):
-                    raise ValueError(f"--{option} is read only by the samplers ddim and dpm: ddpm visits every step")
+                    raise ValueError(f"--{option} is read only by the samplers ddim and dpm++: ddpm visits every step")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"--eta is read only by the sampler ddim, not by {self.sampler}")
         return self

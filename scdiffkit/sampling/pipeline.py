@@ -28,7 +28,7 @@ from scdiffkit.sampling.pool import Process, Threads, Worker, map_ordered
 from scdiffkit.sampling.worker import Batch, BatchSampler
 
 log = logging.getLogger("scdiffkit")
-SAMPLERS = {"ddim": "DDIM", "dpm": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+SAMPLERS = {"ddim": "DDIM", "dpm++": "DPM-Solver++(2M)", "ddpm": "DDPM"}
 
 
 def sample(
@@ -69,8 +69,8 @@ def sample(
     seed
         The same call gives the same cells; another seed gives others (0).
     sampler, steps, speedup, eta
-        "ddim" (default, 50 steps), "dpm" (DPM-Solver++, 20 steps) or "ddpm" (all steps of training); `speedup` asks for
-        T/speedup steps; `eta` is the noise of ddim, 0 to 1.
+        "ddim" (default, 50 steps), "dpm++" (DPM-Solver++, 20 steps) or "ddpm" (all steps of training); `speedup` asks
+        for T/speedup steps; `eta` is the noise of ddim, 0 to 1.
     cfg_scale
         Scale of classifier-free guidance, 1 for none; for all conditions together, or condition column -> scale.
     library_size

@@ -17,7 +17,7 @@ from scdiffkit.runtime.device import accelerator_of, precision_of
 
 BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
 BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
-DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+DEFAULT_STEPS = {"ddim": 50, "dpm++": 20}
 MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
 SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion
 
@@ -90,7 +90,8 @@ class SamplingPlan:
         steps = steps_of(config, model.config.diffusion.num_train_timesteps)
         guidance = guidance_of(model, config)
         scales = 1.0 if isinstance(guidance, list) and set(guidance) <= {1.0} else guidance
-        settings = (config.seed, config.sampler, steps, config.eta, scales, config.library_size)
+        sampler = config.sampler.removesuffix("++")  # as it was called when the first cells were drawn
+        settings = (config.seed, sampler, steps, config.eta, scales, config.library_size)
         run_id = model.provenance["run_id"]
         parts = (run_id, str(model.best_step), repr(settings), codes, np.empty(0) if sizes is None else sizes)
         request = Request(run_id, fingerprint(*parts, str(codes.shape)))

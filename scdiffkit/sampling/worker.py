@@ -154,7 +154,7 @@ def _diffuse(
     conditions = codes if codes.shape[1] else None
     if plan.config.sampler == "ddpm":
         path = ddpm(denoiser, x, conditions=conditions, cfg_scale=plan.guidance, noise=noise)
-    elif plan.config.sampler == "dpm":
+    elif plan.config.sampler == "dpm++":
         timesteps = denoiser.schedule.timesteps(plan.steps, "trailing")
         path = dpm(denoiser, x, timesteps, conditions=conditions, cfg_scale=plan.guidance)
     else:
