@@ -228,13 +228,15 @@ class Evaluation:
         }
 
     def command(self) -> str:
-        """What repeats these scores in a shell."""
-        words = ["scdiff", "evaluate", *(self.inputs[side]["source"] for side in ("real", "synthetic"))]
+        """What repeats these scores in a shell; cells that were in memory are called REAL, SYNTHETIC and TRAIN."""
+        sources = {side: given["source"] for side, given in self.inputs.items()}
+        names = {side: side.upper() if source == "memory" else source for side, source in sources.items()}
+        words = ["scdiff", "evaluate", names["real"], names["synthetic"]]
         options: dict[str, Any] = {
             "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
         }  # fmt: skip
         if self.basis == "given":
-            options["--train"] = self.inputs["train"]["source"]
+            options["--train"] = names["train"]
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]

@@ -62,8 +62,7 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
     missing, different = int(column.isna().sum()), int(column.nunique())
     if missing:
         raise DataError(
-            f"obs column {key!r} has no value for {missing} of {len(column)} cells: fill them in, or drop "
-            f"these cells "
+            f"obs column {key!r} has no value for {missing} of {len(column)} cells: fill them in, or drop these cells "
             f"(adata = adata[adata.obs[{key!r}].notna()])."
         )
     if different <= 1:
@@ -71,8 +70,7 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
         raise DataError(f"obs column {key!r} has one value ({value}): there is nothing to learn from it; leave it out.")
     if different == len(column):
         raise DataError(
-            f"obs column {key!r} has another value for each of the {different} cells: it names cells "
-            f"instead of "
+            f"obs column {key!r} has another value for each of the {different} cells: it names cells instead of "
             "labelling groups of them; choose a column such as the cell type."
         )
 

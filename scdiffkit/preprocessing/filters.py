@@ -87,8 +87,7 @@ def _mitochondrial(names: pd.Index, config: PreprocessConfig) -> np.ndarray:
     mito = np.array([str(name).casefold().startswith(prefix.casefold()) for name in names])
     if not mito.any():
         warn(
-            f"No gene name starts with {prefix!r}: --max-mito drops nothing. Set --mito-prefix (mouse: "
-            f"mt-), or leave "
+            f"No gene name starts with {prefix!r}: --max-mito drops nothing. Set --mito-prefix (mouse: mt-), or leave "
             "it out."
         )
     return mito
@@ -98,9 +97,8 @@ def _passing_genes(detected: np.ndarray, n_cells: int, names: pd.Index, config: 
     keep = detected >= config.min_cells
     if not keep.any():
         raise DataError(
-            f"No genes are left: --min-cells {config.min_cells} drops all {len(keep)} genes (the most "
-            f"frequent one "
-            f"is detected in {detected.max()} of {n_cells} cells). Choose a milder value."
+            f"No genes are left: --min-cells {config.min_cells} drops all {len(keep)} genes (the most frequent one is "
+            f"detected in {detected.max()} of {n_cells} cells). Choose a milder value."
         )
     log.info("Genes: %d -> %d (min_cells %d)", len(keep), keep.sum(), config.min_cells)
     if config.hvg_flavor == "list":
@@ -119,7 +117,6 @@ def _check_list(config: PreprocessConfig, all_genes: list[str], kept: list[str])
     dropped = [gene for gene in wanted if gene not in left]
     if dropped:
         raise DataError(
-            f"{len(dropped)} of the {len(wanted)} genes listed ({', '.join(map(repr, dropped[:5]))}) are "
-            f"detected in "
+            f"{len(dropped)} of the {len(wanted)} genes listed ({', '.join(map(repr, dropped[:5]))}) are detected in "
             f"fewer than {config.min_cells} cells: take them off the list, or choose --min-cells 0."
         )

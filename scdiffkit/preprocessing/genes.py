@@ -33,8 +33,7 @@ def check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
         return
     if config.hvg_flavor in ("cv", "all", "list"):
         raise ConfigError(
-            f"--batch-key is not read by --hvg-flavor {config.hvg_flavor}: leave it out, or choose "
-            f"seurat_v3, seurat "
+            f"--batch-key is not read by --hvg-flavor {config.hvg_flavor}: leave it out, or choose seurat_v3, seurat "
             "or cell_ranger."
         )
     if config.batch_key not in obs:
@@ -113,8 +112,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
             return _scanpy_selection(cells, config, span=span)
         except DataError:
             warn(
-                f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span "
-                f"of {span}; "
+                f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span of {span}; "
                 "trying a wider one. --hvg-flavor seurat does without."
             )
     return _scanpy_selection(cells, config, span=SPANS[-1])
@@ -153,8 +151,7 @@ def _scanpy_selection(cells: AnnData, config: PreprocessConfig, **options: Any) 
     except (ValueError, ZeroDivisionError, IndexError, KeyError) as e:
         remedy = "seurat" if flavor == "seurat_v3" else "cv"
         raise DataError(
-            f"Gene selection {flavor!r} failed on {cells.n_obs} cells x {cells.n_vars} genes ({e}); that "
-            f"happens "
-            f"with few or very similar cells or genes. Choose --hvg-flavor {remedy}."
+            f"Gene selection {flavor!r} failed on {cells.n_obs} cells x {cells.n_vars} genes ({e}); that happens with "
+            f"few or very similar cells or genes. Choose --hvg-flavor {remedy}."
         ) from e
     return table["highly_variable"].reindex(cells.var_names).to_numpy(dtype=bool)
