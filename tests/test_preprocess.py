@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -464,3 +467,14 @@ def test_defaults_on_real_data_whole_and_small(name: str) -> None:
         out = preprocess(cells)
         assert out.var["highly_variable"].sum() == min(2000, out.n_vars)
         assert preprocess(cells, n_top_genes=20).var["highly_variable"].sum() == 20
+
+
+@pytest.mark.parametrize("first", ["import torch, scdiffkit", "import scdiffkit"], ids=["torch before", "torch after"])
+def test_choosing_genes_leaves_the_number_of_threads_alone(first):
+    code = (
+        f"{first}; from scdiffkit.datasets import demo_cells; scdiffkit.preprocess(demo_cells(), n_top_genes=100); "
+        "import torch; print(torch.get_num_threads())"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

@@ -21,6 +21,7 @@ from scdiffkit.metrics.marginals import mean_per_gene, variance_per_gene, zeros_
 from scdiffkit.metrics.registry import ABUNDANT, GENE_SETS, MEDIUM, N_VARIABLE, Space
 from scdiffkit.metrics.spaces import as_csr
 from scdiffkit.preprocessing.pipeline import prepare
+from scdiffkit.runtime.threads import openmp_threads_kept
 
 FEWEST_GENES = 10  # of a set
 FLAVORS = {"hvg_seurat": "seurat", "hvg_seurat_v3": "seurat_v3"}
@@ -124,7 +125,7 @@ def _seurat(X: sparse.csr_matrix, n_genes: int) -> np.ndarray:
     from anndata import AnnData
 
     try:
-        with warnings.catch_warnings():
+        with openmp_threads_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = sc.pp.highly_variable_genes(
                 AnnData(X.astype(np.float32)), flavor="seurat", n_top_genes=n_genes, inplace=False

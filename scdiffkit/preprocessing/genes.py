@@ -17,6 +17,7 @@ from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL, take_rows
 from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.runtime.memory import trim_memory
+from scdiffkit.runtime.threads import openmp_threads_kept
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,14 +141,15 @@ def _scanpy_selection(cells: AnnData, config: PreprocessConfig, **options: Any) 
 
     flavor = config.hvg_flavor
     try:
-        table = sc.pp.highly_variable_genes(
-            cells,
-            flavor=flavor,
-            n_top_genes=config.n_top_genes,
-            batch_key=config.batch_key,
-            inplace=False,
-            **options,
-        )
+        with openmp_threads_kept():
+            table = sc.pp.highly_variable_genes(
+                cells,
+                flavor=flavor,
+                n_top_genes=config.n_top_genes,
+                batch_key=config.batch_key,
+                inplace=False,
+                **options,
+            )
     except (ValueError, ZeroDivisionError, IndexError, KeyError) as e:
         remedy = "seurat" if flavor == "seurat_v3" else "cv"
         raise DataError(
