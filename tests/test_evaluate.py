@@ -415,7 +415,7 @@ def test_batches_that_lie_too_close_together_are_told(demo: AnnData) -> None:
 
 
 def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdiffkit.evaluation.pipeline.N_VARIABLE", 100)
+    monkeypatch.setattr("scdiffkit.evaluation.scoring.N_VARIABLE", 100)
     real, synthetic = (as_made_here(cells) for cells in halves(demo))
     counts = AnnData(real.layers["counts"], var=real.var)
     table = sc.pp.highly_variable_genes(counts, flavor="seurat_v3", n_top_genes=100, inplace=False)

@@ -127,7 +127,7 @@ def test_counts_are_found_where_they_are_in_memory(tiny: AnnData, tmp_path: Path
 
 
 def test_genes_chosen_by_counts(many: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdiffkit.evaluation.pipeline.N_VARIABLE", 30)
+    monkeypatch.setattr("scdiffkit.evaluation.scoring.N_VARIABLE", 30)
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
     options: dict[str, Any] = {"protocol": "scdiffusion", "label": "cell_type"}

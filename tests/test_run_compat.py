@@ -14,7 +14,7 @@ from scdiffkit.cli import app
 from scdiffkit.codecs import GeneCodec
 from scdiffkit.config import SampleConfig, make
 from scdiffkit.run import Run
-from scdiffkit.sampling import plan, worker
+from scdiffkit.sampling import plan
 
 DATA = Path(__file__).parent / "data"
 GENE_RUN = DATA / "run-gene-0.1"  # from before there was a count codec
@@ -54,7 +54,7 @@ def test_an_old_run_opens():
 def test_an_old_run_gives_the_cells_that_the_old_code_drew(name, config, monkeypatch):
     """Oracle: 20 cells that the code that wrote the run drew with the same settings, and its random numbers: one
     stream for all 20 cells, of the seed alone."""
-    monkeypatch.setitem(worker.BLOCK_OF_CELLS, "cpu", 20)
+    monkeypatch.setitem(plan.BLOCK_OF_CELLS, "cpu", 20)
     monkeypatch.setattr(plan.Request, "rng", lambda self: np.random.default_rng([7, 0]))
     old_seed = int(np.random.SeedSequence([7, 0]).generate_state(1, np.uint64)[0] >> 1)
     monkeypatch.setattr(plan.Request, "seed_of_block", lambda self, number: old_seed)

@@ -111,7 +111,7 @@ def test_a_complete_run_is_left_as_it_is(
     tiny: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(tiny, tmp_path / "run", {**GENE, "train.max_steps": 5})
-    monkeypatch.setattr("scdiffkit.training.pipeline.helpers", None)
+    monkeypatch.setattr("scdiffkit.training.pipeline.spawn_ranks", None)
     fit(tiny, run.path, {}, resume=True, overrides={"train.devices": 2})
     assert "the run is complete; give a larger --max-steps" in caplog.text
     assert run.steps() == [5]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import scdiffkit
 from scdiffkit import codecs
 from scdiffkit.cli import app
-from scdiffkit.codecs import count
+from scdiffkit.codecs import components, count, fitting
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
 from scdiffkit.data.cells import TrainingCells
@@ -255,7 +255,7 @@ def test_all_folds_mean_the_same_by_a_coordinate(known):
     codec = fitted(cells, np.arange(600), max_steps=5)
     unseen = cells.batch(np.arange(600, 700))
     everything = codec.posterior(*unseen)[0]
-    for k in range(1, count.FOLDS + 1):
+    for k in range(1, components.FOLDS + 1):
         left_out = codec.posterior(*unseen, fold=torch.full((100,), k))[0]
         for axis in range(2):  # three types: two coordinates that matter
             assert np.corrcoef(left_out[:, axis], everything[:, axis])[0, 1] > 0.95
@@ -375,7 +375,7 @@ def test_every_step_has_a_whole_batch():
     codec = codecs.build(make(CountCodecConfig, **QUICK, batch_size=30), num_genes=40, target_sum=TARGET)
     codec.fit(Watched(cells.counts, cells.library_size, cells.codes), np.arange(12), np.arange(0))
     # Others: none held out, all cells, to look at, and batches to fit tails to.
-    steps = [times for times in seen if times.sum() not in (0, 12, count.TAILS_BATCH)]
+    steps = [times for times in seen if times.sum() not in (0, 12, fitting.TAILS_BATCH)]
     assert len(steps) in (40, 41)  # one more may be under way
     assert all(times.sum() == 30 for times in steps)
     often = np.sum(steps, axis=0)
