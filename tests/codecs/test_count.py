@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import scdiffkit
 from scdiffkit import codecs
 from scdiffkit.cli import app
-from scdiffkit.codecs import components, count, fitting
+from scdiffkit.codecs import autoencoder, components, count, fitting
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
 from scdiffkit.data.cells import TrainingCells
@@ -112,7 +112,8 @@ def test_tails_are_recovered(monkeypatch):
     cells = cells_of(rng.negative_binomial(8, 8 / (8 + means * level)), kind[:, None] + 1)
 
     def zeros_and_far(fewest):
-        monkeypatch.setattr(count, "TAILS_MIN_COUNTS", fewest)
+        for module in (count, autoencoder):
+            monkeypatch.setattr(module, "TAILS_MIN_COUNTS", fewest)
         codec = fitted(cells, max_steps=150, latent_dim=2)
         tails = codec.net.tails()
         np.testing.assert_allclose((tails.log_weights + tails.log_factors).exp().sum(1), 1, rtol=1e-5)  # mean factor
