@@ -412,13 +412,14 @@ def test_a_loss_that_is_no_longer_finite_when_time_is_up():
 def test_fitting_tells_its_progress_and_can_be_stopped():
     cells, seen = cells_of(noise(40, 30)), []
 
-    def on_step(step, steps, loss, val_loss, seen):
-        seen.append((step, steps, val_loss is not None))
+    def on_step(step, steps, loss, val_loss, n_cells):
+        seen.append((step, steps, val_loss is not None, n_cells))
         return step == 30
 
     codec = codecs.build(make(CountCodecConfig, **QUICK, val_every_steps=20), num_genes=30, target_sum=TARGET)
     codec.fit(cells, np.arange(30), np.arange(30, 40), on_step=on_step)
-    assert seen == [(10, 40, False), (20, 40, True), (30, 40, False)]
+    size = codec.config.batch_size
+    assert seen == [(10, 40, False, 10 * size), (20, 40, True, 20 * size), (30, 40, False, 30 * size)]
 
 
 # from end to end
