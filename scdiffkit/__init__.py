@@ -50,6 +50,8 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _deprecated.MOVED and name not in _PUBLIC:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -33,6 +34,12 @@ def test_old_modules_give_what_they_gave_and_name_the_new_one(old, name, new):
     assert caught[0].filename == __file__
     with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
         _ = module.nothing_of_the_kind
+
+
+def test_old_modules_are_attributes_of_the_package():
+    with pytest.warns(DeprecationWarning, match="TrainingData is now scdiffkit.data.split.TrainingData"):
+        assert scdiffkit.holdout.TrainingData.__module__ == "scdiffkit.data.split"
+    assert inspect.isfunction(scdiffkit.evaluate)
 
 
 def test_every_place_that_is_named_exists():

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
+from scdiffkit.data.split import TrainingData
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 
 QUICK = {
@@ -57,7 +58,7 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
         assert other.basis == "holdout"
         assert other["rf_auc"].values == pytest.approx(found["rf_auc"].values)
     # what anyone would get who had split the cells before
-    unseen = scdiffkit.holdout.TrainingData.from_dict(run.provenance()["data"]["split"]).find_in(demo)
+    unseen = TrainingData.from_dict(run.provenance()["data"]["split"]).find_in(demo)
     by_hand = scdiffkit.evaluate(
         demo[unseen.unseen].copy(), cells, train=demo[unseen.trained].copy(), label="cell_type", **MINIMAL
     )
