@@ -186,9 +186,9 @@ class Run:
     def codec(self) -> Codec:
         return self.load().codec
 
-    def denoiser(self) -> Denoiser:
+    def denoiser(self, step: int | None = None) -> Denoiser:
         """The trained denoiser; see TrainedModel.denoiser."""
-        return self.load().denoiser()
+        return self.load().denoiser(step)
 
     def load(self) -> TrainedModel:
         """The run's model, read once: without the denoiser's weights."""
@@ -434,10 +434,10 @@ class TrainedModel:
         network = models.build(codec.dim, self.config.model, self.conditions.num_categories, outputs=outputs)
         return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
 
-    def denoiser(self) -> Denoiser:
-        """The trained denoiser. Raises RunError when there is no checkpoint."""
+    def denoiser(self, step: int | None = None) -> Denoiser:
+        """The trained denoiser of a checkpoint, by default the best. Raises RunError when there is none."""
         denoiser = self.new_denoiser()
-        denoiser.load_state_dict(self.run.weights(self.best_step))
+        denoiser.load_state_dict(self.run.weights(step or self.best_step))
         return denoiser.eval().requires_grad_(False)
 
 
