@@ -683,26 +683,47 @@ def parts(sides: dict[str, Side], max_cells: int, seed: int) -> tuple[Part, Part
     """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, in the
     order of `order_of`."""
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
-    orders = {name: order_of(sides, name, seed) for name in sides}
     n = min(cells_a_side(sides), max_cells)
+    orders = {name: order_of(sides, name, seed, n) for name in sides}
     first = real.part(orders["real"][:n])
     second = train.part(orders["train"][:n]) if train else real.part(orders["real"][n : 2 * n])
     return first, second, synthetic.part(orders["synthetic"][:n])
 
 
-def order_of(sides: dict[str, Side], name: str, seed: int) -> np.ndarray:
-    """The order in which a resample draws the cells of a side: at random within types; where there are donors enough,
-    those of SHARE_OF_DONORS of them first, the same donors on all sides."""
+def order_of(sides: dict[str, Side], name: str, seed: int, n: int) -> np.ndarray:
+    """The order in which a resample draws the cells of a side: the first n, and of real cells without training cells
+    the next n as their other half; at random within types.
+
+    Where there are donors enough, those of SHARE_OF_DONORS of them first, the same donors on all sides; where these
+    have fewer cells than are drawn, all that are drawn have as many of the other donors.
+    """
     side = sides[name]
     order = draw_order(side.types, np.random.default_rng([seed, sorted(sides).index(name)]))
     if side.donors is None or not draws_donors(sides):
         return order
-    everyone = np.unique(np.concatenate([of.donors for of in sides.values() if of.donors is not None]).astype(str))
-    ranked = np.random.default_rng([seed, 10]).permutation(everyone)
-    here = ranked[np.isin(ranked, side.donors.astype(str))]
-    kept = here[: math.ceil(SHARE_OF_DONORS * len(here))]
-    first = np.isin(side.donors[order].astype(str), kept)
-    return np.concatenate([order[first], order[~first]])
+    kept = _kept_donors(sides, seed)
+    sets = {other: 2 if other == "real" and "train" not in sides else 1 for other in sides}
+    n_kept = min([n, *(int(mask.sum()) // sets[other] for other, mask in kept.items())])
+    of_kept, of_others = order[kept[name][order]], order[~kept[name][order]]
+    drawn = []
+    for _ in range(sets[name]):
+        one = np.concatenate([of_kept[:n_kept], of_others[: n - n_kept]])
+        of_kept, of_others = of_kept[n_kept:], of_others[n - n_kept :]
+        missing = n - len(one)  # where a donor's cells do not halve evenly
+        drawn += [one, of_kept[:missing]]
+        of_kept = of_kept[missing:]
+    return np.concatenate([*drawn, of_kept, of_others])
+
+
+def _kept_donors(sides: dict[str, Side], seed: int) -> dict[str, np.ndarray]:
+    """Of each side that has donors, which cells (mask) are of those that a resample draws first."""
+    donors = {name: side.donors.astype(str) for name, side in sides.items() if side.donors is not None}
+    ranked = np.random.default_rng([seed, 10]).permutation(np.unique(np.concatenate(list(donors.values()))))
+    kept = {}
+    for name, of in donors.items():
+        here = ranked[np.isin(ranked, of)]
+        kept[name] = np.isin(of, here[: math.ceil(SHARE_OF_DONORS * len(here))])
+    return kept
 
 
 def draws_donors(sides: dict[str, Side]) -> bool:

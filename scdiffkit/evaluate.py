@@ -431,15 +431,24 @@ def evaluate(
                 raise RunError(
                     f"The cells that {run.path} was trained on have changed. Give the old ones: evaluate DATA CELLS."
                 )
+            _check_made_by(run, opened["synthetic"])
         unseen = unseen or unseen_among(opened["real"], opened["synthetic"])
         if unseen is not None:
             basis = unseen.kind if len(unseen.unseen) >= MIN_CELLS else "none"
+    contradicted = train is not None and _trained_on_others(opened["synthetic"], opened["train"])
+    if contradicted:
+        basis = "unknown"
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
     sides = load(opened, sources, label, conditions, donor, batch)
     del opened
     remarks = Remarks()
     for remark in sides["synthetic"].remarks:
         remarks.warn(remark)
+    if contradicted:
+        remarks.warn(
+            "The synthetic cells record that their model was trained on other cells than those of --train, so it may "
+            "have seen the real ones. Give the cells that it was given, as they were, or leave --train out."
+        )
     note_scales(sides, remarks)
     if unseen is not None and basis in ("holdout", "validation"):
         separate(sides, unseen.unseen, unseen.trained)
@@ -628,7 +637,7 @@ def evaluate(
 def told_apart(sides: dict[str, Side], max_cells: int, seed: int) -> bool:
     """Whether a classifier tells the real cells from those trained on, though both are real: they differ then."""
     n = min(max_cells, *(sides[name].X.shape[0] for name in ("real", "train")))
-    real, train = (sides[name].part(order_of(sides, name, seed)[:n]) for name in ("real", "train"))
+    real, train = (sides[name].part(order_of(sides, name, seed, n)[:n]) for name in ("real", "train"))
     return rf_auc(*in_space("pca", real.X, train.X)) - 0.5 > MARGIN + CONFIDENCE * auc_error(n)
 
 
@@ -669,6 +678,24 @@ def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen 
     """Which of the real cells the model has not seen that made the synthetic ones; None where that is not known."""
     data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
     return None if data is None else data.find_in(real)
+
+
+def _check_made_by(run: Run, synthetic: AnnData | Backed) -> None:
+    """Raises RunError where the synthetic cells say that another run made them."""
+    made_by = synthetic.uns.get("scdiffkit", {}).get("run_id")
+    if made_by is not None and made_by != run.provenance()["run_id"]:
+        raise RunError(
+            f"These cells were not drawn from {run.path}, but from another run ({made_by}), which may have seen the "
+            "cells that this one held out. Name that run, or leave --run out: evaluate REAL SYNTHETIC."
+        )
+
+
+def _trained_on_others(synthetic: AnnData | Backed, train: AnnData | Backed) -> bool:
+    """Whether the synthetic cells record that their model was trained on all of other cells than these."""
+    data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
+    if data is None or data.holdout or any(column not in train.obs for column in data.columns):
+        return False  # not known; or these may be the part that was not held out
+    return data.find_in(train) is None
 
 
 def _drawn_from(run: Run, path: Path | None, seed: int, force: bool) -> AnnData | Path:

@@ -238,10 +238,10 @@ def known_cells(sides: dict[str, Side], n: int, seed: int) -> tuple[Part, Part]:
     cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
     most = max(n, MOST_KNOWN)
-    made = sides["synthetic"].part(order_of(sides, "synthetic", seed)[:most])
+    made = sides["synthetic"].part(order_of(sides, "synthetic", seed, n)[:most])
     if "train" in sides:
-        return sides["train"].part(order_of(sides, "train", seed)[:most]), made
-    rows = order_of(sides, "real", seed)
+        return sides["train"].part(order_of(sides, "train", seed, n)[:most]), made
+    rows = order_of(sides, "real", seed, n)
     return sides["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), made
 
 

@@ -33,6 +33,8 @@ COPIED_OF_FEW = {"exact_duplicates": 0.03, "nn_ratio": 0.5}  # near duplicates a
 FEW_CELLS = 100
 MEMBERSHIP = 0.6  # AUC of the attack, from which on it is said
 FINDINGS = 3
+ATTACKS = ("candidates", "references", "donors")  # what metrics are against that tell held-out from training cells
+SATURATED = 0.75  # AUC of real cells among themselves, from which on it leaves no room to tell models apart
 
 # What cells are used for, and the families of metrics that say whether they serve.
 USES: dict[str, tuple[str, ...]] = {
@@ -56,7 +58,8 @@ MEANING: dict[Word, str] = {
     "poor": "None of these.",
     "too few": f"The interval reaches from below {MARGIN} to above {CLOSE}, or shuffled cells lie in it: with more "
     "cells the verdict could be any.",
-    "undecided": "Shuffled cells pass for real ones, however many cells there are.",
+    "undecided": "Shuffled cells pass for real ones, however many cells there are, or real cells differ from one "
+    f"another as much (AUC above {SATURATED}).",
     "copied": "There are exact or near duplicates of training cells, or synthetic cells lie far nearer to training "
     "cells than other real cells do.",
 }
@@ -197,7 +200,7 @@ def judge(
         if copies:
             return "copied", "Copied: there are cells among these that are copies, or nearly so, of real ones."
         if unclear:
-            if n_cells >= enough_cells(0.0):
+            if n_cells >= enough_cells(0.0) or auc.floor > SATURATED:
                 return "undecided", "Cannot tell: these data do not tell a good model from a bad one."
             return "too few", TOO_FEW.format(enough_cells(worst.value))
         if worst.high <= MARGIN and whole and not poor_types and better and basis not in ("none", "unknown"):
@@ -234,7 +237,13 @@ def judge(
             f"With {n_cells:,} cells of each, that AUC is known to +- {worst.half_width:.2f}; about "
             f"{enough_cells(worst.value):,} of each would tell whether it is within {MARGIN} of real cells'."
         )
-    if word == "undecided":
+    if word == "undecided" and auc.floor > SATURATED:
+        reasons.append(
+            "Real cells are told from one another nearly as well as shuffled ones: those held out are of donors or "
+            "batches that differ from those trained on. Hold out cells of all of them (--holdout without --holdout-by) "
+            "to judge the model itself."
+        )
+    elif word == "undecided":
         reasons.append(
             "Shuffled cells pass as well as real ones: the cells are of kinds too simple for their scores to mean much."
         )
@@ -275,7 +284,7 @@ def judge(
         reasons=reasons,
         uses=uses if serves else {},
         limits=limits if serves else {},
-        findings=_findings(scores, copies),
+        findings=_findings(scores, copies, alike),
         copies=copies,
         privacy=_privacy(by_name, alike),
         margin=MARGIN,
@@ -340,11 +349,15 @@ def _grade(scores: list[Score]) -> Grade | None:
     return "good" if share["poor"] == 0 and share["good"] >= 2 / 3 else "fair"
 
 
-def _findings(scores: list[Score], copied: bool) -> list[str]:
-    """The scores furthest from the floor, in words; those that tell of copies first."""
+def _findings(scores: list[Score], copied: bool, alike: bool) -> list[str]:
+    """The scores furthest from the floor, in words; those that tell of copies first.
+
+    Not attacks on membership, where held-out cells are unlike training cells anyway (alike).
+    """
     off = [
         s for s in scores if s.bad_model is not None and not s.at_floor and s.position > GOOD and s.family != "papers"
     ]
+    off = [s for s in off if alike or not _is_attack(s)]
     off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:
@@ -355,6 +368,11 @@ def _findings(scores: list[Score], copied: bool) -> list[str]:
             f"{s.metric} is {s.value:.3g}; real cells {s.floor:.3g}{bad}. {what}{'' if what.endswith('?') else '.'}"
         )
     return found
+
+
+def _is_attack(score: Score) -> bool:
+    metric = METRICS.get(score.metric)
+    return metric is not None and metric.against in ATTACKS
 
 
 def _listed(names: Sequence[str]) -> str:
