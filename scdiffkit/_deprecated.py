@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
     "compare": ("evaluation.comparison", "evaluation.ranking"),
-    "compared": ("evaluation.cell_sets", "evaluation.loading", "evaluation.matching"),
+    "compared": ("evaluation.cell_sets", "evaluation.draws", "evaluation.loading", "evaluation.matching"),
     "data": ("data.cells", "data.conditions", "data.split"),
     "denoiser": ("diffusion.denoiser",),
     "device": ("runtime.device",),

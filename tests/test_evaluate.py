@@ -843,3 +843,16 @@ def test_with_donors_the_ranges_tell_how_donors_differ() -> None:
     assert any("draws four fifths of the donors" in note for note in with_donors.notes)
     few = evaluate(real[:120].copy(), synthetic, donor="donor", **asked)  # of four donors
     assert any("Resamples draw cells, not donors" in note for note in few.notes)
+
+
+@pytest.mark.parametrize("largest", range(5))  # one of them is left out of the first resample
+def test_halves_have_as_many_cells_of_each_donor(largest: int) -> None:
+    """One donor has half of the cells, and donors differ: halves of other donors would be told apart."""
+    rng = np.random.default_rng(0)
+    donors = np.repeat(np.arange(5), np.where(np.arange(5) == largest, 160, 40))
+    means = rng.gamma(1.0, 2.0, (5, 120))[donors]
+    obs = pd.DataFrame({"donor": [f"d{i}" for i in donors]}, index=[f"c{i}" for i in range(len(donors))])
+    cells, other = (AnnData(rng.poisson(means).astype(np.float32), obs=obs.copy()) for _ in range(2))
+    found = scdiffkit.evaluate(cells, other, donor="donor", metrics=["rf_auc"], resamples=1)
+    assert found["rf_auc"].floor < 0.65
+    assert found["rf_auc"].value < 0.65

@@ -211,3 +211,19 @@ def test_with_a_run_other_programs_cells_are_judged_by_what_the_run_has_not_seen
     found = scdiffkit.evaluate(synthetic=others, run=run, **MINIMAL)
     assert found.basis == "holdout"
     assert found.inputs["real"]["cells"] == pytest.approx(210, abs=3)
+
+
+def test_cells_of_another_run_are_not_judged_by_what_this_one_held_out(data, held, tmp_path):
+    _, cells = made_by(data, tmp_path / "run")  # nothing held out
+    with pytest.raises(RunError, match=r"drawn from .*, but from another run"):
+        scdiffkit.evaluate(None, cells, run=held[0], metrics="minimal")
+
+
+def test_training_cells_that_the_cells_contradict_are_not_believed(data, demo, tmp_path):
+    _, cells = made_by(data, tmp_path / "run")
+    train, test = scdiffkit.split(demo, label="cell_type")
+    with pytest.warns(ScdiffWarning, match="trained on other cells than those of --train"):
+        found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **MINIMAL)
+    assert found.basis == "unknown"
+    _, own = made_by(scdiffkit.write(train, tmp_path / "train.h5ad"), tmp_path / "own")
+    assert scdiffkit.evaluate(test, own, train=train, label="cell_type", **MINIMAL).basis == "given"

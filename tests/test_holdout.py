@@ -207,3 +207,8 @@ def test_what_cannot_be_split_is_refused(tiny, tmp_path):
     with pytest.raises(FileError, match="exists"):
         scdiffkit.split(tiny, out=(tmp_path / "new.h5ad", tmp_path / "there.h5ad"))
     assert [p.name for p in Path(tmp_path).iterdir()] == ["there.h5ad"]
+
+
+def test_a_split_without_a_test_set_is_refused(tiny):
+    with pytest.raises(ConfigError, match="no cells to test with"):
+        scdiffkit.split(tiny, fraction=0)

@@ -206,3 +206,20 @@ def test_a_type_that_is_off_is_named_even_among_good_cells() -> None:
 
 def test_remarks_on_how_cells_were_made_are_repeated() -> None:
     assert "It was stopped early." in str(said((0.5, 0.5, 0.9), say={"remarks": ["It was stopped early."]}))
+
+
+def test_donors_that_differ_leave_no_room_to_judge_the_model() -> None:
+    found = said((0.97, 0.93, 0.99), 400, {"alike": False})
+    assert found.word == "undecided"
+    assert "of donors or batches that differ" in str(found)
+    assert "would do" not in str(found)
+
+
+def test_attacks_on_membership_are_no_finding_where_the_cells_differ_anyway() -> None:
+    scores = [
+        score("rf_auc", "classifier", 0.6, 0.5, 0.95, best=0.5),
+        score("membership_auc", "privacy", 0.9, 0.53, 1.0),
+    ]
+    for alike in (True, False):
+        found = judge(scores, n_cells=MANY, **SAID, alike=alike)
+        assert any("membership_auc" in finding for finding in found.findings) == alike

@@ -213,6 +213,8 @@ def split(
     """
     if label and by:
         raise ConfigError("Give --label, whose types keep their shares, or --by, whose groups stay whole, not both.")
+    if not fraction:
+        raise ConfigError("--fraction 0 leaves no cells to test with: give a share between 0 and 1.")
     for path in out or ():
         check_output(Path(path), force=force)
     if out is not None and Path(out[0]).resolve() == Path(out[1]).resolve():

@@ -7,7 +7,6 @@ at random, are brought into memory to be compared. Knows no metric and no obs co
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ log = logging.getLogger("scdiffkit")
 MIN_CELLS = 5  # of a set, to be compared at all
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
-SHARE_OF_DONORS, FEWEST_DONORS = 0.8, 5  # that a resample draws; that make drawing some of them worth it
 
 
 @dataclass(frozen=True)
@@ -325,50 +323,6 @@ def candidates(others: Subsample, members: Subsample, reference: Subsample | Non
 def summary_of(side: CellSet) -> SetSummary:
     assert side.everyone is not None, "gather comes first"
     return side.everyone
-
-
-def draw_subsamples(sides: dict[str, CellSet], max_cells: int, seed: int) -> tuple[Subsample, Subsample, Subsample]:
-    """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, in the
-    order of `order_of`."""
-    real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
-    orders = {name: draw_order_of(sides, name, seed) for name in sides}
-    n = min(cells_a_side(sides), max_cells)
-    first = real.part(orders["real"][:n])
-    second = train.part(orders["train"][:n]) if train else real.part(orders["real"][n : 2 * n])
-    return first, second, synthetic.part(orders["synthetic"][:n])
-
-
-def draw_order_of(sides: dict[str, CellSet], name: str, seed: int) -> np.ndarray:
-    """The order in which a resample draws the cells of a side: at random within types; where there are donors enough,
-    those of SHARE_OF_DONORS of them first, the same donors on all sides."""
-    side = sides[name]
-    order = draw_order(side.types, np.random.default_rng([seed, sorted(sides).index(name)]))
-    if side.donors is None or not draws_donors(sides):
-        return order
-    everyone = np.unique(np.concatenate([of.donors for of in sides.values() if of.donors is not None]).astype(str))
-    ranked = np.random.default_rng([seed, 10]).permutation(everyone)
-    here = ranked[np.isin(ranked, side.donors.astype(str))]
-    kept = here[: math.ceil(SHARE_OF_DONORS * len(here))]
-    first = np.isin(side.donors[order].astype(str), kept)
-    return np.concatenate([order[first], order[~first]])
-
-
-def draws_donors(sides: dict[str, CellSet]) -> bool:
-    """Whether resamples draw donors, not cells alone: where the real cells are of enough of them."""
-    donors = sides["real"].donors
-    return donors is not None and len(set(donors)) >= FEWEST_DONORS
-
-
-def cells_a_side(sides: dict[str, CellSet]) -> int:
-    """How many cells there are to be compared; DataError when they are too few."""
-    real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
-    for side, wanted in ((real, MIN_CELLS if train else 2 * MIN_CELLS), (synthetic, MIN_CELLS)):
-        if side.X.shape[0] < wanted:
-            raise DataError(
-                f"{side.X.shape[0]} {side.name} cells are too few to compare: at least {wanted} are needed."
-            )
-    available = [real.X.shape[0] if train else real.X.shape[0] // 2, synthetic.X.shape[0]]
-    return min([*available, train.X.shape[0]] if train else available)
 
 
 def draw_order(types: np.ndarray, rng: np.random.Generator) -> np.ndarray:

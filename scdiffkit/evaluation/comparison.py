@@ -17,7 +17,8 @@ from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
 from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES
 from scdiffkit.evaluation.output import COMPARISON_FILES, check_folder, write_comparison
-from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate, unseen_among
+from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate
+from scdiffkit.evaluation.provenance import unseen_among
 from scdiffkit.evaluation.ranking import Comparison, ranked
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.io import Backed, open_cells

@@ -26,6 +26,7 @@ BETTER = 0.5  # of the way from real to shuffled cells, at most, that cells with
 COPIED = {"exact_duplicates": 0.03, "near_duplicates": 0.1, "nn_ratio": 0.5}
 COPIED_OF_FEW = {"exact_duplicates": 0.03, "nn_ratio": 0.5}  # near duplicates are a matter of luck then
 FEW_CELLS = 100
+SATURATED = 0.75  # AUC of real cells among themselves, from which on it leaves no room to tell models apart
 # What cells are used for, and the families of metrics that say whether they serve.
 USES: dict[str, tuple[str, ...]] = {
     "statistics of single genes and of cells": ("per gene", "per cell"),
@@ -140,6 +141,11 @@ class Facts:
         """Whether shuffled cells pass for real ones, as far as can be told."""
         room = self.shuffled - self.first.score.floor
         return room <= MARGIN + self.first.half_width and self.first.low <= MARGIN
+
+    @property
+    def saturated(self) -> bool:
+        """Whether real cells differ so much that there is no room to tell models apart."""
+        return self.first.score.floor > SATURATED
 
     @property
     def few_cells(self) -> bool:

@@ -23,7 +23,8 @@ from scdiffkit._deprecated import renamed_keywords
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
-from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, cells_a_side, draw_order_of, draws_donors
+from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet
+from scdiffkit.evaluation.draws import cells_a_side, draw_order_of, draws_donors
 from scdiffkit.evaluation.facts import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
 from scdiffkit.evaluation.loading import load
 from scdiffkit.evaluation.matching import (
@@ -38,6 +39,7 @@ from scdiffkit.evaluation.matching import (
 )
 from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, RESAMPLES, EvaluateConfig
 from scdiffkit.evaluation.output import FILES, REPORT, check_folder, write_evaluation
+from scdiffkit.evaluation.provenance import check_made_by, trained_on_others, training_cells, unseen_among
 from scdiffkit.evaluation.report.layouts import LAYOUTS
 from scdiffkit.evaluation.report.pictures import Drawing
 from scdiffkit.evaluation.resample import (
@@ -50,7 +52,6 @@ from scdiffkit.io.atomic import writing
 from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.metrics.profiles import FULL
-from scdiffkit.preprocessing.join import raw_cells
 from scdiffkit.run import Run
 from scdiffkit.sampling.pipeline import sample
 
@@ -173,9 +174,11 @@ def evaluate(
             raise RunError(
                 f"The cells that {run.path} was trained on have changed. Give the old ones: evaluate DATA CELLS."
             )
+        check_made_by(run, opened["synthetic"])
     elif train is None and unseen is None:
         unseen = unseen_among(opened["real"], opened["synthetic"])
-    basis = _basis_of(unseen, training_cells_given=train is not None)
+    contradicted = train is not None and trained_on_others(opened["synthetic"], opened["train"])
+    basis: Basis = "unknown" if contradicted else _basis_of(unseen, training_cells_given=train is not None)
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
     sides = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
     del opened
@@ -203,6 +206,11 @@ def _compared(sides: dict[str, CellSet], unseen: Unseen | None, basis: Basis, co
     notes = Notes()
     for remark in sides["synthetic"].remarks:
         notes.warn(remark)
+    if basis == "unknown" and "train" in sides:
+        notes.warn(
+            "The synthetic cells record that their model was trained on other cells than those of --train, so it may "
+            "have seen the real ones. Give the cells that it was given, as they were, or leave --train out."
+        )
     note_scales(sides, notes)
     if unseen is not None and basis in ("holdout", "validation"):
         separate(sides, unseen.unseen, unseen.trained, notes)
@@ -330,7 +338,7 @@ def _note_resamples(
 def told_apart(sides: dict[str, CellSet], max_cells: int, seed: int) -> bool:
     """Whether a classifier tells the real cells from those trained on, though both are real: they differ then."""
     n = min(max_cells, *(sides[name].X.shape[0] for name in ("real", "train")))
-    real, train = (sides[name].part(draw_order_of(sides, name, seed)[:n]) for name in ("real", "train"))
+    real, train = (sides[name].part(draw_order_of(sides, name, seed, n)[:n]) for name in ("real", "train"))
     return rf_auc(*in_space("pca", real.X, train.X)) - 0.5 > MARGIN + CONFIDENCE * auc_error(n)
 
 
@@ -340,37 +348,6 @@ def donors_held_out(sides: dict[str, CellSet], unseen: Unseen | None) -> bool:
         return True
     donors = [sides[name].donors for name in ("real", "train")]
     return all(of is not None for of in donors) and set(donors[0]).isdisjoint(donors[1])  # type: ignore[arg-type]
-
-
-def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
-    """All cells that a run was given, where they are still there, and what it recorded of them.
-
-    Raises RunError when they are not, or when the run is of an older version.
-    """
-    of_run = run.provenance()["data"]
-    data = TrainingData.from_dict(of_run.get("split", {}))
-    files = [Path(file) for file in of_run.get("files", ())]
-    missing = [file for file in files if not file.exists()]
-    if data is None or not files or missing:
-        why = (
-            "it was made by an older version" if data is None
-            else f"{missing[0]} is not there any more" if missing
-            else "it was trained on cells in memory"
-        )  # fmt: skip
-        raise RunError(
-            f"The cells that {run.path} was trained on cannot be read: {why}. Give them: evaluate DATA CELLS."
-        )
-    if len(files) == 1:
-        return files[0], data
-    _, several = open_cells(files)
-    raw = raw_cells(several, run.config().preprocess, data.columns)
-    return AnnData(raw.counts[0 : raw.counts.shape[0]], obs=raw.obs, var=raw.var), data
-
-
-def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen | None:
-    """Which of the real cells the model has not seen that made the synthetic ones; None where that is not known."""
-    data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
-    return None if data is None else data.find_in(real)
 
 
 def _drawn_from(run: Run, path: Path | None, seed: int, force: bool) -> AnnData | Path:

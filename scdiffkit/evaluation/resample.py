@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.evaluation.cell_sets import CellSet, Subsample, candidates, draw_order_of
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample, candidates
+from scdiffkit.evaluation.draws import draw_order_of
 from scdiffkit.evaluation.gene_sets import GeneSets
 from scdiffkit.evaluation.matching import other_donors
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
@@ -259,10 +260,10 @@ def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample,
     cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
     most = max(n, MOST_KNOWN)
-    synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed)[:most])
+    synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed, n)[:most])
     if "train" in sets:
-        return sets["train"].part(draw_order_of(sets, "train", seed)[:most]), synthetic_pool
-    rows = draw_order_of(sets, "real", seed)
+        return sets["train"].part(draw_order_of(sets, "train", seed, n)[:most]), synthetic_pool
+    rows = draw_order_of(sets, "real", seed, n)
     return sets["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), synthetic_pool
 
 

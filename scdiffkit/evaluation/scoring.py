@@ -17,7 +17,8 @@ from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
 from scdiffkit.errors import ConfigError
-from scdiffkit.evaluation.cell_sets import CellSet, Subsample, draw_subsamples
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample
+from scdiffkit.evaluation.draws import draw_subsamples
 from scdiffkit.evaluation.gene_sets import choose_gene_sets
 from scdiffkit.evaluation.options import EvaluateConfig
 from scdiffkit.evaluation.resample import (

@@ -12,12 +12,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scdiffkit.evaluation.facts import CLOSE, FAIR, GOOD, MARGIN, OBVIOUS, Basis, Facts, Grade, enough_cells
+from scdiffkit.evaluation.facts import (
+    CLOSE,
+    FAIR,
+    GOOD,
+    MARGIN,
+    OBVIOUS,
+    SATURATED,
+    Basis,
+    Facts,
+    Grade,
+    enough_cells,
+)
+from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.score import Score
 
 Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied", "too few", "undecided"]
 MEMBERSHIP = 0.6  # AUC of the attack, from which on it is said
 FINDINGS = 3
+ATTACKS = ("candidates", "references", "donors")  # what metrics are against that tell held-out from training cells
 OF_TYPES = "cell types, marker genes and responses"
 GRADE: dict[Word, Grade | None] = {
     "indistinguishable": "good", "close": "good", "usable in part": "fair", "poor": "poor", "copied": "poor",
@@ -33,7 +46,8 @@ MEANING: dict[Word, str] = {
     "poor": "None of these.",
     "too few": f"The interval reaches from below {MARGIN} to above {CLOSE}, or shuffled cells lie in it: with more "
     "cells the verdict could be any.",
-    "undecided": "Shuffled cells pass for real ones, however many cells there are.",
+    "undecided": "Shuffled cells pass for real ones, however many cells there are, or real cells differ from one "
+    f"another as much (AUC above {SATURATED}).",
     "copied": "There are exact or near duplicates of training cells, or synthetic cells lie far nearer to training "
     "cells than other real cells do.",
 }
@@ -130,7 +144,7 @@ def judge(
         reasons=_reasons(facts, word),
         uses=facts.uses if serves else {},
         limits=limits if serves else {},
-        findings=_findings(facts.scores, facts.copies),
+        findings=_findings(facts.scores, facts.copies, alike),
         copies=facts.copies,
         privacy=_privacy(facts.by_name, alike),
         margin=MARGIN,
@@ -153,7 +167,7 @@ RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] 
     ),
     (
         "undecided",
-        lambda f: f.unclear and f.n_cells >= enough_cells(0.0),
+        lambda f: f.unclear and (f.n_cells >= enough_cells(0.0) or f.saturated),
         lambda f: "Cannot tell: these data do not tell a good model from a bad one.",
     ),
     ("too few", lambda f: f.unclear, lambda f: TOO_FEW.format(f.enough_cells)),
@@ -200,7 +214,13 @@ def _reasons(f: Facts, word: Word) -> list[str]:
             f"With {f.n_cells:,} cells of each, that AUC is known to +- {f.worst.half_width:.2f}; about "
             f"{f.enough_cells:,} of each would tell whether it is within {MARGIN} of real cells'."
         )
-    if word == "undecided":
+    if word == "undecided" and f.saturated:
+        reasons.append(
+            "Real cells are told from one another nearly as well as shuffled ones: those held out are of donors or "
+            "batches that differ from those trained on. Hold out cells of all of them (--holdout without --holdout-by) "
+            "to judge the model itself."
+        )
+    elif word == "undecided":
         reasons.append(
             "Shuffled cells pass as well as real ones: the cells are of kinds too simple for their scores to mean much."
         )
@@ -273,11 +293,15 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
     )
 
 
-def _findings(scores: Sequence[Score], copied: bool) -> list[str]:
-    """The scores furthest from the floor, in words; those that tell of copies first."""
+def _findings(scores: Sequence[Score], copied: bool, alike: bool) -> list[str]:
+    """The scores furthest from the floor, in words; those that tell of copies first.
+
+    Not attacks on membership, where held-out cells are unlike training cells anyway (alike).
+    """
     off = [
         s for s in scores if s.bad_model is not None and not s.at_floor and s.position > GOOD and s.family != "papers"
     ]
+    off = [s for s in off if alike or not _is_attack(s)]
     off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:
@@ -288,6 +312,11 @@ def _findings(scores: Sequence[Score], copied: bool) -> list[str]:
             f"{s.metric} is {s.value:.3g}; real cells {s.floor:.3g}{bad}. {what}{'' if what.endswith('?') else '.'}"
         )
     return found
+
+
+def _is_attack(score: Score) -> bool:
+    metric = METRICS.get(score.metric)
+    return metric is not None and metric.against in ATTACKS
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def sample(
         codec.
     batch_size, device, devices, precision
         Cells per batch, device ("auto", "cpu", "cuda", "cuda:1", "mps"), number of processes that share the work, and
-        precision. The cells depend on neither batch size nor number of processes.
+        precision. The cells do not depend on the number of processes, and on the batch size by rounding alone.
     config
         The options from `seed` to `precision` as an object; single ones replace its fields.
     out

@@ -1,0 +1,62 @@
+"""What synthetic cells and runs record of the cells that a model was trained on, and whether it is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anndata import AnnData
+
+from scdiffkit.data.split import TrainingData, Unseen
+from scdiffkit.errors import RunError
+from scdiffkit.io import Backed, open_cells
+from scdiffkit.preprocessing.join import raw_cells
+from scdiffkit.run import Run
+
+
+def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
+    """All cells that a run was given, where they are still there, and what it recorded of them.
+
+    Raises RunError when they are not, or when the run is of an older version.
+    """
+    of_run = run.provenance()["data"]
+    data = TrainingData.from_dict(of_run.get("split", {}))
+    files = [Path(file) for file in of_run.get("files", ())]
+    missing = [file for file in files if not file.exists()]
+    if data is None or not files or missing:
+        why = (
+            "it was made by an older version" if data is None
+            else f"{missing[0]} is not there any more" if missing
+            else "it was trained on cells in memory"
+        )  # fmt: skip
+        raise RunError(
+            f"The cells that {run.path} was trained on cannot be read: {why}. Give them: evaluate DATA CELLS."
+        )
+    if len(files) == 1:
+        return files[0], data
+    _, several = open_cells(files)
+    raw = raw_cells(several, run.config().preprocess, data.columns)
+    return AnnData(raw.counts[0 : raw.counts.shape[0]], obs=raw.obs, var=raw.var), data
+
+
+def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen | None:
+    """Which of the real cells the model has not seen that made the synthetic ones; None where that is not known."""
+    data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
+    return None if data is None else data.find_in(real)
+
+
+def check_made_by(run: Run, synthetic: AnnData | Backed) -> None:
+    """Raises RunError where the synthetic cells say that another run made them."""
+    made_by = synthetic.uns.get("scdiffkit", {}).get("run_id")
+    if made_by is not None and made_by != run.provenance()["run_id"]:
+        raise RunError(
+            f"These cells were not drawn from {run.path}, but from another run ({made_by}), which may have seen the "
+            "cells that this one held out. Name that run, or leave --run out: evaluate REAL SYNTHETIC."
+        )
+
+
+def trained_on_others(synthetic: AnnData | Backed, train: AnnData | Backed) -> bool:
+    """Whether the synthetic cells record that their model was trained on all of other cells than these."""
+    data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
+    if data is None or data.holdout or any(column not in train.obs for column in data.columns):
+        return False  # not known; or these may be the part that was not held out
+    return data.find_in(train) is None
