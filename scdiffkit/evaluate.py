@@ -314,8 +314,9 @@ class Evaluation:
         options: dict[str, Any] = {
             "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
         }  # fmt: skip
-        if self.basis == "given":
-            options["--train"] = self.inputs["train"]["source"]
+        trained_on = self.inputs.get("train", self.inputs["real"])["source"]  # those of `real`, where it was separated
+        if self.basis == "given" or trained_on != self.inputs["real"]["source"]:
+            options["--train"] = trained_on
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]
