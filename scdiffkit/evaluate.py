@@ -442,6 +442,12 @@ def evaluate(
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
     sides = load(opened, sources, label, conditions, donor, batch)
     del opened
+    if (
+        protocol is not None
+        and not conditions
+        and all("conditions" in METRICS[name].needs for name in PROTOCOLS[protocol].metrics)
+    ):
+        raise ConfigError(f"--protocol {protocol} compares conditions: name their obs column (--condition).")
     remarks = Remarks()
     for remark in sides["synthetic"].remarks:
         remarks.warn(remark)

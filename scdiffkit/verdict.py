@@ -262,7 +262,10 @@ def judge(
             "like real cells copies of real cells are. Judge the model by real cells that it has not seen (--train)."
         )
     if missing_types:
-        reasons.append(f"There are no synthetic cells of {_listed(missing_types)}.")
+        reasons.append(
+            f"There are no synthetic cells of {_listed(missing_types)}: where only the other types were to be "
+            "generated, compare them with real cells of those types alone."
+        )
     if poor_types and not copies:
         reasons.append(
             f"Do not rely on the cells of {_listed(poor_types)}: within the type they are more like bad models than "
