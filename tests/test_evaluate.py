@@ -213,7 +213,7 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     synthetic = other[other.obs["cell_type"] != lost].copy()
     evaluation = evaluate(real, synthetic, label="cell_type")
     assert evaluation.missing_types() == evaluation.lost_types() == [lost]
-    assert f"no synthetic cells of {lost}" in str(evaluation.verdict)
+    assert f"no synthetic cells of {lost}: where only the other types were to be" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
     assert evaluation["type_f1"].value < evaluation["type_f1"].floor - 0.03
 
@@ -427,6 +427,8 @@ def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkey
     for score, expected in zip(found.of_protocol, of_these.of_protocol):
         assert score.value == pytest.approx(expected.value), score.metric
     del real.layers["counts"]
+    with pytest.raises(ConfigError, match="--protocol cell-eval compares conditions: name their obs column"):
+        evaluate(*halves(demo), label="cell_type", protocol="cell-eval")
     with pytest.raises(ConfigError, match="--protocol cfgen chooses genes by raw counts"):
         evaluate(real, synthetic, **options)
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import scdiffkit
 from scdiffkit.cli import app
 from scdiffkit.data.split import TrainingData, held_out
-from scdiffkit.errors import ConfigError, DataError, FileError
+from scdiffkit.errors import ConfigError, DataError, FileError, ScdiffWarning
 from scdiffkit.run import Run
 
 QUICK = {
@@ -157,6 +157,18 @@ def test_train_holds_out_whole_donors_on_the_command_line(tiny, tmp_path):
     assert sum(c["cells"] for c in run.conditions()["combinations"]) == 240 - len(found.unseen)
     scdiff("train", tmp_path / "tiny.h5ad", "--holdout-by", "dnor", "--out", tmp_path / "no", *sets, code=1)
     assert not (tmp_path / "no").exists()
+
+
+def test_conditions_that_a_hold_out_would_empty_are_named(tiny, tmp_path):
+    cells = tiny.copy()
+    cells.obs["condition"] = np.where(cells.obs["donor"] == cells.obs["donor"].iloc[0], "ctrl", "stim")
+    options = {"overrides": QUICK, "label": "cell_type", "conditions": ["condition"]}
+    with pytest.raises(DataError, match=r"no training cell has condition (ctrl|stim), so 'condition' cannot be learnt"):
+        scdiffkit.train(cells, out=tmp_path / "no", holdout=0.5, holdout_by="condition", **options)
+    assert not (tmp_path / "no").exists()
+    cells.obs["condition"] = np.resize(["ctrl", "stim", "drug"], cells.n_obs)
+    with pytest.warns(ScdiffWarning, match=r"no training cell has condition (ctrl|stim|drug): the model"):
+        scdiffkit.train(cells, out=tmp_path / "run", holdout=0.3, holdout_by="condition", **options)
 
 
 def test_a_run_with_cells_held_out_is_resumed(tiny, tmp_path, run):

@@ -76,3 +76,10 @@ class EvaluateConfig:
         """Whether genes are chosen by the real cells' raw counts."""
         by_protocol = self.protocol is not None and PROTOCOLS[self.protocol].genes not in ("all", "cv")
         return bool(self.spaces) or by_protocol
+
+    def check_conditions(self) -> None:
+        """Raises ConfigError where conditions are to be compared and none are named."""
+        if self.protocol is None or self.conditions:
+            return
+        if all("conditions" in METRICS[name].needs for name in PROTOCOLS[self.protocol].metrics):
+            raise ConfigError(f"--protocol {self.protocol} compares conditions: name their obs column (--condition).")

@@ -163,6 +163,7 @@ def evaluate(
         config = replace(config, label=label or data.label, conditions=conditions or data.columns[1:])
         if synthetic is None:
             synthetic = _drawn_from(run, None if out is None else Path(out) / CELLS, seed, force)
+    config.check_conditions()
     if real is None or synthetic is None:
         raise ConfigError("evaluate takes real and synthetic cells, or a run.")
     given = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})

@@ -235,8 +235,9 @@ class Evaluation:
         options: dict[str, Any] = {
             "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
         }  # fmt: skip
-        if self.basis == "given":
-            options["--train"] = names["train"]
+        trained_on = names.get("train", names["real"])  # those of `real`, where it was separated
+        if self.basis == "given" or trained_on != names["real"]:
+            options["--train"] = trained_on
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]

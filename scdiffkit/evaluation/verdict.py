@@ -249,7 +249,10 @@ def _reasons_of_copies(f: Facts) -> list[str]:
 def _reasons_of_types(f: Facts) -> list[str]:
     reasons = []
     if f.missing_types:
-        reasons.append(f"There are no synthetic cells of {_listed(f.missing_types)}.")
+        reasons.append(
+            f"There are no synthetic cells of {_listed(f.missing_types)}: where only the other types were to be "
+            "generated, compare them with real cells of those types alone."
+        )
     if f.poor_types and not f.copies:
         reasons.append(
             f"Do not rely on the cells of {_listed(f.poor_types)}: within the type they are more like bad models than "

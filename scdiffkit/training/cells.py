@@ -16,7 +16,7 @@ from scdiffkit.config import PreprocessConfig, RunConfig
 from scdiffkit.data.cells import TrainingCells, fingerprint
 from scdiffkit.data.conditions import Conditions
 from scdiffkit.data.split import FILTERS, TrainingData, data_fingerprint, split_for_validation
-from scdiffkit.errors import ConfigError, DataError, did_you_mean
+from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.io import Backed, CellsLike, open_cells
 from scdiffkit.preprocessing.columns import FILE, check_label, with_columns
 from scdiffkit.preprocessing.join import RawCells, raw_cells
@@ -130,7 +130,7 @@ def _prepare(
         for column in run_config.conditions:
             check_label(raw.obs, column)
         of_all = training_data(raw, run_config.preprocess)
-        raw = raw.take(np.flatnonzero(~of_all.held_out(raw.obs)))
+        raw = raw.take(_left_to_train_on(raw.obs, of_all))
         prepared = prepare(raw, run_config.preprocess, label=run_config.conditions, choose_genes=choose)
         return prepared, run_config, of_all
     stored = prepared_config(cells)
@@ -146,5 +146,31 @@ def _prepare(
         check_label(cells.obs, column)
     prepared = Prepared.of(cells)
     of_all = training_data(prepared, stored)
-    prepared = prepared.take(np.flatnonzero(~of_all.held_out(prepared.obs)))
+    prepared = prepared.take(_left_to_train_on(prepared.obs, of_all))
     return prepared, run_config.model_copy(update={"preprocess": stored}), of_all
+
+
+def _left_to_train_on(obs: pd.DataFrame, of_all: TrainingData) -> np.ndarray:
+    """The rows of obs that are not held out.
+
+    Raises DataError where whole groups are held out (`holdout_by`) and a condition has one value left.
+    """
+    held = of_all.held_out(obs)
+    rows = np.flatnonzero(~held)
+    if of_all.holdout_by is None:
+        return rows
+    groups = ", ".join(sorted(set(obs[of_all.holdout_by][held].astype(str)))[:5])
+    for column in of_all.columns:
+        values = obs[column].astype(str)
+        left = set(values[~held])
+        lost = ", ".join(sorted(set(values) - left))
+        if not lost:
+            continue
+        said = f"With {of_all.holdout_by} {groups} held out, no training cell has {column} {lost}"
+        if len(left) == 1:
+            raise DataError(
+                f"{said}, so {column!r} cannot be learnt: hold out groups that have cells of each {column} "
+                "(--holdout-by, or another --seed), or single cells (--holdout without --holdout-by)."
+            )
+        warn(f"{said}: the model cannot generate such cells.")
+    return rows
