@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+
+FLAGS = ("resume", "force")
+VALUES = "auto|count|disk|gene|median|outer|seurat|small"  # that messages give to options, beside numbers
+
+
+def in_python(text: str) -> str:
+    """A message as written for the shell, with the keywords of Python: `--n-top-genes 500` is `n_top_genes=500`."""
+    if re.search(r"\b(torchrun|srun)\b", text):  # a command for a shell in any case
+        return text
+    text = re.sub(r"scdiff train DATA --resume --out ([^\s`]+)", r"scdiffkit.train(data, out='\1', resume=True)", text)
+    text = re.sub(r"\bscdiff ([a-z]+)\b( DATA)?", r"scdiffkit.\1(...)", text)
+    text = re.sub(r"--set ([\w.]+)=([\w.]*\w)", lambda m: f"`overrides={{{m[1]!r}: {m[2].capitalize()}}}`", text)
+
+    def keyword(found: re.Match[str]) -> str:
+        name, value = found[1].replace("-", "_"), found[2]
+        if value is None:
+            return f"`{name}=True`" if name in FLAGS else f"`{name}`"
+        return f"`{name}={value}`" if value[0].isdigit() else f"`{name}='{value}'`"
+
+    text = re.sub(rf"(?<![\w-])--([a-z][a-z-]*)(?: (\d+(?:\.\d+)?|{VALUES})\b)?", keyword, text)
+    return re.sub(r"(?<![\w-])-n\b", "`n`", text)
+
+
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=in_python)
+
+
+@contextlib.contextmanager
+def wording(words: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, messages, which are written for the shell, are shown through `words`."""
+    token = _wording.set(words)
+    try:
+        yield
+    finally:
+        _wording.reset(token)
+
+
+def worded(text: str) -> str:
+    """A message in the words of the interface that is in use."""
+    return _wording.get()(text)
 
 
 class ScdiffError(Exception):
     """Anything this tool refuses to do; the command line prints it and exits with `exit_code`."""
 
     exit_code = 1
+
+    @property
+    def text(self) -> str:
+        """The message as written, for the shell."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return worded(self.text)
 
 
 class DataError(ScdiffError):
@@ -54,4 +104,4 @@ def warn(message: str) -> None:
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "scdiffkit":
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, ScdiffWarning, stacklevel=level)
+    warnings.warn(worded(message), ScdiffWarning, stacklevel=level)

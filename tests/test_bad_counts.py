@@ -129,7 +129,7 @@ def test_cells_without_counts_that_a_filter_was_told_to_keep(tiny, tmp_path):
     X = tiny.X.toarray()
     X[3] = 0
     keep = {"preprocess.min_counts": 0, "preprocess.min_genes": 0}
-    with pytest.raises(DataError, match=r"1 cells have no counts at all: drop them \(--min-counts 1"):
+    with pytest.raises(DataError, match=r"1 cells have no counts at all: drop them \(`min_counts=1`"):
         fit(with_x(tiny, X), tmp_path / "run", **keep)
     assert not (tmp_path / "run").exists()
 

@@ -73,7 +73,7 @@ def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="two sets"):
         scdiffkit.compare(real, {"fresh": fresh})
     (tmp_path / "compare.csv").write_text("old")
-    with pytest.raises(FileError, match=r"compare\.csv already.*--force"):
+    with pytest.raises(FileError, match=r"compare\.csv already.*`force=True`"):
         scdiffkit.compare(real, {"a": fresh, "b": shuffled}, out=tmp_path)
     assert (tmp_path / "compare.csv").read_text() == "old"
     with pytest.raises(ConfigError, match="same file"):
@@ -83,7 +83,7 @@ def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None
         scdiffkit.compare(real, {"fewer": fewer, "all": fresh}, resamples=1, max_cells=50)
     unlabelled = fresh.copy()
     del unlabelled.obs["cell_type"]
-    with pytest.warns(ScdiffWarning, match=r"bare cannot be scored by .*type_f1.*\(no --label"):
+    with pytest.warns(ScdiffWarning, match=r"bare cannot be scored by .*type_f1.*\(no `label`"):
         found = scdiffkit.compare(real, {"bare": unlabelled, "all": fresh}, label="cell_type", fast=True)
     assert "type_f1" not in set(found.to_frame()["metric"])
 

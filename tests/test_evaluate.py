@@ -193,10 +193,10 @@ def test_what_the_codec_alone_can_do_is_noted(tiny: AnnData) -> None:
 def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     train, rest = halves(tiny)
     held_out, synthetic = halves(rest)
-    with pytest.warns(ScdiffWarning, match="180 of the 240 real cells are also in --train"):
+    with pytest.warns(ScdiffWarning, match="180 of the 240 real cells are also in `train`"):
         mixed = evaluate(tiny, synthetic, train=tiny[:180].copy())
     assert mixed.n_cells == 60
-    with pytest.raises(DataError, match="leave --train out"):
+    with pytest.raises(DataError, match="leave `train` out"):
         evaluate(train, held_out, train=train)
     few_genes = synthetic[:, np.argsort(tiny.X.toarray().sum(axis=0))[:100]].copy()  # in which cells are more alike
     with warnings.catch_warnings(record=True) as said:
@@ -262,7 +262,7 @@ def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
     assert frame.loc[("bert", "exact_duplicates"), "value"] == 0
     assert frame.loc[("anna", "membership_auc"), "value"] > 0.95
     assert frame.loc[("bert", "membership_auc"), "value"] < 0.7
-    with pytest.raises(DataError, match=r"no obs column 'donors' \(--donor\); did you mean 'donor'"):
+    with pytest.raises(DataError, match=r"no obs column 'donors' \(`donor`\); did you mean 'donor'"):
         evaluate(held_out, anna, donor="donors")
 
 
@@ -427,9 +427,9 @@ def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkey
     for score, expected in zip(found.of_protocol, of_these.of_protocol):
         assert score.value == pytest.approx(expected.value), score.metric
     del real.layers["counts"]
-    with pytest.raises(ConfigError, match="--protocol cell-eval compares conditions: name their obs column"):
+    with pytest.raises(ConfigError, match="`protocol` cell-eval compares conditions: name their obs column"):
         evaluate(*halves(demo), label="cell_type", protocol="cell-eval")
-    with pytest.raises(ConfigError, match="--protocol cfgen chooses genes by raw counts"):
+    with pytest.raises(ConfigError, match="`protocol` cfgen chooses genes by raw counts"):
         evaluate(real, synthetic, **options)
 
 
@@ -633,7 +633,7 @@ def test_scaled_cells_made_here_are_refused(tiny: AnnData) -> None:
 
 def test_bad_labels_are_refused(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
-    with pytest.raises(DataError, match=r"no obs column 'celltype' \(--label\); did you mean 'cell_type'"):
+    with pytest.raises(DataError, match=r"no obs column 'celltype' \(`label`\); did you mean 'cell_type'"):
         evaluate(real, synthetic, label="celltype")
     real.obs["barcode"] = real.obs_names
     with pytest.raises(DataError, match=r"120 different values of 'barcode'.*such as the cell type"):
@@ -641,13 +641,13 @@ def test_bad_labels_are_refused(tiny: AnnData) -> None:
 
 
 def test_max_cells_too_small_is_refused(tiny: AnnData) -> None:
-    with pytest.raises(ConfigError, match="--max-cells"):
+    with pytest.raises(ConfigError, match="`max_cells`"):
         evaluate(tiny, tiny, max_cells=2)
 
 
 def test_an_earlier_report_is_kept_without_force(tiny: AnnData, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("old")
-    with pytest.raises(FileError, match=r"metrics\.json already.*--force"):
+    with pytest.raises(FileError, match=r"metrics\.json already.*`force=True`"):
         evaluate(*halves(tiny), out=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
     assert (tmp_path / "metrics.json").read_text() == "old"

@@ -102,7 +102,7 @@ def test_cells_in_files_score_as_in_memory(suffix: str, tiny: AnnData, tmp_path:
     paths = [written(c, tmp_path / f"{i}{suffix}") for i, c in enumerate((real, synthetic, train))]
     options: dict[str, Any] = {"label": "cell_type", "donor": "donor", "condition": ["donor"], "protocol": "cfgen"}
     expected = evaluate(real, synthetic, train=train, **options)
-    with pytest.warns(ScdiffWarning, match="7 of the 80 real cells are also in --train"):
+    with pytest.warns(ScdiffWarning, match="7 of the 80 real cells are also in `train`"):
         found = evaluate(*paths[:2], train=paths[2], backed=True, **options)
     assert scores(found) == scores(expected)
     assert found.inputs["real"]["source"] == str(paths[0])
@@ -187,7 +187,7 @@ def test_what_is_of_all_cells_is_of_all_cells(many: AnnData, tmp_path: Path, few
         cells.obs["donor"] = "anna"
     train.obs["donor"] = np.where(np.arange(train.n_obs) < 15, "bert", "anna")
     paths = [written(c, tmp_path / f"{i}.h5ad") for i, c in enumerate((real, synthetic, train))]
-    with pytest.warns(ScdiffWarning, match=f"100 of the {real.n_obs} real cells are also in --train"):
+    with pytest.warns(ScdiffWarning, match=f"100 of the {real.n_obs} real cells are also in `train`"):
         evaluation = evaluate(*paths[:2], train=paths[2], donor="donor", backed=True)
     assert evaluation.sampled["real"] == (few_held, real.n_obs - 100)
     copied = np.diff(train[:30].X.indptr) >= 20  # cells of fewer genes may be alike by chance

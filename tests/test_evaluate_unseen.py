@@ -118,7 +118,7 @@ def test_sets_are_compared_by_cells_that_none_of_their_models_has_seen(data, hel
 
 
 def test_what_a_run_cannot_tell_is_said(held, demo, data, tmp_path):
-    with pytest.raises(ConfigError, match="--run takes the real cells from the run"):
+    with pytest.raises(ConfigError, match="`run` takes the real cells from the run"):
         scdiffkit.evaluate(demo, held[1], run=held[0])
     with pytest.raises(ConfigError, match="real and synthetic cells, or a run"):
         scdiffkit.evaluate(demo)
@@ -222,7 +222,7 @@ def test_cells_of_another_run_are_not_judged_by_what_this_one_held_out(data, hel
 def test_training_cells_that_the_cells_contradict_are_not_believed(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run")
     train, test = scdiffkit.split(data, label="cell_type", out=(tmp_path / "train.h5ad", tmp_path / "test.h5ad"))
-    with pytest.warns(ScdiffWarning, match="trained on other cells than those of --train"):
+    with pytest.warns(ScdiffWarning, match="trained on other cells than those of `train`"):
         found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **MINIMAL)
     assert found.basis == "unknown"
     assert f"--train {train}" in found.command()

@@ -165,7 +165,7 @@ def test_a_run_without_conditions(tiny, tmp_path):
         draw(run, where={"cell_type": "B"})
     with pytest.raises(DataError, match="no conditions"):
         draw(run, like=tiny)
-    with pytest.raises(ConfigError, match="--cfg-scale needs a run with conditions"):
+    with pytest.raises(ConfigError, match="`cfg_scale` needs a run with conditions"):
         draw(run, config={"cfg_scale": 2.0})
     with pytest.raises(DataError, match="not trained with the condition 'cell_type'"):
         draw(run, config={"cfg_scale": {"cell_type": 1.0}})
@@ -196,7 +196,7 @@ def test_what_cannot_be_drawn_leaves_no_file(run, tmp_path, kwargs, error, messa
 
 def test_outputs_are_checked_before_any_work(run, tmp_path):
     (tmp_path / "cells.h5ad").write_text("precious")
-    with pytest.raises(FileError, match="--force"):
+    with pytest.raises(FileError, match="`force=True`"):
         draw(run, out=tmp_path / "cells.h5ad")
     assert (tmp_path / "cells.h5ad").read_text() == "precious"
     with pytest.raises(FileError):
@@ -413,7 +413,7 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
     late = like.copy()
     late.X.data[-1] = 0.5
     scdiffkit.write(late, tmp_path / "late.h5ad")
-    with pytest.warns(ScdiffWarning, match=r"--like tell no library sizes.*late\.h5ad: X has fractions"):
+    with pytest.warns(ScdiffWarning, match=r"`like` tell no library sizes.*late\.h5ad: X has fractions"):
         draw(deep, 30, like=tmp_path / "late.h5ad")
 
 
@@ -430,7 +430,7 @@ def test_like_without_counts_or_with_empty_cells(deep, tiny):
     empty = tiny.copy()
     empty.X = empty.X.toarray()
     empty.X[:2] = 0
-    with pytest.raises(DataError, match=r"2 cells of --like have no counts.*--library-size median"):
+    with pytest.raises(DataError, match=r"2 cells of `like` have no counts.*`library_size='median'`"):
         draw(deep, None, like=empty)
 
 
@@ -504,7 +504,7 @@ def test_what_goes_wrong_in_a_process_is_said_and_leaves_nothing(counted, cores,
             killed.extend(sorted(children() - before)[:1])
             os.kill(killed[0], signal.SIGKILL)
 
-    with pytest.raises(RunError, match=r"of 2 was killed \(SIGKILL\).* --devices"):
+    with pytest.raises(RunError, match=r"of 2 was killed \(SIGKILL\).* `devices`"):
         draw(counted, 20_000, out=made / "cells.h5ad", config=config, on_progress=kill)
     damaged = Path(shutil.copytree(counted.path, tmp_path / "damaged"))
     (weights,) = damaged.glob("checkpoints/*/ema.safetensors")
@@ -564,7 +564,7 @@ def test_what_does_not_fit_into_memory_is_drawn_in_parts(run, memory, config, ca
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_a_single_cell_that_does_not_fit_into_memory(run, memory, error, tmp_path):
     memory(0, error)
-    with pytest.raises(RunError, match=r"does not hold a batch of 30 cells.*--batch-size"):
+    with pytest.raises(RunError, match=r"does not hold a batch of 30 cells.*`batch_size`"):
         draw(run, out=tmp_path / "cells.h5ad")
     assert list(tmp_path.iterdir()) == []
 

@@ -361,13 +361,13 @@ def test_listed_genes_that_a_filter_drops(tiny: AnnData) -> None:
     X = tiny.X.tolil()
     X[:, 3] = 0
     X[0, 3] = 1
-    with pytest.raises(DataError, match=r"'gene03'.* fewer than 3 cells.*--min-cells 0"):
+    with pytest.raises(DataError, match=r"'gene03'.* fewer than 3 cells.*`min_cells=0`"):
         preprocess(with_x(tiny, X.tocsr()), hvg_flavor="list", genes=("gene03", "gene04"))
 
 
 def test_seurat_v3_on_cells_all_alike(tiny: AnnData) -> None:
     alike = with_x(tiny, np.ones((240, 60), dtype=np.float32))
-    with pytest.raises(DataError, match=r"in the 240 cells there are 0.*--hvg-flavor seurat"):
+    with pytest.raises(DataError, match=r"in the 240 cells there are 0.*`hvg_flavor='seurat'`"):
         preprocess(alike, n_top_genes=10)
     adata = tiny.copy()
     adata.obs["donor"] = ["a"] * 239 + ["b"]
@@ -379,15 +379,15 @@ def test_seurat_v3_where_loess_fails(tiny: AnnData) -> None:
     X = np.tile(np.array([[0.0], [1.0]], dtype=np.float32), (120, 60))  # all genes with one mean and variance
     with (
         pytest.warns(ScdiffWarning, match="trying a wider one"),
-        pytest.raises(DataError, match=r"failed on 240 cells x 60 genes.*--hvg-flavor seurat"),
+        pytest.raises(DataError, match=r"failed on 240 cells x 60 genes.*`hvg_flavor='seurat'`"),
     ):
         preprocess(with_x(tiny, X), n_top_genes=10, min_counts=0, min_genes=0)
 
 
 def test_batch_key(tiny: AnnData) -> None:
-    with pytest.raises(DataError, match="--batch-key: there is no obs column 'donr'; did you mean 'donor'"):
+    with pytest.raises(DataError, match="`batch_key`: there is no obs column 'donr'; did you mean 'donor'"):
         preprocess(tiny, batch_key="donr", n_top_genes=10)
-    with pytest.raises(ConfigError, match="--batch-key is not read by --hvg-flavor cv"):
+    with pytest.raises(ConfigError, match="`batch_key` is not read by `hvg_flavor` cv"):
         preprocess(tiny, batch_key="donor", hvg_flavor="cv")
     adata = tiny.copy()
     adata.obs["donor"] = ["a", None] * 120

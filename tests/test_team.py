@@ -347,7 +347,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData,
     started = time.monotonic()
     killer = threading.Thread(target=kill_another)
     killer.start()
-    with pytest.raises(RunError, match=r"Another process of this training has ended.*--resume"):
+    with pytest.raises(RunError, match=r"Another process of this training has ended.*`resume=True`"):
         fit(tiny, tmp_path / "run", overrides={"train.devices": 2, "train.max_steps": 100_000})
     killer.join()
     assert time.monotonic() - started < 120

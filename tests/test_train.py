@@ -217,7 +217,7 @@ def test_killed_before_the_first_checkpoint_resumes_from_the_start(tiny, tmp_pat
     run = fit(tiny, tmp_path / "run", codec=codec)
     shutil.rmtree(run.path / "checkpoints")
     (run.path / "checkpoints").mkdir()
-    with pytest.raises(RunError, match=r"no checkpoint yet.*--resume"):
+    with pytest.raises(RunError, match=r"no checkpoint yet.*resume=True"):
         run.denoiser()
     fit(tiny, run.path, codec=codec, resume=True)
     assert_same_weights(whole, run)
@@ -365,7 +365,7 @@ def test_resume_with_other_data_is_refused(tiny, tmp_path):
 
 def test_an_existing_run_is_replaced_only_by_force(tiny, tmp_path):
     run = fit(tiny, tmp_path / "run")
-    with pytest.raises(FileError, match=r"--resume.*--force"):
+    with pytest.raises(FileError, match=r"`resume=True`.*`force=True`"):
         fit(tiny, run.path)
     assert run.steps() == [10, 20]
     fit(tiny, run.path, steps=10, force=True)
@@ -379,7 +379,7 @@ def test_an_existing_run_is_replaced_only_by_force(tiny, tmp_path):
 
 def test_an_unwritable_folder_is_named_before_any_work(tiny, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="--out"):
+    with pytest.raises(FileError, match="`out`"):
         fit(tiny, tmp_path / "file" / "run")
 
 

@@ -18,7 +18,7 @@ from scdiffkit.cli.preprocess import preprocess
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.split import split
 from scdiffkit.cli.train import train
-from scdiffkit.errors import ScdiffError
+from scdiffkit.errors import ScdiffError, wording
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -58,9 +58,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
         before = signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: what is half written is cleaned up
         try:
-            command(*args, **kwargs)
+            with wording(str):
+                command(*args, **kwargs)
         except ScdiffError as e:
-            complain(str(e))
+            complain(e.text)
             raise typer.Exit(e.exit_code) from e
         except KeyboardInterrupt as e:
             raise typer.Exit(INTERRUPTED) from e

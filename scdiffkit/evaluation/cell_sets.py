@@ -257,7 +257,7 @@ def _blocks(
             try:
                 counts = X.counts_at(held[first:last])
             except DataError as e:
-                no_counts.append(str(e))
+                no_counts.append(e.text)
         elif counts is not None and len(here) < block.shape[0]:
             counts = counts[here]
         return part, block, here, counts

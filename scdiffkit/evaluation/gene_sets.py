@@ -63,7 +63,7 @@ def choose_gene_sets(
                 else _of_abundance(name, abundance, dispersion, n_genes)
             )
         except DataError as e:
-            missing[name] = str(e)
+            missing[name] = e.text
     return GeneSets(places, missing)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from scdiffkit.errors import worded
 from scdiffkit.evaluation.facts import (
     CLOSE,
     FAIR,
@@ -94,11 +95,16 @@ class Verdict:
         """good, fair or poor; None where there are too few cells to tell."""
         return GRADE[self.word]
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """Basis, sentence and reasons, as on the command line."""
         return " ".join([self.basis, self.sentence, *self.reasons])
 
+    def __str__(self) -> str:
+        return worded(self.text)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"grade": self.grade, "text": str(self)}
+        return asdict(self) | {"grade": self.grade, "text": self.text}
 
 
 def judge(

@@ -180,6 +180,6 @@ if __name__ == "__main__":  # a rank that the first process started: device, pre
     try:
         run_rank(init_process_group(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     except ScdiffError as e:
-        sys.exit(f"process {os.environ['RANK']}: {e}")
+        sys.exit(f"process {os.environ['RANK']}: {e.text}")
     finally:
         shutdown()

@@ -385,7 +385,7 @@ def test_every_step_has_a_whole_batch():
 
 def test_too_few_cells_or_genes_and_too_many_coordinates():
     for counts, said in ((noise(2, 40), "2 training cells x 40 genes"), (noise(30, 1), "30 training cells x 1 genes")):
-        with pytest.raises(DataError, match=f"{said}.* at least 3 cells and 2 genes.*--val-fraction"):
+        with pytest.raises(DataError, match=f"{said}.* at least 3 cells and 2 genes.*`val_fraction`"):
             fitted(cells_of(counts))
     with pytest.warns(ScdiffWarning, match=r"latent_dim 30 is more than 40 training cells and 20 genes allow: 19"):
         assert fitted(cells_of(noise(40, 20)), latent_dim=30).dim == 20

@@ -20,7 +20,7 @@ def test_a_new_output_is_fine_and_nothing_is_made(name: str, tmp_path: Path) -> 
 
 def test_an_output_that_exists_needs_force(tiny: AnnData, tmp_path: Path) -> None:
     (tmp_path / "a.h5ad").write_text("old")
-    with pytest.raises(FileError, match=r"a.h5ad exists already.*--force"):
+    with pytest.raises(FileError, match=r"a.h5ad exists already.*`force=True`"):
         io.write(tiny, tmp_path / "a.h5ad")
     assert (tmp_path / "a.h5ad").read_text() == "old"
     io.write(tiny, tmp_path / "a.h5ad", force=True)
@@ -29,7 +29,7 @@ def test_an_output_that_exists_needs_force(tiny: AnnData, tmp_path: Path) -> Non
 
 def test_only_a_10x_folder_is_ever_replaced(tiny: AnnData, tmp_path: Path) -> None:
     folder = io.write(tiny, tmp_path / "folder")
-    with pytest.raises(FileError, match="--force"):
+    with pytest.raises(FileError, match="`force=True`"):
         io.check_output(folder)
     io.check_output(folder, force=True)
     (folder / "thesis.docx").write_text("years of work")

@@ -270,7 +270,7 @@ def wrong(e: BaseException) -> Payload:
     if isinstance(e, KeyboardInterrupt):
         return {"error": "interrupted", "kind": "interrupt"}
     if isinstance(e, ScdiffError):
-        return {"error": r_words(str(e)), "kind": type(e).__name__}
+        return {"error": str(e), "kind": type(e).__name__}
     if isinstance(e, MemoryError):
         return {"error": "Out of memory. Try fewer cells, or a smaller `batch_size`.", "kind": "MemoryError"}
     return {"error": f"{type(e).__name__}: {e}", "kind": type(e).__name__}
@@ -297,14 +297,14 @@ def own_interrupts() -> Iterator[None]:
 
 def call(verb: str, arguments: Payload, tell: Callable[[str, bool], bool], every: float) -> Payload:
     """VERBS[verb](**arguments): its value, or what went wrong, and the warnings. Nothing is raised."""
-    from scdiffkit.errors import ScdiffWarning
+    from scdiffkit.errors import ScdiffWarning, wording
 
     WAITING.clear()
     listener, log = Listener(tell, every), logging.getLogger("scdiffkit")
     log.setLevel(logging.INFO)
     log.addHandler(listener)
     answer: Payload = {"value": None, "error": None, "kind": None, "traceback": None}
-    with warnings.catch_warnings(record=True) as caught:
+    with wording(r_words), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ScdiffWarning)
         try:
@@ -315,7 +315,7 @@ def call(verb: str, arguments: Payload, tell: Callable[[str, bool], bool], every
         except BaseException as e:
             answer |= wrong(e) | {"traceback": traceback.format_exc()}
         log.removeHandler(listener)
-    answer["warnings"] = [r_words(str(w.message)) for w in caught if issubclass(w.category, ScdiffWarning)]
+    answer["warnings"] = [str(w.message) for w in caught if issubclass(w.category, ScdiffWarning)]
     return answer
 
 
@@ -485,7 +485,7 @@ def evaluate(real: Any, synthetic: Any, train: Any, options: Payload, listener: 
         "verdict": {
             "word": verdict.word,
             "grade": verdict.grade,
-            "text": r_words(str(verdict)),
+            "text": str(verdict),
             "privacy": verdict.privacy and r_words(verdict.privacy),
             "findings": as_bytes(map(r_words, verdict.findings)),
         },
