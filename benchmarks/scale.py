@@ -5,13 +5,13 @@
     python benchmarks/scale.py --only cells --commands preprocess train --repeats 2 --work FOLDER
 
 Cells come from benchmarks/atlas.py (about 760 genes detected in each of 20,000), ordered by donor and type, and stay in
-their file (--backed). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows is
-what the cells cost: looking through them, encoding each, and training on each once. Fixed is what looks at no more than
-so many cells, however many there are: the seconds between two lines that the command prints (FIXED). The exponent p is
-of the other seconds = a + b * cells^p; and the same of all seconds. Files are kept in --work and used again. Writes
-results/scale.json and results/scale.md; parts, sizes and commands that are not run again stay as they were, with the
-commit they were measured with. --commands: cells are drawn from the run that --work holds, and evaluated where they are
-drawn. --repeats: medians; every size once, then every size again.
+their file (--memory disk). The codec trains for a fixed number of steps and diffusion for one epoch, so that what grows
+is what the cells cost: looking through them, encoding each, and training on each once. Fixed is what looks at no more
+than so many cells, however many there are: the seconds between two lines that the command prints (FIXED). The exponent
+p is of the other seconds = a + b * cells^p; and the same of all seconds. Files are kept in --work and used again.
+Writes results/scale.json and results/scale.md; parts, sizes and commands that are not run again stay as they were, with
+the commit they were measured with. --commands: cells are drawn from the run that --work holds, and evaluated where they
+are drawn. --repeats: medians; every size once, then every size again.
 """
 
 from __future__ import annotations
@@ -126,19 +126,19 @@ def of_command(name: str, work: Path, n: int, genes: int) -> dict[str, Any]:
     """A command's time and memory with n cells; as many are drawn as there are."""
     data, run, drawn = atlas(work, n, genes), work / "run", work / "drawn.h5ad"
     if name == "preprocess":
-        return measuring.scdiff(name, data, "-o", work / "prepared.h5ad", "--force", "--backed")
+        return measuring.scdiff(name, data, "-o", work / "prepared.h5ad", "--force", "--memory", "disk")
     if name == "train":
-        return train(data, run, "--backed", length=("--max-epochs", 1))
+        return train(data, run, "--memory", "disk", length=("--max-epochs", 1))
     if name == "sample":
         return measuring.scdiff(name, run, "-n", n, "--ddim", 2, "-o", drawn, "--force")
-    options = ("--label", "cell_type", "--backed", "--fast", "-o", work / "report", "--force")
+    options = ("--label", "cell_type", "--memory", "disk", "--fast", "-o", work / "report", "--force")
     return measuring.scdiff(name, data, drawn, *options)
 
 
 def of_genes(work: Path, n: int = 30_000) -> Iterator[Rows]:
     """Training, as genes grow."""
     for genes in (1000, 3000, 10_000, 30_000):
-        yield [row("train", n, genes, train(atlas(work, n, genes), work / "run", "--backed"))]
+        yield [row("train", n, genes, train(atlas(work, n, genes), work / "run", "--memory", "disk"))]
 
 
 def of_processes(work: Path, n: int = 10_000) -> Iterator[Rows]:
@@ -161,10 +161,10 @@ def of_disk(work: Path, genes: int, n: int = 30_000) -> Iterator[Rows]:
         options: list[object] = ["--codec", codec, "--set", "train.val_every_steps=100"]
         if codec == "count":
             options += ["--set", "codec.max_steps=300"]  # these are what reads
-        seconds: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
-        losses: dict[str, list[float]] = {"--in-memory": [], "--backed": []}
+        seconds: dict[str, list[float]] = {"ram": [], "disk": []}
+        losses: dict[str, list[float]] = {"ram": [], "disk": []}
         for seed, where in itertools.product(range(3), seconds):
-            found = train(data, work / "run", where, "--seed", seed, *options)
+            found = train(data, work / "run", "--memory", where, "--seed", seed, *options)
             seconds[where].append(of_training(found["log"]))
             pattern = r"lowest held-out loss ([\d.]+) nats" if codec == "count" else r"held-out loss ([\d.]+) at step"
             losses[where].append(float(re.search(pattern, found["log"])[1]))  # type: ignore[index]
@@ -172,7 +172,7 @@ def of_disk(work: Path, genes: int, n: int = 30_000) -> Iterator[Rows]:
         yield [{
             "codec": codec, "cells": n, "genes": genes,
             "memory": round(memory, 1), "disk": round(disk, 1), "ratio": round(disk / memory, 3),
-            "losses_memory": losses["--in-memory"], "losses_disk": losses["--backed"],
+            "losses_memory": losses["ram"], "losses_disk": losses["disk"],
         }]  # fmt: skip
 
 

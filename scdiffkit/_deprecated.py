@@ -53,10 +53,22 @@ class _Moved(ModuleType):
             return look_up(self.__name__.removeprefix("scdiffkit."), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
+    # scdiffkit.train and others are functions, also once a module of the same name was imported.
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """scdiffkit.train and others are functions, also once a module of the same name was imported."""
+        return self.__wrapped__(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:
         name = self.__name__.removeprefix("scdiffkit.")
-        return _find(name, name)[1](*args, **kwargs)
+        return _find(name, name)[1]
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        try:
+            return self.__wrapped__.__doc__
+        except AttributeError:
+            return None
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -99,21 +111,50 @@ def _find(old: str, name: str) -> tuple[str, Any]:
     raise AttributeError(f"module 'scdiffkit.{old}' has no attribute {name!r}")
 
 
-def renamed_keywords(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take keywords by the names they had before, with a DeprecationWarning; old="new"."""
+MEMORY: dict[str, Any] = {  # two keywords that are one now
+    "backed": ("memory", {True: "disk", False: "ram", None: "auto"}),
+    "max_memory": ("memory", {None: "auto"}),
+}
+
+
+def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keywords by the names they had before, with a DeprecationWarning.
+
+    old="new", or old=("new", {old value: new value}).
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            for old, new in renamed.items():
+            for old, now in renamed.items():
+                new, values = (now, {}) if isinstance(now, str) else now
                 if old in kwargs:
                     if new in kwargs:
                         raise TypeError(f"{function.__name__}() got both {new!r} and its old name {old!r}.")
-                    message = f"{function.__name__}({old}=...) is now {new}=..."
+                    value = kwargs.pop(old)
+                    kwargs[new] = values.get(value, value) if values else value
+                    shown = "..." if not values else repr(kwargs[new])
+                    message = f"{function.__name__}({old}=...) is now {new}={shown}"
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
-                    kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
         return called
 
     return decorate
+
+
+OPTIONS = {"--backed": ["--memory", "disk"], "--in-memory": ["--memory", "ram"], "--max-memory": ["--memory"]}
+
+
+def renamed_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line with today's names of options, and a message for each that had another before."""
+    now: list[str] = []
+    messages = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name in OPTIONS:
+            now += [*OPTIONS[name], *([value] if equals else [])]
+            messages.append(f"{name} is now {' '.join(OPTIONS[name])}.")
+        else:
+            now.append(word)
+    return now, messages

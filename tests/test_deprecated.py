@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit._deprecated import MOVED
-from scdiffkit.errors import DataError, ScdiffWarning
+from scdiffkit.cli import app
+from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 
 
 @pytest.mark.parametrize(
@@ -52,10 +54,13 @@ def test_functions_stay_functions_once_an_old_module_of_their_name_was_imported(
         "import scdiffkit, scdiffkit.datasets, scdiffkit.train; from scdiffkit.preprocess import preprocess; "
         "import scdiffkit.preprocess, scdiffkit.evaluate, scdiffkit.compare; "
         "scdiffkit.preprocess(scdiffkit.datasets.demo_cells()); "
-        "print([callable(getattr(scdiffkit, n)) for n in scdiffkit.__all__ if n != '__version__'])"
+        "print([callable(getattr(scdiffkit, n)) for n in scdiffkit.__all__ if n != '__version__']); "
+        "import inspect; print('out' in inspect.signature(scdiffkit.evaluate).parameters, "
+        "'Examples' in inspect.getdoc(scdiffkit.train))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "False" not in done.stdout
+    assert done.stdout.endswith("True True\n")
 
 
 def test_old_keywords_still_work_and_name_the_new_ones(tiny):
@@ -74,3 +79,33 @@ def test_warnings_point_at_the_users_line(tiny, tmp_path):
     with pytest.warns(ScdiffWarning, match="few training cells") as caught:
         scdiffkit.train(tiny[:40].copy(), label="cell_type", out=tmp_path / "run", overrides=quick)
     assert {warning.filename for warning in caught if issubclass(warning.category, ScdiffWarning)} == {__file__}
+
+
+def test_two_keywords_for_memory_are_one_now(tiny, tmp_path):
+    with (
+        pytest.warns(DeprecationWarning, match=r"split\(backed=\.\.\.\) is now memory='disk'"),
+        pytest.raises(ConfigError, match="in memory already"),
+    ):
+        scdiffkit.split(tiny, backed=True)
+    with (
+        pytest.warns(DeprecationWarning, match=r"split\(max_memory=\.\.\.\) is now memory=1"),
+        pytest.raises(ConfigError, match="too little"),
+    ):
+        scdiffkit.split(tiny, max_memory=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (["--backed"], "--backed is now --memory disk."),
+        (["--in-memory"], "--in-memory is now --memory ram."),
+        (["--max-memory", "8G"], "--max-memory is now --memory."),
+        (["--max-memory=8G"], "--max-memory is now --memory."),
+    ],
+)
+def test_old_options_still_work_and_name_the_new_ones(before, now, tiny, tmp_path):
+    scdiffkit.write(tiny, tmp_path / "cells.h5ad")
+    paths = [str(tmp_path / f"{name}.h5ad") for name in ("cells", "train", "test")]
+    done = CliRunner().invoke(app, ["split", paths[0], "-o", *paths[1:], *before])
+    assert done.exit_code == 0, done.output
+    assert now in done.output

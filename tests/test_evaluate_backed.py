@@ -103,7 +103,7 @@ def test_cells_in_files_score_as_in_memory(suffix: str, tiny: AnnData, tmp_path:
     options: dict[str, Any] = {"label": "cell_type", "donor": "donor", "condition": ["donor"], "protocol": "cfgen"}
     expected = evaluate(real, synthetic, train=train, **options)
     with pytest.warns(ScdiffWarning, match="7 of the 80 real cells are also in `train`"):
-        found = evaluate(*paths[:2], train=paths[2], backed=True, **options)
+        found = evaluate(*paths[:2], train=paths[2], memory="disk", **options)
     assert scores(found) == scores(expected)
     assert found.inputs["real"]["source"] == str(paths[0])
     assert found.sampled == {}
@@ -121,7 +121,7 @@ def test_counts_are_found_where_they_are_in_memory(tiny: AnnData, tmp_path: Path
     logged.X = lognormalise(synthetic.X, 1e4)
     for a, b in ((in_raw, made), (real, logged)):
         paths = [written(a, tmp_path / "a.h5ad"), written(b, tmp_path / "b.h5ad")]
-        expected, found = evaluate(a, b), evaluate(*paths, backed=True)
+        expected, found = evaluate(a, b), evaluate(*paths, memory="disk")
         assert scores(found) == scores(expected)
         assert [i["scale"] for i in found.inputs.values()] == [i["scale"] for i in expected.inputs.values()]
 
@@ -131,7 +131,7 @@ def test_genes_chosen_by_counts(many: AnnData, tmp_path: Path, monkeypatch: pyte
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
     options: dict[str, Any] = {"protocol": "scdiffusion", "label": "cell_type"}
-    expected, found = evaluate(real, synthetic, **options), evaluate(*paths, backed=True, **options)
+    expected, found = evaluate(real, synthetic, **options), evaluate(*paths, memory="disk", **options)
     of_both = [[s.value for s in e.of_protocol] for e in (found, expected)]
     assert of_both[0] == pytest.approx(of_both[1], rel=1e-12)  # whose last digit hangs on where arrays lie
 
@@ -148,7 +148,7 @@ def test_cells_stay_in_files_where_memory_is_short(
     evaluate(*paths)
     assert "they stay in their files" in caplog.text
     caplog.clear()
-    evaluate(*paths, max_memory=2e9)
+    evaluate(*paths, memory=2e9)
     assert "they stay in their files" not in caplog.text
 
 
@@ -168,7 +168,7 @@ def test_of_many_cells_some_are_compared_and_that_is_said(
     assert note in (out / "report.html").read_text()
     assert json.loads((out / "metrics.json").read_text())["sampled"]["train"] == [50, train.n_obs]
     assert [n for n in evaluation.notes if "nearest training cell among these 50 alone" in n]
-    assert "--backed" in evaluation.command()
+    assert "--memory disk" in evaluation.command()
     in_memory = evaluate(real, synthetic, train=train, label="cell_type", fast=True)
     assert evaluation.types == in_memory.types  # of all cells
     assert evaluation["mean_mae"].floor == pytest.approx(in_memory["mean_mae"].floor, abs=0.1)
@@ -188,7 +188,7 @@ def test_what_is_of_all_cells_is_of_all_cells(many: AnnData, tmp_path: Path, few
     train.obs["donor"] = np.where(np.arange(train.n_obs) < 15, "bert", "anna")
     paths = [written(c, tmp_path / f"{i}.h5ad") for i, c in enumerate((real, synthetic, train))]
     with pytest.warns(ScdiffWarning, match=f"100 of the {real.n_obs} real cells are also in `train`"):
-        evaluation = evaluate(*paths[:2], train=paths[2], donor="donor", backed=True)
+        evaluation = evaluate(*paths[:2], train=paths[2], donor="donor", memory="disk")
     assert evaluation.sampled["real"] == (few_held, real.n_obs - 100)
     copied = np.diff(train[:30].X.indptr) >= 20  # cells of fewer genes may be alike by chance
     assert evaluation["exact_duplicates"].value == pytest.approx(copied.sum() / synthetic.n_obs)
@@ -200,7 +200,7 @@ def test_what_is_of_all_cells_is_of_all_cells(many: AnnData, tmp_path: Path, few
 def test_more_cells_are_held_where_more_are_compared(many: AnnData, tmp_path: Path, few_held: int) -> None:
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
-    evaluation = evaluate(*paths, backed=True, max_cells=60, resamples=2)
+    evaluation = evaluate(*paths, memory="disk", max_cells=60, resamples=2)
     assert evaluation.sampled["real"] == (150, real.n_obs)
     assert evaluation.n_cells == 60
 
@@ -210,7 +210,7 @@ def test_compare_with_cells_in_files(many: AnnData, tmp_path: Path) -> None:
     paths = [written(c, tmp_path / f"{n}.h5ad") for n, c in (("real", real), ("one", synthetic), ("two", train))]
     options: dict[str, Any] = {"resamples": 1, "max_cells": 30, "label": "cell_type"}
     expected = scdiffkit.compare(real, {"one": synthetic, "two": train}, **options)
-    found = scdiffkit.compare(paths[0], paths[1:], backed=True, **options)
+    found = scdiffkit.compare(paths[0], paths[1:], memory="disk", **options)
     assert {n: scores(e) for n, e in found.evaluations.items()} == {
         n: scores(e) for n, e in expected.evaluations.items()
     }
@@ -226,7 +226,7 @@ def test_compare_says_of_how_many_cells(many: AnnData, tmp_path: Path, few_held:
     real, synthetic, train = thirds(many)
     paths = [written(c, tmp_path / f"{n}.h5ad") for n, c in (("real", real), ("one", synthetic), ("two", train))]
     out = tmp_path / "out"
-    argv = ["compare", *paths, "--backed", "--max-cells", 20, "--resamples", 1, "-o", out]
+    argv = ["compare", *paths, "--memory", "disk", "--max-cells", 20, "--resamples", 1, "-o", out]
     done = CliRunner().invoke(app, [str(word) for word in argv])
     assert done.exit_code == 0
     assert f"one: 50 of the {real.n_obs} real cells, drawn at random, are compared" in done.stderr
@@ -250,18 +250,18 @@ def test_bad_cells_are_refused_as_in_memory(
         X[3, 4] = value
         path = written(AnnData(X, synthetic.obs, synthetic.var), tmp_path / f"{name}.h5ad")
         with pytest.raises(DataError, match=message) as said:
-            evaluate(good, path, backed=True)
+            evaluate(good, path, memory="disk")
         assert str(path) in str(said.value)
     late = ad.concat([tiny] * 12, index_unique="-")
     late.layers["counts"] = late.X.copy()
     late.layers["counts"].data[-1] = 0.5
     path = written(late, tmp_path / "late.h5ad")
     with pytest.raises(DataError, match=r'late\.h5ad: layers\["counts"\] has fractions'):
-        evaluate(path, good, backed=True)
+        evaluate(path, good, memory="disk")
     late.X = lognormalise(late.X, 1e4)  # which is what is compared, as in memory
     path = written(late, tmp_path / "logged.h5ad")
     caplog.set_level("INFO")
-    found = evaluate(path, good, backed=True)
+    found = evaluate(path, good, memory="disk")
     assert "X is compared without counts" in caplog.text
     pd.testing.assert_frame_equal(found.to_frame(), evaluate(late, real).to_frame())
 
@@ -269,7 +269,7 @@ def test_bad_cells_are_refused_as_in_memory(
 def test_no_cells(tiny: AnnData, tmp_path: Path) -> None:
     paths = [written(tiny, tmp_path / "real.h5ad"), written(tiny[:0].copy(), tmp_path / "none.h5ad")]
     with pytest.raises(DataError, match=r"The synthetic cells.*empty \(0 cells"):
-        evaluate(*paths, backed=True)
+        evaluate(*paths, memory="disk")
 
 
 def damaged(path: Path, place: str) -> Iterator[Path]:
@@ -311,8 +311,8 @@ def test_a_damaged_file_is_named_with_the_place(name: str, part: str, tiny: AnnD
     out = tmp_path / "report"
     for copy in damaged(path, f"X/{part}"):
         asked: list[Callable[[], Any]] = [
-            lambda: evaluate(good, copy, backed=True, out=out),  # noqa: B023
-            lambda: evaluate(good, copy, backed=False, out=out),  # noqa: B023
+            lambda: evaluate(good, copy, memory="disk", out=out),  # noqa: B023
+            lambda: evaluate(good, copy, memory="ram", out=out),  # noqa: B023
         ]
         asked += [lambda: io.describe(copy)] if part == "data" else []  # noqa: B023  which reads no more
         for ask in asked:
@@ -328,9 +328,9 @@ def test_places_of_genes_that_do_not_exist(tiny: AnnData, tmp_path: Path) -> Non
     import zarr
 
     zarr.open_group(str(path))["X/indices"][100] = 70_000
-    for backed in (True, False):
+    for memory in ("disk", "ram"):
         with pytest.raises(FileError, match=r"X.*indices"):
-            evaluate(path, path, backed=backed)
+            evaluate(path, path, memory=memory)
 
 
 def test_files_of_old_are_read_whole(tmp_path: Path) -> None:
@@ -343,4 +343,4 @@ def test_files_of_old_are_read_whole(tmp_path: Path) -> None:
         f["X"] = X
     assert evaluate(path, path).inputs["real"]["cells"] == 40
     with pytest.raises(FileError, match=r"before 0\.8.*write it anew"):
-        evaluate(path, path, backed=True)
+        evaluate(path, path, memory="disk")

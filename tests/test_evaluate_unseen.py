@@ -53,7 +53,7 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
     assert n_real == pytest.approx(210, abs=3)
     assert n_train == pytest.approx(0.9 * (700 - n_real), abs=1)
     in_memory = scdiffkit.evaluate(demo, ad.read_h5ad(cells), label="cell_type", **MINIMAL)
-    backed = scdiffkit.evaluate(data, cells, label="cell_type", backed=True, **MINIMAL)
+    backed = scdiffkit.evaluate(data, cells, label="cell_type", memory="disk", **MINIMAL)
     for other in (in_memory, backed):
         assert other.basis == "holdout"
         assert other["rf_auc"].values == pytest.approx(found["rf_auc"].values)

@@ -162,7 +162,7 @@ def test_train_holds_out_whole_donors_on_the_command_line(tiny, tmp_path):
 def test_conditions_that_a_hold_out_would_empty_are_named(tiny, tmp_path):
     cells = tiny.copy()
     cells.obs["condition"] = np.where(cells.obs["donor"] == cells.obs["donor"].iloc[0], "ctrl", "stim")
-    options = {"overrides": QUICK, "label": "cell_type", "conditions": ["condition"]}
+    options = {"overrides": QUICK, "label": "cell_type", "condition": ["condition"]}
     with pytest.raises(DataError, match=r"no training cell has condition (ctrl|stim), so 'condition' cannot be learnt"):
         scdiffkit.train(cells, out=tmp_path / "no", holdout=0.5, holdout_by="condition", **options)
     assert not (tmp_path / "no").exists()
@@ -188,7 +188,7 @@ def test_split_for_any_tool(tiny, tmp_path, in_file):
     cells.obsm["X_pca"] = np.arange(480.0).reshape(240, 2)
     path, train_file, test_file = (tmp_path / f"{name}.h5ad" for name in ("all", "train", "test"))
     scdiffkit.write(cells, path)
-    options = ["--backed"] if in_file else []
+    options = ["--memory", "disk"] if in_file else []
     done = scdiff("split", path, "-o", train_file, test_file, "--label", "cell_type", *options)
     assert done.stdout.split() == [str(train_file), str(test_file)]
     parts = [ad.read_h5ad(file) for file in (train_file, test_file)]

@@ -63,8 +63,8 @@ def test_the_command_writes_the_same_file(tiny: AnnData, tmp_path: Path) -> None
     from typer.testing import CliRunner
 
     path = in_file(tiny, tmp_path / "cells.h5ad")
-    for name, option in (("a.h5ad", "--backed"), ("b.h5ad", "--in-memory")):
-        done = CliRunner().invoke(app, ["preprocess", str(path), "-o", str(tmp_path / name), option])
+    for name, memory in (("a.h5ad", "disk"), ("b.h5ad", "ram")):
+        done = CliRunner().invoke(app, ["preprocess", str(path), "-o", str(tmp_path / name), "--memory", memory])
         assert done.exit_code == 0, done.output
     assert (tmp_path / "a.h5ad").read_bytes() == (tmp_path / "b.h5ad").read_bytes()
 
@@ -91,14 +91,14 @@ def test_values_further_down_that_are_no_counts(tiny: AnnData, tmp_path: Path, m
         prepare(backed, PreprocessConfig())
 
 
-@pytest.mark.parametrize("backed", [False, True])
+@pytest.mark.parametrize("memory", ["ram", "disk"])
 @pytest.mark.parametrize("join", ["inner", "outer"])
-def test_several_files_are_anndatas_concatenation(join: Any, backed: bool, tiny: AnnData, tmp_path: Path) -> None:
+def test_several_files_are_anndatas_concatenation(join: Any, memory: str, tiny: AnnData, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     first, second = tiny[:100, rng.permutation(60)[:50]].copy(), tiny[100:, rng.permutation(60)[:45]].copy()
     first.obs["only"] = 1
     paths = [in_file(part, tmp_path / f"{name}.h5ad") for part, name in ((first, "a"), (second, "b"))]
-    _, cells = open_cells(paths, backed=backed)
+    _, cells = open_cells(paths, memory)
     config = PreprocessConfig(min_cells=0, min_counts=0, min_genes=0, join=join)
     found = prepare(cells, config, label="cell_type", choose_genes=False).in_memory()
     expected = ad.concat({"a": first, "b": second}, join=join, label="file")

@@ -84,7 +84,7 @@ def test_training_leaves_threads_to_come_as_many_of_torchs(tiny: AnnData, tmp_pa
 
 
 def test_with_the_gene_codec_files_give_the_very_weights(tiny: AnnData, path: Path, tmp_path: Path) -> None:
-    a, b = fit(tiny, tmp_path / "a", GENE), fit(path, tmp_path / "b", GENE, backed=True)
+    a, b = fit(tiny, tmp_path / "a", GENE), fit(path, tmp_path / "b", GENE, memory="disk")
     assert a.provenance()["data"]["fingerprint"] == b.provenance()["data"]["fingerprint"]
     assert losses(a) == losses(b)
     for name, value in state(a).items():
@@ -92,17 +92,19 @@ def test_with_the_gene_codec_files_give_the_very_weights(tiny: AnnData, path: Pa
 
 
 def test_with_the_count_codec_only_the_order_differs(alone: Run, path: Path, tmp_path: Path) -> None:
-    run = fit(path, tmp_path / "run", backed=True)
+    run = fit(path, tmp_path / "run", memory="disk")
     assert run.provenance()["data"]["fingerprint"] == alone.provenance()["data"]["fingerprint"]
     assert losses(run)[-1] == pytest.approx(losses(alone)[-1], rel=0.1)
     assert not run.vectors.exists()  # complete
 
 
 def test_resuming_from_files_goes_on_exactly(path: Path, tmp_path: Path) -> None:
-    whole = fit(path, tmp_path / "whole", backed=True, overrides={"train.lr_schedule": "constant"})
-    part = fit(path, tmp_path / "part", backed=True, overrides={"train.max_steps": 20, "train.lr_schedule": "constant"})
+    whole = fit(path, tmp_path / "whole", memory="disk", overrides={"train.lr_schedule": "constant"})
+    part = fit(
+        path, tmp_path / "part", memory="disk", overrides={"train.max_steps": 20, "train.lr_schedule": "constant"}
+    )
     part.vectors.mkdir()  # its removal was cut short: what is left is not to be used
-    part = fit(path, part.path, {}, backed=True, resume=True, overrides={"train.max_steps": 30})
+    part = fit(path, part.path, {}, memory="disk", resume=True, overrides={"train.max_steps": 30})
     for name, value in state(whole).items():
         torch.testing.assert_close(state(part)[name], value, rtol=0, atol=0)
 
@@ -137,12 +139,12 @@ def test_a_batch_of_genes_from_files_reads_no_more_than_its_cells(tmp_path: Path
     assert peak < counts.indices.nbytes / 2
 
 
-@pytest.mark.parametrize("backed", [False, True])
-def test_a_folder_of_files_with_the_file_as_condition(backed: bool, tiny: AnnData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", ["ram", "disk"])
+def test_a_folder_of_files_with_the_file_as_condition(memory: str, tiny: AnnData, tmp_path: Path) -> None:
     for name, part in (("a", tiny[:100]), ("b", tiny[100:])):
         (tmp_path / "data").mkdir(exist_ok=True)
         part.copy().write_h5ad(tmp_path / "data" / f"{name}.h5ad")
-    run = fit(tmp_path / "data", tmp_path / "run", {**SMALL, "train.max_steps": 2}, backed=backed, condition=("file",))
+    run = fit(tmp_path / "data", tmp_path / "run", {**SMALL, "train.max_steps": 2}, memory=memory, condition=("file",))
     categories = run.conditions()["categories"]
     assert categories == {"cell_type": ["B", "Mono", "T"], "file": ["a", "b"]}
     assert sum(c["cells"] for c in run.conditions()["combinations"] if c["codes"][1] == 1) == 100
@@ -190,14 +192,14 @@ def limited(*args):  # a limit on the size of files fails as a full disk does, i
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 encoded.write = limited
 try:
-    scdiffkit.train({str(path)!r}, label="cell_type", backed=True, out={str(tmp_path / "run")!r}, overrides={SMALL!r})
+    scdiffkit.train({str(path)!r}, label="cell_type", memory="disk", out={str(tmp_path / "run")!r}, overrides={SMALL!r})
 except FileError as e:
     print(e)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "vectors could not be written: File too large. Check the free space" in done.stdout
     assert not list((tmp_path / "run").glob("*vectors*"))
-    run = fit(path, tmp_path / "run", {}, backed=True, resume=True)
+    run = fit(path, tmp_path / "run", {}, memory="disk", resume=True)
     assert run.steps()[-1] == 30
 
 

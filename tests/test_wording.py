@@ -62,7 +62,7 @@ def test_each_interface_has_its_words(tmp_path):
 def options_in_messages() -> set[str]:
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name == "cli":
+        if path.parent.name == "cli" or path.name == "_deprecated.py":  # which names old options
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

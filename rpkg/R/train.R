@@ -30,9 +30,10 @@
 #' @param out Folder of the run; default a new one in `scdiff-runs/`.
 #' @param device,precision Where and how to compute; default what is best here.
 #' @param devices Processes that share every batch, one a GPU or core.
-#' @param backed Leave cells that are given as a path in their file (h5ad, zarr),
-#'   `TRUE` or `FALSE`; default where memory does not hold them.
-#' @param max_memory Cells in files that would take more memory stay there, such as `"8G"`; default what is free.
+#' @param memory Where the cells of files (h5ad, zarr) are kept: `"ram"`, `"disk"`,
+#'   or `"auto"`, which leaves them in their files if free memory does not hold
+#'   them; an amount such as `"8G"` sets the limit.
+#' @param backed,max_memory Deprecated; use `memory`.
 #' @param force Replace the run in `out`.
 #' @param assay The assay with the raw counts; default a Seurat object's active
 #'   one, a SingleCellExperiment's `"counts"`.
@@ -48,7 +49,15 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
                          num_heads = NULL, prediction_type = NULL, schedule = NULL, set = list(), max_steps = NULL,
                          max_epochs = NULL, max_time = NULL, batch_size = NULL, lr = NULL, val_fraction = NULL,
                          holdout = NULL, holdout_by = NULL, seed = NULL, resume = FALSE, out = NULL, device = NULL, devices = NULL, precision = NULL,
-                         backed = NULL, max_memory = NULL, force = FALSE, assay = NULL, obs = NULL) {
+                         memory = "auto", force = FALSE, assay = NULL, obs = NULL, backed = NULL, max_memory = NULL) {
+  if (!is.null(backed)) {
+    memory <- if (flag(backed, "backed")) "disk" else "ram"
+    .Deprecated(msg = sprintf("`backed` is now `memory = \"%s\"`.", memory))
+  }
+  if (!is.null(max_memory)) {
+    memory <- as.character(max_memory)
+    .Deprecated(msg = sprintf("`max_memory` is now `memory = \"%s\"`.", memory))
+  }
   options <- list(
     codec = text(codec, "codec"), n_top_genes = whole(n_top_genes, "n_top_genes"),
     patch_size = whole(patch_size, "patch_size"), hidden_size = whole(hidden_size, "hidden_size"),
@@ -71,8 +80,7 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     data = pack_cells(data, "data", assay, obs, labels = c(label, condition, holdout_by)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
-    max_time = if (!is.null(max_time)) as.character(max_time), backed = if (!is.null(backed)) flag(backed, "backed"),
-    max_memory = if (!is.null(max_memory)) as.character(max_memory), resume = flag(resume, "resume"), out = path_of(out, "out"),
+    max_time = if (!is.null(max_time)) as.character(max_time), memory = as.character(memory), resume = flag(resume, "resume"), out = path_of(out, "out"),
     force = flag(force, "force")
   )
   scdiff_run(path)

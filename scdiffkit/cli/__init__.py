@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+import typer.core
 
+from scdiffkit._deprecated import renamed_options
 from scdiffkit.cli.compare import compare
-from scdiffkit.cli.console import complain, setup_logging
+from scdiffkit.cli.console import complain, log, setup_logging
 from scdiffkit.cli.demo import demo
 from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.info import info
@@ -22,8 +24,18 @@ from scdiffkit.errors import ScdiffError, wording
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; options may have the names that they had before."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args, ctx.meta["renamed"] = renamed_options(args)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="scdiff",
+    cls=Commands,
     help="Learn from your own single-cell RNA-seq data and generate new, labelled, realistic cells.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -41,11 +53,14 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more, and show full tracebacks."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Show only warnings, errors and results."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     setup_logging(verbose=verbose, quiet=quiet)
+    for message in ctx.meta["renamed"]:
+        log.warning(message)
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, MaxMemory, log, progress, result, result_json
+from scdiffkit.cli.console import INPUT, Memory, log, progress, result, result_json
 from scdiffkit.cli.evaluate import (
     Condition,
     Fast,
@@ -21,7 +21,6 @@ from scdiffkit.cli.evaluate import (
     Seed,
     Train,
 )
-from scdiffkit.config.units import parse_bytes
 
 
 def compare(
@@ -38,8 +37,7 @@ def compare(
     fast: Fast = False,
     max_cells: MaxCells = 1000,
     seed: Seed = 0,
-    backed: Backed = None,
-    max_memory: MaxMemory = None,
+    memory: Memory = "auto",
     json: Json = False,
     force: Force = False,
 ) -> None:
@@ -54,8 +52,8 @@ def compare(
     with progress("comparing") as update:
         comparison = score(
             real, synthetic, train=train, label=label, condition=condition or (), metrics=metrics, out=output,
-            seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, backed=backed,
-            max_memory=parse_bytes(max_memory), force=force, on_progress=lambda name, i, n: update(i, name, n),
+            seed=seed, max_cells=max_cells, resamples=resamples, fast=fast, memory=memory, force=force,
+            on_progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for name, evaluation in comparison.evaluations.items():
         for side, (n, of) in evaluation.sampled.items():

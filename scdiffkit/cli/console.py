@@ -25,22 +25,13 @@ def choices(*values: str) -> dict[str, Any]:
 
 
 # Options of every command that reads cells
-Backed = Annotated[
-    bool | None,
+Memory = Annotated[
+    str,
     typer.Option(
-        "--backed/--in-memory",
-        help="Leave the cells in their files (h5ad, zarr), or read them into memory.",
-        show_default="by size",
+        help="Where the cells of files (h5ad, zarr) are kept; auto leaves them on disk if free memory, or the amount "
+        "given, does not hold them.",
         rich_help_panel=INPUT,
-    ),
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        help="Leave cells that need more memory than this in their files.",
-        metavar="SIZE",
-        show_default="what is free; e.g. 8G, 2500M",
-        rich_help_panel=INPUT,
+        **choices("auto", "disk", "ram", "8G"),
     ),
 ]
 Join = Annotated[

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, MaxMemory, choices, log, progress, result, result_json
-from scdiffkit.config.units import parse_bytes
+from scdiffkit.cli.console import INPUT, Memory, choices, log, progress, result, result_json
 
 if TYPE_CHECKING:
     from scdiffkit.evaluation.result import Evaluation
@@ -117,8 +116,7 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("-o", "--out", "--output", help="Folder for the report.", rich_help_panel=INPUT)
     ] = Path("report"),
-    backed: Backed = None,
-    max_memory: MaxMemory = None,
+    memory: Memory = "auto",
     fail_below: Annotated[
         FailBelow | None,
         typer.Option(
@@ -143,7 +141,7 @@ def evaluate(
         evaluation = score(
             real, synthetic, run=run, train=train, label=label, condition=condition or (), donor=donor,
             batch=batch, protocol=protocol, metrics=metrics, out=output, seed=seed, max_cells=max_cells,
-            resamples=resamples, fast=fast, backed=backed, max_memory=parse_bytes(max_memory), force=force,
+            resamples=resamples, fast=fast, memory=memory, force=force,
             on_progress=lambda name, i, n: update(i, name, n),
         )  # fmt: skip
     for note in evaluation.notes:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import INPUT, Backed, Join, MaxMemory, choices, result
-from scdiffkit.config.units import parse_bytes
+from scdiffkit.cli.console import INPUT, Join, Memory, choices, result
 
 CELLS = "Filters of cells"
 GENES = "Genes"
@@ -92,8 +91,7 @@ def preprocess(
         float | None,
         typer.Option(help="Counts per cell after normalisation.", show_default="10000", rich_help_panel=GENES),
     ] = None,
-    backed: Backed = None,
-    max_memory: MaxMemory = None,
+    memory: Memory = "auto",
     join: Join = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=INPUT)
@@ -121,7 +119,7 @@ def preprocess(
     if output.suffix not in (".h5ad", ".loom"):
         raise ConfigError(f"{output}: prepared cells fit into .h5ad and .loom only; 10x formats hold counts alone.")
     check_output(output, force=force)
-    _, cells = open_cells(input, backed=backed, max_memory=parse_bytes(max_memory))
+    _, cells = open_cells(input, memory)
     prepared = prepare(cells, config, label=label)
     prepared.write(output, force=force)
     chosen = int(prepared.var["highly_variable"].sum())

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import Backed, MaxMemory, result
-from scdiffkit.config.units import parse_bytes
+from scdiffkit.cli.console import Memory, result
 
 
 def split(
@@ -32,15 +31,13 @@ def split(
     ] = None,
     by: Annotated[str | None, typer.Option(help="obs column whose groups are not split, e.g. donors.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")] = 0,
-    backed: Backed = None,
-    max_memory: MaxMemory = None,
+    memory: Memory = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
 ) -> None:
     """Split cells into a training and a test set, for any tool. (scdiff train --holdout leaves cells out by itself.)"""
     from scdiffkit.data.split import split as split_cells
 
     train, test = split_cells(
-        data, fraction=fraction, label=label, by=by, seed=seed, out=output, backed=backed,
-        max_memory=parse_bytes(max_memory), force=force,
+        data, fraction=fraction, label=label, by=by, seed=seed, out=output, memory=memory, force=force,
     )  # fmt: skip
     result(f"{train} {test}")

@@ -11,10 +11,9 @@ import typer
 from scdiffkit.cli.console import (
     INPUT,
     MACHINE,
-    Backed,
     Device,
     Join,
-    MaxMemory,
+    Memory,
     Precision,
     choices,
     log,
@@ -24,7 +23,7 @@ from scdiffkit.cli.console import (
     seconds,
     seconds_since_start,
 )
-from scdiffkit.config.units import parse_bytes, parse_duration
+from scdiffkit.config.units import parse_duration
 
 MODEL = "Model"
 LENGTH = "Training"
@@ -189,8 +188,7 @@ def train(
         Path | None,
         typer.Option("-o", "--out", help="Folder of the run.", show_default="scdiff-runs/NAME", rich_help_panel=INPUT),
     ] = None,
-    backed: Backed = None,
-    max_memory: MaxMemory = None,
+    memory: Memory = "auto",
     join: Join = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=INPUT)] = False,
 ) -> None:
@@ -232,7 +230,7 @@ def train(
         try:
             run = fit(
                 data, arch=arch, preset=preset, label=label, condition=condition or (), out=out, resume=resume,
-                force=force, max_time=limit, backed=backed, max_memory=parse_bytes(max_memory), config=file_values,
+                force=force, max_time=limit, memory=memory, config=file_values,
                 overrides=overrides, on_progress=show,
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from scdiffkit._deprecated import MEMORY, renamed_keywords
 from scdiffkit.config import HOLDOUT, PreprocessConfig, make
 from scdiffkit.data.cells import digests_of, fingerprint
 from scdiffkit.data.conditions import Conditions
@@ -161,6 +162,7 @@ def held_out(
     return held
 
 
+@renamed_keywords(**MEMORY)
 def split(
     data: AnnData | str | Path,
     *,
@@ -169,8 +171,7 @@ def split(
     by: str | None = None,
     seed: int = 0,
     out: tuple[str | Path, str | Path] | None = None,
-    backed: bool | None = None,
-    max_memory: float | None = None,
+    memory: str | float = "auto",
     force: bool = False,
 ) -> tuple[AnnData, AnnData] | tuple[Path, Path]:
     """Split cells into some to train on and some to test with, for any tool.
@@ -190,9 +191,9 @@ def split(
     out
         Files for the training and the test cells; formats by their suffixes. Cells that do not fit into memory are
         copied block by block: X, layers, obs and var.
-    backed, max_memory
-        Leave the cells in their files (h5ad, zarr), or not, by default if free memory, or `max_memory` bytes, does not
-        hold them.
+    memory
+        Where the cells of files (h5ad, zarr) are kept: "ram", "disk", or "auto", which leaves them in their files if
+        free memory does not hold them; an amount such as "8G" sets the limit.
     force
         Replace the files of `out`.
 
@@ -219,7 +220,7 @@ def split(
         check_output(Path(path), force=force)
     if out is not None and Path(out[0]).resolve() == Path(out[1]).resolve():
         raise ConfigError(f"Both sets of cells would go to {out[0]}: give two files.")
-    _, cells = open_cells(data, backed=backed, max_memory=max_memory)
+    _, cells = open_cells(data, memory)
     if isinstance(cells, dict):
         raise ConfigError("split takes one file of cells; several can be split one by one.")
     if label is not None and label not in cells.obs:

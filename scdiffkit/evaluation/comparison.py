@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 
-from scdiffkit._deprecated import renamed_keywords
+from scdiffkit._deprecated import MEMORY, renamed_keywords
 from scdiffkit.data.split import Unseen
 from scdiffkit.errors import ConfigError, warn
 from scdiffkit.evaluation.cell_sets import MIN_CELLS
@@ -26,7 +26,7 @@ from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_met
 from scdiffkit.preprocessing.columns import with_columns
 
 
-@renamed_keywords(conditions="condition", progress="on_progress")
+@renamed_keywords(conditions="condition", progress="on_progress", **MEMORY)
 def compare(
     real: AnnData | str | Path,
     synthetic: dict[str, AnnData | str | Path] | Sequence[str | Path],
@@ -40,8 +40,7 @@ def compare(
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
     fast: bool = False,
-    backed: bool | None = None,
-    max_memory: float | None = None,
+    memory: str | float = "auto",
     force: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -52,7 +51,7 @@ def compare(
 
     Parameters
     ----------
-    real, train, label, condition, metrics, seed, max_cells, resamples, fast, backed, max_memory
+    real, train, label, condition, metrics, seed, max_cells, resamples, fast, memory
         As in `evaluate`.
     synthetic
         Sets by name, or files, which are named after themselves.
@@ -87,7 +86,7 @@ def compare(
     if out is not None:
         check_folder(Path(out), COMPARISON_FILES, force)
     named = {f"synthetic {name}": c for name, c in given.items()} | {"real": real}
-    _, opened = open_cells(named if train is None else named | {"train": train}, backed=backed, max_memory=max_memory)
+    _, opened = open_cells(named if train is None else named | {"train": train}, memory)
     assert isinstance(opened, dict)
     unseen, known = (None, set[str]()) if train is not None else _unseen_by_all(opened)
     opened = {name: with_columns(c, [label, *conditions]) for name, c in opened.items()}

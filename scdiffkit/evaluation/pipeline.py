@@ -19,7 +19,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
-from scdiffkit._deprecated import renamed_keywords
+from scdiffkit._deprecated import MEMORY, renamed_keywords
 from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
@@ -65,7 +65,7 @@ HALVES = (
 )
 
 
-@renamed_keywords(conditions="condition", progress="on_progress")
+@renamed_keywords(conditions="condition", progress="on_progress", **MEMORY)
 def evaluate(
     real: AnnData | Backed | str | Path | None = None,
     synthetic: AnnData | Backed | str | Path | None = None,
@@ -83,8 +83,7 @@ def evaluate(
     max_cells: int = CELLS_OF_RESAMPLE,
     resamples: int = RESAMPLES,
     fast: bool = False,
-    backed: bool | None = None,
-    max_memory: float | None = None,
+    memory: str | float = "auto",
     force: bool = False,
     unseen: Unseen | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -116,9 +115,9 @@ def evaluate(
     max_cells, resamples, fast
         Maximum number of cells per group in a resample; number of resamples; one resample of at most 400 cells, without
         UMAP.
-    backed, max_memory
-        Leave the cells in their files (h5ad, zarr), or not, by default if free memory, or `max_memory` bytes, does not
-        hold them. At most 20,000 cells per group (more for a larger max_cells), drawn at random within types, are then
+    memory
+        Where the cells of files (h5ad, zarr) are kept: "ram", "disk", or "auto", which leaves them in their files if
+        free memory does not hold them; an amount such as "8G" sets the limit.
         compared; exact copies, and cells in both `real` and `train`, are looked for among all.
     force
         Replace an earlier report in `out`.
@@ -167,7 +166,7 @@ def evaluate(
     if real is None or synthetic is None:
         raise ConfigError("evaluate takes real and synthetic cells, or a run.")
     given = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    _, opened = open_cells(given, backed=backed, max_memory=max_memory)
+    _, opened = open_cells(given, memory)
     assert isinstance(opened, dict)
     if isinstance(run, Run) and data is not None:  # whoever made the synthetic cells
         unseen = data.find_in(opened["real"])

@@ -242,7 +242,7 @@ class Evaluation:
         words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         words += [word for column in self.conditions for word in ("--condition", column)]
         words += [] if self.metrics == (FULL,) else ["--metrics", ",".join(self.metrics)]
-        words += ["--backed"] if self.sampled else []
+        words += ["--memory", "disk"] if self.sampled else []
         return shlex.join(words)
 
     def _repr_html_(self) -> str:

@@ -55,12 +55,12 @@ def open_backed(path: str | Path) -> Backed:
     if format not in ("h5ad", "zarr"):
         raise FileError(
             f"{path} is a {format} file, which can only be read whole: write it as .h5ad first (scdiffkit.write), on a "
-            "machine with more memory, or give a larger --max-memory."
+            "machine with more memory, or give a larger --memory."
         )
     if is_old(path):
         raise FileError(
             f"{path} was written by an anndata before 0.8, so it can only be read whole: write it anew with "
-            "scdiffkit.read and scdiffkit.write, on a machine with more memory, or give a larger --max-memory."
+            "scdiffkit.read and scdiffkit.write, on a machine with more memory, or give a larger --memory."
         )
     opened = open_hdf5 if format == "h5ad" else open_zarr
     try:

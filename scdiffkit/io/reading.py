@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scipy import sparse
 
+from scdiffkit.config.units import parse_bytes
 from scdiffkit.errors import ConfigError, FileError, warn
 from scdiffkit.io import h5ad, loom, tenx
 from scdiffkit.io.backed import Backed, is_old, open_backed
@@ -29,7 +30,8 @@ log = logging.getLogger("scdiffkit")
 LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
 BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
 PACKED = 10  # bytes in memory of one in a file whose size inside is not known
-IN_MEMORY_ALREADY = "--backed: the cells are in memory already; give the path of a file."
+IN_MEMORY_ALREADY = "--memory disk: the cells are in memory already; give the path of a file."
+PLACES = ("auto", "disk", "ram")
 CELL_SUFFIXES = (".h5ad", ".zarr", ".loom", ".h5")
 CellsLike: TypeAlias = "AnnData | str | Path | Sequence[str | Path] | Mapping[str, AnnData | str | Path]"
 READERS: dict[Format, Callable[[Path], AnnData]] = {
@@ -75,28 +77,25 @@ def read(path: str | Path) -> AnnData:
 
 
 def open_cells(
-    data: CellsLike, *, backed: bool | None = None, max_memory: float | None = None
+    data: CellsLike, memory: str | float = "auto"
 ) -> tuple[str | None, AnnData | Backed | dict[str, AnnData | Backed]]:
-    """Where cells came from, in words (None: memory), and the cells: in memory where they fit, else in their files.
+    """Where cells came from, in words (None: memory), and the cells, in memory or in their files.
 
     data: an AnnData; a path that `read` takes; a folder of such files; or several of these, which come back by name.
-    backed: leave them in their files, or not; None: when working on them whole would take more than max_memory bytes,
-    or, None, than what is free.
-    Raises FileError when a file cannot be read, or does not fit and can only be read whole, ConfigError for a
-    max_memory in which nothing can be done.
+    memory: "ram"; "disk" leaves them in their files; "auto" does where working on them would take more memory than is
+    free, and an amount ("8G", or bytes) where it would take more than that.
+    Raises FileError when a file cannot be read, or does not fit and can only be read whole, ConfigError for an amount
+    of memory in which nothing can be done.
     """
-    if max_memory is not None and max_memory < LEAST_MEMORY:
+    limit = None if memory in PLACES else parse_bytes(memory)
+    if limit is not None and limit < LEAST_MEMORY:
         raise ConfigError(
-            f"--max-memory {in_bytes(max_memory)} is too little: give at least {in_bytes(LEAST_MEMORY)}, which the "
-            "libraries and a batch of cells need in any case."
+            f"--memory {in_bytes(limit)} is too little: give at least {in_bytes(LEAST_MEMORY)}, which the libraries "
+            "and a batch of cells need in any case."
         )
-    if max_memory is not None and backed is not None:
-        raise ConfigError(
-            "--max-memory decides by size whether cells stay in their files, and --backed or --in-memory says so: give "
-            "one of them."
-        )
+    on_disk = memory == "disk"
     if not isinstance(data, (str, Path, Sequence, Mapping)):
-        if backed:
+        if on_disk:
             raise ConfigError(IN_MEMORY_ALREADY)
         return None, data
     named: dict[str, Any]
@@ -112,16 +111,16 @@ def open_cells(
     if not named:
         raise FileError("No files of cells were given.")
     paths = {name: Path(item) for name, item in named.items() if isinstance(item, (str, Path))}
-    if backed is None:
+    if memory not in ("disk", "ram"):
         needed = sum(map(footprint, paths.values()))
-        limit = available_memory() if max_memory is None else max_memory
-        backed = needed > limit
-        if backed:
+        limit = available_memory() if limit is None else limit
+        on_disk = needed > limit
+        if on_disk:
             log.info("The cells need about %s of memory, there is %s: they stay in their files",
                      in_bytes(needed), in_bytes(limit))  # fmt: skip
-    if backed and not paths:
+    if on_disk and not paths:
         raise ConfigError(IN_MEMORY_ALREADY)
-    opened = {name: (open_backed if backed else read)(paths[name]) if name in paths else named[name] for name in named}
+    opened = {name: (open_backed if on_disk else read)(paths[name]) if name in paths else named[name] for name in named}
     source = ", ".join(map(str, paths.values())) or None
     return source, opened if len(opened) > 1 else next(iter(opened.values()))
 

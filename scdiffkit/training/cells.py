@@ -70,10 +70,10 @@ class TrainingSet:
 
 
 def read_training_set(
-    data: CellsLike, run_config: RunConfig, explicit: set[str], backed: bool | None, max_memory: float | None
+    data: CellsLike, run_config: RunConfig, explicit: set[str], memory: str | float
 ) -> tuple[TrainingSet, RunConfig]:
     """Read and prepare the cells; the configuration says how they were prepared then."""
-    source, loaded = open_cells(data, backed=backed, max_memory=max_memory)
+    source, loaded = open_cells(data, memory)
     prepared, run_config, known = _prepare(loaded, run_config, explicit)
     del loaded  # and with it the names of all cells
     highly_variable = CODECS[run_config.codec.name].highly_variable

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from scdiffkit import codecs
-from scdiffkit._deprecated import renamed_keywords
+from scdiffkit._deprecated import MEMORY, renamed_keywords
 from scdiffkit.config import RunConfig, TrainConfig, build_run_config, training_overrides
-from scdiffkit.config.units import parse_bytes, parse_duration
+from scdiffkit.config.units import parse_duration
 from scdiffkit.data.cells import LIBRARY_SIZE, fingerprint
 from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
 from scdiffkit.errors import ConfigError, warn
@@ -42,7 +42,7 @@ log = logging.getLogger("scdiffkit")
 FEW_CELLS = 50
 
 
-@renamed_keywords(conditions="condition", on_status="on_progress")
+@renamed_keywords(conditions="condition", on_status="on_progress", **MEMORY)
 def train(
     data: CellsLike,
     *,
@@ -65,8 +65,7 @@ def train(
     devices: int | None = None,
     precision: str | None = None,
     join: str | None = None,
-    backed: bool | None = None,
-    max_memory: float | str | None = None,
+    memory: str | float = "auto",
     config: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -99,9 +98,10 @@ def train(
         Fraction of the cells used for validation.
     device, devices, precision
         Device; number of processes that share every batch, also those that torchrun or srun started; precision.
-    join, backed, max_memory
-        Genes of several files: "inner" or "outer"; leave the cells in their files (h5ad, zarr), or not, by default if
-        free memory, or `max_memory` (bytes, or "8G"), does not hold them.
+    join, memory
+        Genes of several files: "inner" or "outer". Where the cells of files (h5ad, zarr) are kept: "ram", "disk", or
+        "auto", which leaves them in their files if free memory does not hold them; an amount such as "8G" sets the
+        limit.
     config, overrides
         Further settings, nested as in a YAML file, and with dotted keys ("model.depth"), which replace them.
     out
@@ -140,7 +140,7 @@ def train(
         holdout=holdout, holdout_by=holdout_by, val_fraction=val_fraction, seed=seed, device=device, devices=devices,
         precision=precision, join=join,
     )  # fmt: skip
-    max_time, max_memory = parse_duration(max_time), parse_bytes(max_memory)
+    max_time = parse_duration(max_time)
     existing = Run.open(out) if resume else None
     if existing:
         run_config = resumed_config(existing, arch, preset, label, conditions, config, overrides)
@@ -159,7 +159,7 @@ def train(
         check_new_run(Path(out), force=force)
     explicit = {key for key in overrides if key.startswith("preprocess.")}
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
-    training_set, run_config = read_training_set(data, run_config, explicit, backed, max_memory)
+    training_set, run_config = read_training_set(data, run_config, explicit, memory)
     deadline = math.inf if max_time is None else started + max_time
     if existing:
         run = existing

@@ -88,11 +88,11 @@ def test_the_next_item_is_made_meanwhile_and_errors_come_through() -> None:
 def test_the_choice_between_memory_and_file(tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stored(tiny, tmp_path, "csr.h5ad")
     assert isinstance(open_cells(path)[1], AnnData)
-    assert isinstance(open_cells(path, backed=True)[1], Backed)
+    assert isinstance(open_cells(path, memory="disk")[1], Backed)
     monkeypatch.setattr("scdiffkit.io.reading.available_memory", lambda: 1000.0)
     assert isinstance(open_cells(path)[1], Backed)
-    assert isinstance(open_cells(path, backed=False)[1], AnnData)
-    assert isinstance(open_cells(path, max_memory=2e9)[1], AnnData)
+    assert isinstance(open_cells(path, memory="ram")[1], AnnData)
+    assert isinstance(open_cells(path, memory=2e9)[1], AnnData)
     source, cells = open_cells(tiny)
     assert source is None
     assert cells is tiny
@@ -125,16 +125,15 @@ def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
         open_backed(tmp_path / "csc.h5ad").matrices["X"][0:3]
     write(tiny, tmp_path / "cells.loom")
     with pytest.raises(FileError, match="can only be read whole"):
-        open_cells(tmp_path / "cells.loom", backed=True)
+        open_cells(tmp_path / "cells.loom", memory="disk")
     with pytest.raises(ConfigError, match="in memory already"):
-        open_cells({"a": tiny}, backed=True)
+        open_cells({"a": tiny}, memory="disk")
     with pytest.raises(ConfigError, match="in memory already"):
-        open_cells(tiny, backed=True)
+        open_cells(tiny, memory="disk")
     with pytest.raises(ConfigError, match="too little"):
-        open_cells(tmp_path / "csc.h5ad", max_memory=1e6)
-    for backed in (True, False):
-        with pytest.raises(ConfigError, match="give one of them"):
-            open_cells(tmp_path / "csc.h5ad", backed=backed, max_memory=4e9)
+        open_cells(tmp_path / "csc.h5ad", memory="1M")
+    with pytest.raises(ConfigError, match="`memory` 'much' is neither auto, disk or ram nor an amount"):
+        open_cells(tmp_path / "csc.h5ad", memory="much")
 
 
 def test_matrices_that_nobody_needs_do_not_matter(tiny: AnnData, tmp_path: Path) -> None:

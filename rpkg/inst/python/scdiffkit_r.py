@@ -402,7 +402,7 @@ def preprocess(
 
 def train(data: Any, origin: str, options: Payload, listener: Listener, **given: Any) -> str:
     from scdiffkit.config import load_file, training_overrides
-    from scdiffkit.config.units import parse_bytes, parse_duration
+    from scdiffkit.config.units import parse_duration
     from scdiffkit.errors import ScdiffError
     from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run
@@ -417,14 +417,13 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
         )
 
     settings = options.pop("set") or {}
-    config, max_time, max_memory = (given.pop(name) for name in ("config", "max_time", "max_memory"))
+    config, max_time = (given.pop(name) for name in ("config", "max_time"))
     began = time.time()
     try:
         run = fit(
             _input(data),
             condition=given.pop("condition") or (),
             max_time=parse_duration(max_time),
-            max_memory=parse_bytes(max_memory),
             config=load_file(Path(config)) if config else {},
             overrides=training_overrides(**options) | settings,
             on_progress=show,
