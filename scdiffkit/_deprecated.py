@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import signature
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
@@ -124,11 +125,13 @@ def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[C
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        today = signature(function).parameters  # `progress` was a callback, and is a switch
+
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             for old, now in renamed.items():
                 new, values = (now, {}) if isinstance(now, str) else now
-                if old in kwargs:
+                if old in kwargs and (old not in today or callable(kwargs[old])):
                     if new in kwargs:
                         raise TypeError(f"{function.__name__}() got both {new!r} and its old name {old!r}.")
                     value = kwargs.pop(old)

@@ -9,11 +9,12 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
 from scdiffkit.errors import ConfigError, ScdiffWarning
+from scdiffkit.runtime.progress import Update, plain_lines, progress_bar
 
 INPUT = "Input and output"
 MACHINE = "Computation"
@@ -62,7 +63,6 @@ Precision = Annotated[
         **choices("auto", "32", "bf16"),
     ),
 ]
-PLAIN_EVERY = 10.0  # seconds between progress lines when stderr is not a terminal
 log = logging.getLogger("scdiffkit")
 
 
@@ -109,73 +109,16 @@ def result_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-class Update(Protocol):
-    """How far the work is; the total may become known on the way."""
-
-    def __call__(self, done: float, note: str = "", total: float | None = None) -> None: ...
-
-
 @contextlib.contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Update]:
-    """A bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
+    """A bar on a terminal, a plain line every few seconds elsewhere, nothing with --quiet."""
     if all(handler.level > logging.INFO for handler in log.handlers):
         yield lambda done, note="", total=None: None
-        return
-    if not sys.stderr.isatty():
-        yield _plain(what, total)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stderr=True) as bar:
-        task = bar.add_task(what, total=total, note="")
-
-        def update(done: float, note: str = "", total: float | None = None) -> None:
-            bar.update(task, completed=done, note=note, total=total)  # total None: as it was
-
-        yield update
-
-
-def _plain(what: str, total: float | None) -> Update:
-    started = last = time.monotonic()
-    first: float | None = None
-    before = 0.0
-
-    def update(done: float, note: str = "", total: float | None = total) -> None:
-        nonlocal started, last, first, before
-        now = time.monotonic()
-        if first is None or done < before:  # a resumed run does not start at 0, and after the codec comes diffusion
-            started, first = now, done
-        before = done
-        if now - last < PLAIN_EVERY:
-            return
-        last = now
-        line = f"{what}: {done:g}" + (f" of {total:g}" if total else "")
-        if total and done > first:
-            line += f", {seconds((now - started) * (total - done) / (done - first))} left"
-        log.info("%s%s", line, f", {note}" if note else "")
-
-    return update
-
-
-def seconds(value: float) -> str:
-    """12.3 -> "12 s", 90 -> "1 min 30 s"."""
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    elif not sys.stderr.isatty():
+        yield plain_lines(what, log.info, total)
+    else:
+        with progress_bar(what, total) as update:
+            yield update
 
 
 def seconds_since_start() -> float:

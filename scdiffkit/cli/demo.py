@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from scdiffkit.cli.console import choices, log, result, seconds
+from scdiffkit.cli.console import choices, log, result
 from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.train import train
+from scdiffkit.runtime.progress import seconds
 
 HELD_OUT = 0.3  # share of the cells: of 700 fewer would hardly tell anything
 

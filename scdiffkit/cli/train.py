@@ -20,10 +20,10 @@ from scdiffkit.cli.console import (
     parse_settings,
     progress,
     result,
-    seconds,
     seconds_since_start,
 )
 from scdiffkit.config.units import parse_duration
+from scdiffkit.runtime.progress import seconds
 
 MODEL = "Model"
 LENGTH = "Training"
@@ -220,12 +220,7 @@ def train(
             stage = status.stage
             if status.stage == "diffusion":
                 last = status
-            held_out = "" if status.val_loss is None else f", held out {status.val_loss:.4f}"
-            update(
-                status.step,
-                f"{status.stage}: loss {status.loss:.4f}{held_out}, {status.cells_per_s:.0f} cells/s",
-                status.max_steps,
-            )
+            update(*status.progress())
 
         try:
             run = fit(

@@ -17,13 +17,14 @@ from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
 from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES
 from scdiffkit.evaluation.output import COMPARISON_FILES, check_folder, write_comparison
-from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate
+from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate, evaluation_progress
 from scdiffkit.evaluation.provenance import unseen_among
 from scdiffkit.evaluation.ranking import Comparison, ranked
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.io import Backed, open_cells
 from scdiffkit.metrics.profiles import FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 from scdiffkit.preprocessing.columns import with_columns
+from scdiffkit.runtime.progress import shown_progress
 
 
 @renamed_keywords(conditions="condition", progress="on_progress", **MEMORY)
@@ -42,6 +43,7 @@ def compare(
     fast: bool = False,
     memory: str | float = "auto",
     force: bool = False,
+    progress: bool | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
     """Rank several sets of synthetic cells by the same scores, with as many cells of each.
@@ -59,6 +61,8 @@ def compare(
         Folder for compare.html, compare.json and compare.csv.
     force
         Replace an earlier comparison in `out`.
+    progress
+        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
         Called as on_progress(name, i, n) before each of n steps.
 
@@ -101,21 +105,22 @@ def compare(
     share = SHARE_OF_RESAMPLE if resamples > 1 else 1.0
     max_cells = min([max_cells, *(max(5, int(share * n)) for n in available)])  # as many of every set
     found: dict[str, Evaluation] = {}
-    for name, c in cells.items():
+    with shown_progress("comparing", progress, on_progress, evaluation_progress) as report:
+        for name, c in cells.items():
 
-        def of_set(said: str, i: int, n: int, name: str = name) -> None:
-            if on_progress:
-                on_progress(f"{name}: {said}", len(found) * n + i, len(cells) * n)
+            def of_set(said: str, i: int, n: int, name: str = name) -> None:
+                if report:
+                    report(f"{name}: {said}", len(found) * n + i, len(cells) * n)
 
-        found[name] = evaluate(
-            real_cells, c, train=train_cells, label=label, condition=conditions, metrics=metrics, seed=seed,
-            max_cells=max_cells, resamples=resamples, unseen=unseen, on_progress=of_set,
-        )  # fmt: skip
-        if unseen is not None and name not in known:  # another program's, which may have seen them
-            found[name] = replace(found[name], basis="unknown")
-        for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
-            if isinstance(source, (str, Path)):
-                found[name].inputs[side] |= {"source": str(source), "sha256": hashes[str(source)]}
+            found[name] = evaluate(
+                real_cells, c, train=train_cells, label=label, condition=conditions, metrics=metrics, seed=seed,
+                max_cells=max_cells, resamples=resamples, unseen=unseen, on_progress=of_set,
+            )  # fmt: skip
+            if unseen is not None and name not in known:  # another program's, which may have seen them
+                found[name] = replace(found[name], basis="unknown")
+            for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
+                if isinstance(source, (str, Path)):
+                    found[name].inputs[side] |= {"source": str(source), "sha256": hashes[str(source)]}
     _warn_of_differences(found)
     comparison = ranked(found)
     if out is not None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from anndata import AnnData
 
 from scdiffkit._deprecated import MEMORY, renamed_keywords
-from scdiffkit.config import SampleConfig
 from scdiffkit.data.split import TrainingData, Unseen
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet
@@ -53,6 +52,7 @@ from scdiffkit.metrics import in_space
 from scdiffkit.metrics.classifier import rf_auc
 from scdiffkit.metrics.profiles import FULL
 from scdiffkit.run import Run
+from scdiffkit.runtime.progress import shown_progress
 from scdiffkit.sampling.pipeline import sample
 
 log = logging.getLogger("scdiffkit")
@@ -86,6 +86,7 @@ def evaluate(
     memory: str | float = "auto",
     force: bool = False,
     unseen: Unseen | None = None,
+    progress: bool | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Compare synthetic cells with real ones: scores beside those of real cells and of bad models, and a verdict.
@@ -123,6 +124,8 @@ def evaluate(
         Replace an earlier report in `out`.
     unseen
         Which of the real cells the model has not seen, if the caller knows.
+    progress
+        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
         Called as on_progress(name, i, n) before each of n steps.
 
@@ -182,7 +185,14 @@ def evaluate(
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
     sides = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
     del opened
-    return _evaluated(_compared(sides, unseen, basis, config), config, None if out is None else Path(out), on_progress)
+    cells = _compared(sides, unseen, basis, config)
+    with shown_progress("evaluating", progress, on_progress, evaluation_progress) as report:
+        return _evaluated(cells, config, None if out is None else Path(out), report)
+
+
+def evaluation_progress(name: str, i: int, n: int) -> tuple[float, str, float]:
+    """Steps done, what is computed, and all steps."""
+    return i, name, n
 
 
 @dataclass(frozen=True)
@@ -358,4 +368,4 @@ def _drawn_from(run: Run, path: Path | None, seed: int, force: bool) -> AnnData 
     if path is not None:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-    return sample(run, n, out=path, config=SampleConfig(seed=seed), force=force)
+    return sample(run, n, out=path, seed=seed, force=force, progress=False)

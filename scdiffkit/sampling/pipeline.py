@@ -20,6 +20,7 @@ from scdiffkit.errors import ConfigError
 from scdiffkit.io import CellWriter, check_output, open_rows
 from scdiffkit.run import Run, TrainedModel
 from scdiffkit.runtime.device import accelerator_of, devices_of
+from scdiffkit.runtime.progress import shown_progress
 from scdiffkit.runtime.signals import deferred_interrupts
 from scdiffkit.runtime.versions import OF_CELLS, versions
 from scdiffkit.sampling.composition import composition_of, library_sizes_of
@@ -51,6 +52,7 @@ def sample(
     config: SampleConfig | None = None,
     out: str | Path | None = None,
     force: bool = False,
+    progress: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData | Path:
     """Draw new, labelled cells from a trained run.
@@ -85,6 +87,8 @@ def sample(
         File to which the cells are streamed, by its suffix h5ad, loom or a 10x format.
     force
         Replace `out` if it exists.
+    progress
+        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
         Called as on_progress(done, n) after each batch.
 
@@ -148,6 +152,7 @@ def sample(
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(deferred_interrupts())
         batches = stack.enter_context(contextlib.closing(_batches(model, plan, codes, sizes, interrupted)))
+        report = stack.enter_context(shown_progress("sampling", progress, on_progress, lambda done, n: (done, "", n)))
         writer = None
         if out is not None:
             writer = stack.enter_context(
@@ -161,8 +166,8 @@ def sample(
             else:
                 kept.append(batch)
             done += len(batch.obs)
-            if on_progress:
-                on_progress(done, len(codes))
+            if report:
+                report(done, len(codes))
     return _in_memory(kept, var, uns) if out is None else Path(out)
 
 

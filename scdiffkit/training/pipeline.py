@@ -22,6 +22,7 @@ from scdiffkit.errors import ConfigError, warn
 from scdiffkit.io import CellsLike
 from scdiffkit.run import RUNS, Run, check_new_run
 from scdiffkit.runtime.device import device_of, devices_of, precision_of
+from scdiffkit.runtime.progress import shown_progress
 from scdiffkit.runtime.versions import OF_MODELS, versions
 from scdiffkit.training import encoded
 from scdiffkit.training.cells import TrainingSet, read_training_set
@@ -71,6 +72,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    progress: bool | None = None,
     on_progress: Callable[[TrainStatus], None] | None = None,
 ) -> Run:
     """Train a diffusion model on cells and return the run.
@@ -108,6 +110,8 @@ def train(
         Folder of the run; by default a new one in `scdiff-runs/`.
     resume, force
         Continue the run in `out` (by default the latest) from its newest checkpoint; replace the run in `out`.
+    progress
+        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
         Called with a TrainStatus at intervals.
 
@@ -161,25 +165,26 @@ def train(
     explicit |= {f"preprocess.{key}" for key in (config or {}).get("preprocess", {})}
     training_set, run_config = read_training_set(data, run_config, explicit, memory)
     deadline = math.inf if max_time is None else started + max_time
-    if existing:
-        run = existing
-        check_same_cells(run, training_set, run_config)
-        run.update_config(run_config)
-        cut_short = None
-    else:
-        run, cut_short = _new_run(out, training_set, run_config, started, deadline, on_progress, force=force)
-    with run.logging(), contextlib.ExitStack() as stack:
-        stack.callback(shutdown)
-        _log_start(run, training_set, cut_short)
-        if run.steps() and run.steps()[-1] >= steps_planned(c, len(training_set.train_rows)):
-            log.info("the run is complete; give a larger --max-steps to train on")
-            if group is not None:
-                group.broadcast((str(run.path), True))
-            return run
-        _train_diffusion(run, training_set, run_config, group, stack, started, max_time, on_progress)
-        for remark in run.remarks():
-            log.warning(remark)
-    return run
+    with shown_progress("training", progress, on_progress, TrainStatus.progress) as on_progress:
+        if existing:
+            run = existing
+            check_same_cells(run, training_set, run_config)
+            run.update_config(run_config)
+            cut_short = None
+        else:
+            run, cut_short = _new_run(out, training_set, run_config, started, deadline, on_progress, force=force)
+        with run.logging(), contextlib.ExitStack() as stack:
+            stack.callback(shutdown)
+            _log_start(run, training_set, cut_short)
+            if run.steps() and run.steps()[-1] >= steps_planned(c, len(training_set.train_rows)):
+                log.info("the run is complete; give a larger --max-steps to train on")
+                if group is not None:
+                    group.broadcast((str(run.path), True))
+                return run
+            _train_diffusion(run, training_set, run_config, group, stack, started, max_time, on_progress)
+            for remark in run.remarks():
+                log.warning(remark)
+        return run
 
 
 def _new_config(

@@ -27,6 +27,12 @@ class TrainStatus:
     cells_per_s: float
     seconds: float
 
+    def progress(self) -> tuple[float, str, float]:
+        """Steps done, what they gave in words, and all steps."""
+        held_out = "" if self.val_loss is None else f", held out {self.val_loss:.4f}"
+        note = f"{self.stage}: loss {self.loss:.4f}{held_out}, {self.cells_per_s:.0f} cells/s"
+        return self.step, note, self.max_steps
+
     def figures(self) -> dict[str, Any]:
         """As a line of metrics.jsonl."""
         values = {key: value for key, value in vars(self).items() if key != "stage"}
