@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scdiffkit.evaluation.comparison import compare
     from scdiffkit.evaluation.pipeline import evaluate
     from scdiffkit.io import read, write
+    from scdiffkit.overview import info, runs
     from scdiffkit.preprocessing.pipeline import preprocess
     from scdiffkit.run import Run
     from scdiffkit.sampling.pipeline import sample
@@ -33,7 +34,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 _deprecated.install()
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "compare", "evaluate", "preprocess", "read", "sample", "split", "train", "write"]
+__all__ = [
+    "Run",
+    "__version__",
+    "compare",
+    "evaluate",
+    "info",
+    "preprocess",
+    "read",
+    "runs",
+    "sample",
+    "split",
+    "train",
+    "write",
+]
 
 # Loaded on first use, so that importing the package imports neither torch nor scanpy.
 _PUBLIC = {
@@ -46,6 +60,8 @@ _PUBLIC = {
     "sample": "scdiffkit.sampling.pipeline",
     "evaluate": "scdiffkit.evaluation.pipeline",
     "compare": "scdiffkit.evaluation.comparison",
+    "info": "scdiffkit.overview",
+    "runs": "scdiffkit.overview",
 }
 
 

@@ -8,6 +8,7 @@ codec.safetensors     what the codec learnt
 checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
 metrics.jsonl         one line of figures a time
 train.log             what was logged
+evaluations.jsonl     one line for each evaluation of the run
 
 Length: every file of a run is known here, and nowhere else.
 """
@@ -149,6 +150,17 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """Run id, versions, source and fingerprint of the data."""
         return self._config_values()["provenance"]
+
+    def data_files(self) -> list[Path]:
+        """The files of cells that training was given. Raises RunError where there were none, or they have gone."""
+        data = self.provenance()["data"]
+        listed = data.get("files", [] if data["source"] == "memory" else data["source"].split(", "))  # older versions
+        files = [Path(file) for file in listed]
+        missing = [file for file in files if not file.exists()]
+        if missing or not files:
+            why = f"{missing[0]} is not there any more" if missing else "it was trained on cells in memory"
+            raise RunError(f"The cells that {self.path} was trained on cannot be read: {why}. Give them (DATA).")
+        return files
 
     def genes(self) -> list[str]:
         return self._text("genes.txt").splitlines()
@@ -335,7 +347,10 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first."""
-        path = self.path / "metrics.jsonl"
+        return self._lines("metrics.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
 
@@ -347,6 +362,15 @@ class Run:
         """A resumed run writes the figures after its checkpoint again."""
         kept = [json.dumps(m) + "\n" for m in self.metrics() if m["step"] <= step]
         atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def log_evaluation(self, **figures: Any) -> None:
+        """Remember what an evaluation of the run found; not where the folder cannot be written."""
+        with contextlib.suppress(OSError), (self.path / "evaluations.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(figures) + "\n")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl, oldest first."""
+        return self._lines("evaluations.jsonl")
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
@@ -386,6 +410,7 @@ class Run:
             "remarks": self.remarks(),
             "loss": last.get("loss"),
             "val_loss": next((m["val_loss"] for m in reversed(metrics) if m.get("val_loss") is not None), None),
+            "evaluation": next(iter(self.evaluations()[::-1]), None),
             "versions": provenance["versions"],
         }
 

@@ -17,6 +17,7 @@ from scdiffkit.cli.demo import demo
 from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.info import info
 from scdiffkit.cli.preprocess import preprocess
+from scdiffkit.cli.runs import runs
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.split import split
 from scdiffkit.cli.train import train
@@ -98,6 +99,7 @@ EXAMPLES: dict[Callable[..., None], str] = {  # in the order of the help
     evaluate: "scdiff evaluate data.h5ad cells.h5ad --label cell_type",
     compare: "scdiff compare data.h5ad a.h5ad b.h5ad --label cell_type",
     info: "scdiff info data.h5ad",
+    runs: "scdiff runs",
 }
 for command, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(_guarded(command))

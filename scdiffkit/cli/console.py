@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -107,6 +107,23 @@ def result(text: str) -> None:
 
 def result_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows on stdout, numbers to the right, what is missing as a dash; as wide as they are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(rows)
+    shown = [["-" if x is None else f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    table = Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        numbers = any(isinstance(row[i], int | float) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=True)
+    for row in shown:
+        table.add_row(*row)
+    width = sum(max(map(len, [name, *(row[i] for row in shown)])) + 2 for i, name in enumerate(columns))
+    Console(soft_wrap=True, width=max(Console().width, width), highlight=False, markup=False).print(table)
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ def evaluate(
         result_json(evaluation.to_dict())
     else:
         result(f"{evaluation.verdict.basis}\n")
-        print_table(evaluation)
+        print_scores(evaluation)
         print_verdict(evaluation)
         result(f"scores: {output / 'metrics.csv'}")
         result(f"report: {evaluation.html}")
@@ -163,7 +163,7 @@ def evaluate(
         raise typer.Exit(BELOW)
 
 
-def print_table(evaluation: Evaluation) -> None:
+def print_scores(evaluation: Evaluation) -> None:
     """The main scores beside those of real cells and of shuffled ones, on stdout."""
     from rich.console import Console
     from rich.table import Table

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from scdiffkit.cli.console import result, result_json
+from scdiffkit.cli.console import print_table, result, result_json
+from scdiffkit.cli.runs import print_runs
 
 
 def info(
     path: Annotated[
         Path,
-        typer.Argument(help="h5ad, zarr, loom, 10x folder, 10x h5, or the folder of a run.", show_default=False),
+        typer.Argument(
+            help="h5ad, zarr, loom, 10x folder, 10x h5, a run, or a folder of files or runs.", show_default=False
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a data file or a run, without loading it whole."""
-    if (path / "config.yaml").is_file():
-        from scdiffkit.run import Run
+    """Describe a data file, a run, or a folder of either, without loading it whole."""
+    from scdiffkit.overview import info as describe
 
-        described = Run.open(path).describe()
-    else:
-        from scdiffkit.io import describe
-
-        described = describe(path)
+    described = describe(path)
     if json:
         result_json(described)
         return
+    if described["format"] == "folder":
+        if described["runs"]:
+            print_runs(described["runs"])
+        if described["files"]:
+            print_files(described["files"])
+        return
     for line in _lines(described):
         result(line)
+
+
+def print_files(files: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each file of cells."""
+    columns = ("file", "format", "cells", "genes", "counts", "obs columns")
+    print_table(columns, [
+        (Path(file["path"]).name, file["error"], None, None, None, None) if "error" in file else (
+            Path(file["path"]).name, file["format"], file["n_obs"], file["n_vars"], file["counts"],
+            ", ".join(column["name"] for column in file["obs"]),
+        )
+        for file in files
+    ])  # fmt: skip
 
 
 def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:

@@ -31,13 +31,13 @@ LENGTH = "Training"
 
 def train(
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Raw counts or prepared cells: h5ad, zarr, loom, 10x folder or 10x h5. Several files, or a folder of "
-            "them, are trained on as one data set.",
+            "them, are trained on as one data set. With --resume, by default the files of the run.",
             show_default=False,
         ),
-    ],
+    ] = None,
     label: Annotated[str | None, typer.Option(help="obs column with the cell types.", rich_help_panel=MODEL)] = None,
     condition: Annotated[
         list[str] | None,
@@ -193,6 +193,8 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=INPUT)] = False,
 ) -> None:
     """Train a diffusion model on your cells. Raw counts are prepared with the defaults first."""
+    if not data and not resume:
+        raise typer.BadParameter("give the cells to train on (DATA), or --resume to continue a run.")
     limit = parse_duration(max_time)
     if limit is not None:
         limit = max(1.0, limit - seconds_since_start())
@@ -224,7 +226,7 @@ def train(
 
         try:
             run = fit(
-                data, arch=arch, preset=preset, label=label, condition=condition or (), out=out, resume=resume,
+                data or None, arch=arch, preset=preset, label=label, condition=condition or (), out=out, resume=resume,
                 force=force, max_time=limit, memory=memory, config=file_values,
                 overrides=overrides, on_progress=show,
             )  # fmt: skip

@@ -13,6 +13,7 @@ tool made know which cells their run was trained on: of such real cells, those i
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,7 +188,15 @@ def evaluate(
     del opened
     cells = _compared(sides, unseen, basis, config)
     with shown_progress("evaluating", progress, on_progress, evaluation_progress) as report:
-        return _evaluated(cells, config, None if out is None else Path(out), report)
+        evaluation = _evaluated(cells, config, None if out is None else Path(out), report)
+    if isinstance(run, Run):
+        auc = next((score for score in evaluation.scores if score.metric == "rf_auc"), None)
+        run.log_evaluation(
+            date=time.strftime("%Y-%m-%d %H:%M"), verdict=evaluation.verdict.word, basis=evaluation.verdict.basis,
+            synthetic=sources["synthetic"], cells=evaluation.n_cells, seed=seed,
+            rf_auc=auc and round(auc.value, 4), rf_auc_reference=auc and round(auc.floor, 4),
+        )  # fmt: skip
+    return evaluation
 
 
 def evaluation_progress(name: str, i: int, n: int) -> tuple[float, str, float]:

@@ -18,19 +18,10 @@ def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
 
     Raises RunError when they are not, or when the run is of an older version.
     """
-    of_run = run.provenance()["data"]
-    data = TrainingData.from_dict(of_run.get("split", {}))
-    files = [Path(file) for file in of_run.get("files", ())]
-    missing = [file for file in files if not file.exists()]
-    if data is None or not files or missing:
-        why = (
-            "it was made by an older version" if data is None
-            else f"{missing[0]} is not there any more" if missing
-            else "it was trained on cells in memory"
-        )  # fmt: skip
-        raise RunError(
-            f"The cells that {run.path} was trained on cannot be read: {why}. Give them: evaluate DATA CELLS."
-        )
+    data = TrainingData.from_dict(run.provenance()["data"].get("split", {}))
+    if data is None:
+        raise RunError(f"{run.path} was made by an older version, which recorded no cells: evaluate DATA CELLS.")
+    files = run.data_files()
     if len(files) == 1:
         return files[0], data
     _, several = open_cells(files)

@@ -103,7 +103,7 @@ def open_cells(
         named = dict(data)
     else:
         listed = [data] if isinstance(data, (str, Path)) else list(data)
-        found = [path for item in listed for path in _files(item)]
+        found = [path for item in listed for path in files_in(item)]
         stems = [_stem(item, i) for i, item in enumerate(found)]
         if len(set(stems)) < len(stems):
             stems = [f"{stem}-{i}" for i, stem in enumerate(stems)]
@@ -134,7 +134,7 @@ def open_rows(path: str | Path) -> AnnData | Backed:
     return read(path) if any(matrix.kind == "csc" for matrix in cells.matrices.values()) else cells
 
 
-def _files(item: CellsLike) -> list[Any]:
+def files_in(item: CellsLike) -> list[Any]:
     """A folder of files as these, in order of their names; anything else as it is."""
     if not isinstance(item, (str, Path)) or not Path(item).is_dir():
         return [item]

@@ -50,8 +50,8 @@ class Contents:
     scdiffkit: Any = None
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """What the cells at `path` are, as plain values ready for JSON.
+def describe(path: AnnData | str | Path) -> dict[str, Any]:
+    """What cells are, in a file (path) or in memory, as plain values ready for JSON.
 
     Keys: path, format, size_bytes, n_obs, n_vars, counts (where raw counts are: 'layers["counts"]', 'raw',
     'X' or None), matrices (place -> storage, dtype, shape, integers), layers, obs (a list of name, dtype,
@@ -60,6 +60,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     from a sample of them.
     Raises FileError when `path` is missing, damaged, or holds no cells.
     """
+    if not isinstance(path, str | Path):
+        return {"path": None, "format": "memory", "size_bytes": None} | _summary(_in_memory(path))
     path = Path(path)
     format = format_of_content(path)
     start = {"path": str(path), "format": format, "size_bytes": _size(path)}

@@ -45,7 +45,7 @@ FEW_CELLS = 50
 
 @renamed_keywords(conditions="condition", on_status="on_progress", **MEMORY)
 def train(
-    data: CellsLike,
+    data: CellsLike | None = None,
     *,
     label: str | None = None,
     condition: str | Sequence[str] = (),
@@ -83,7 +83,8 @@ def train(
     ----------
     data
         AnnData or a file that `read` takes, with raw counts (prepared with the defaults) or prepared cells. A folder of
-        files, or several files, with raw counts are trained on as one data set.
+        files, or several files, with raw counts are trained on as one data set. May be left out with `resume`, which
+        then reads the files that the run was trained on.
     label, condition
         Categorical obs columns to condition on: the cell type, and further ones such as a treatment.
     arch, preset, codec, n_top_genes
@@ -146,6 +147,10 @@ def train(
     )  # fmt: skip
     max_time = parse_duration(max_time)
     existing = Run.open(out) if resume else None
+    if data is None:
+        if existing is None:
+            raise ConfigError("train needs cells (DATA), unless --resume continues a run.")
+        data = existing.data_files()
     if existing:
         run_config = resumed_config(existing, arch, preset, label, conditions, config, overrides)
     else:
