@@ -88,7 +88,7 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
 
 #' What a run or a file is
 #'
-#' @param path A run, its folder, or a file of cells.
+#' @param path A run, its folder, a file of cells, or a folder of runs or files.
 #' @return A list, which prints as `scdiff info` does.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' file <- tempfile(fileext = ".h5ad")

@@ -51,6 +51,22 @@ losses_of <- function(run) {
   losses[order(losses$step), , drop = FALSE]
 }
 
+#' The runs in a folder
+#'
+#' @param folder The folder that holds the runs.
+#' @return A data frame with a row for each run, newest first: how far its
+#'   training came (`state`, `steps` of `planned`), what it was trained on, the
+#'   best held-out loss, and verdict and random-forest AUC of the latest
+#'   [scdiff_evaluate()] of the run.
+#' @examplesIf scdiff_status(quiet = TRUE)$ready
+#' folder <- tempfile()
+#' run <- scdiff_train(blood, label = "cell_type", max_steps = 20, out = file.path(folder, "run"))
+#' scdiff_runs(folder)[, c("run", "state", "steps")]
+#' @export
+scdiff_runs <- function(folder = "scdiff-runs") {
+  unpack_frame(call_python("runs", folder = path_of(folder, "folder")))
+}
+
 # The folder of a run that is there.
 existing <- function(run) {
   if (!inherits(run, "scdiff_run") && !is.character(run)) {

@@ -26,7 +26,8 @@
 #'   [scdiff_evaluate()] to judge by; default none.
 #' @param holdout_by Column of which whole groups, such as donors, are left out
 #'   instead.
-#' @param resume Go on with the run in `out`, default the latest.
+#' @param resume Go on with the run in `out`, default the latest; `data` may
+#'   then be left out if the run was trained on files.
 #' @param out Folder of the run; default a new one in `scdiff-runs/`.
 #' @param device,precision Where and how to compute; default what is best here.
 #' @param devices Processes that share every batch, one a GPU or core.
@@ -44,7 +45,7 @@
 #' cells <- scdiff_sample(run, n = 50, where = list(cell_type = "Dendritic"), ddim = 5)
 #' table(cells$obs$cell_type)
 #' @export
-scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, preset = NULL, config = NULL,
+scdiff_train <- function(data = NULL, label = NULL, condition = NULL, arch = NULL, preset = NULL, config = NULL,
                          codec = NULL, n_top_genes = NULL, patch_size = NULL, hidden_size = NULL, depth = NULL,
                          num_heads = NULL, prediction_type = NULL, schedule = NULL, set = list(), max_steps = NULL,
                          max_epochs = NULL, max_time = NULL, batch_size = NULL, lr = NULL, val_fraction = NULL,
@@ -69,7 +70,10 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     device = text(device, "device"), devices = whole(devices, "devices"), precision = text(precision, "precision"),
     set = if (length(set)) set
   )
-  check_columns(data, c(label, condition, holdout_by), obs)
+  if (is.null(data) && !flag(resume, "resume")) {
+    fail("`data` is missing: give the cells to train on.")
+  }
+  check_columns(data, c(label, condition, holdout_by), obs, optional = TRUE)
   if (length(set) && (!is.list(set) || is.null(names(set)))) {
     fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
   }
@@ -77,7 +81,8 @@ scdiff_train <- function(data, label = NULL, condition = NULL, arch = NULL, pres
     as = kind_of(data), assay = assay %||% active_assay(data), label = label, conditions = as.list(c(label, condition))
   )
   path <- call_python("train",
-    data = pack_cells(data, "data", assay, obs, labels = c(label, condition, holdout_by)), origin = as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
+    data = pack_cells(data, "data", assay, obs, optional = TRUE, labels = c(label, condition, holdout_by)), 
+    origin = if (!is.null(data)) as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),
     max_time = if (!is.null(max_time)) as.character(max_time), memory = as.character(memory), resume = flag(resume, "resume"), out = path_of(out, "out"),

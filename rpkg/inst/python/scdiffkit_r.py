@@ -400,11 +400,10 @@ def preprocess(
     return cells_payload(prepared)
 
 
-def train(data: Any, origin: str, options: Payload, listener: Listener, **given: Any) -> str:
+def train(data: Any, origin: str | None, options: Payload, listener: Listener, **given: Any) -> str:
     from scdiffkit.config import load_file, training_overrides
     from scdiffkit.config.units import parse_duration
     from scdiffkit.errors import ScdiffError
-    from scdiffkit.io import atomic_write_text
     from scdiffkit.run import Run
     from scdiffkit.training.pipeline import train as fit
     from scdiffkit.training.status import TrainStatus
@@ -433,10 +432,18 @@ def train(data: Any, origin: str, options: Payload, listener: Listener, **given:
         with contextlib.suppress(ScdiffError, OSError):
             path = Run.open(given["out"]).path
             if (path / "config.yaml").stat().st_mtime >= began - 1:
-                atomic_write_text(path / ORIGIN, origin)
+                _keep_origin(path, origin)
         raise
-    atomic_write_text(run.path / ORIGIN, origin)
+    _keep_origin(run.path, origin)
     return str(run.path)
+
+
+def _keep_origin(run: Path, origin: str | None) -> None:
+    """None: a run that was resumed without cells keeps what it has."""
+    from scdiffkit.io import atomic_write_text
+
+    if origin is not None:
+        atomic_write_text(run / ORIGIN, origin)
 
 
 def origin(path: str, listener: Listener) -> str | None:
@@ -502,11 +509,15 @@ def _with_limits(verdict: Any) -> list[str]:
 def info(path: str, listener: Listener) -> str:
     import json
 
-    from scdiffkit.io import describe
-    from scdiffkit.run import Run, is_run
+    import scdiffkit
 
-    described = Run.open(path).describe() if is_run(Path(path)) else describe(path)
-    return json.dumps(described, default=str)
+    return json.dumps(scdiffkit.info(path), default=str)
+
+
+def runs(folder: str, listener: Listener) -> list[Payload]:
+    import scdiffkit
+
+    return columns(scdiffkit.runs(folder))
 
 
 def metrics(path: str, listener: Listener) -> list[Payload]:
@@ -554,5 +565,5 @@ def status() -> Payload:
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (echo, preprocess, train, origin, sample, evaluate, info, metrics, read, write, latest)
+    f.__name__: f for f in (echo, preprocess, train, origin, sample, evaluate, info, metrics, runs, read, write, latest)
 }

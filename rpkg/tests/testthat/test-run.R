@@ -71,6 +71,24 @@ test_that("training is taken up again", {
   expect_identical(max(summary(run)$checkpoints), 8L)
 })
 
+test_that("a run that was trained on a file is resumed without it, and listed", {
+  skip_if_no_python()
+  folder <- tempfile()
+  file <- scdiff_write(blood, tempfile(fileext = ".h5ad"))
+  run <- scdiff_train(file, label = "cell_type", max_steps = 4, out = file.path(folder, "run"))
+  scdiff_train(max_steps = 8, out = run$path, resume = TRUE)
+  runs <- scdiff_runs(folder)
+  expect_identical(runs[["run"]], "run")
+  expect_identical(runs$steps, 8L)
+  expect_identical(runs$state, "complete")
+  expect_identical(scdiff_info(folder)$runs[[1]]$run, "run")
+  expect_error(scdiff_train(label = "cell_type"), "`data` is missing")
+  expect_error(scdiff_runs(tempfile()), "no folder", class = "scdiffkit_file_error")
+  expect_warning(
+    scdiff_train(backed = FALSE, max_steps = 8, out = run$path, resume = TRUE), "`backed` is now `memory = \"ram\"`", fixed = TRUE
+  )
+})
+
 test_that("R's interrupt stops training and leaves a run to be taken up", {
   skip_if_no_python()
   skip_on_os("windows")
