@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
+PYTHON = {"true": "True", "false": "False"}
 FLAGS = ("resume", "force")
 VALUES = "auto|count|disk|gene|median|outer|seurat|small"  # that messages give to options, beside numbers
 
@@ -20,7 +21,7 @@ def in_python(text: str) -> str:
         return text
     text = re.sub(r"scdiff train DATA --resume --out ([^\s`]+)", r"scdiffkit.train(data, out='\1', resume=True)", text)
     text = re.sub(r"\bscdiff ([a-z]+)\b( DATA)?", r"scdiffkit.\1(...)", text)
-    text = re.sub(r"--set ([\w.]+)=([\w.]*\w)", lambda m: f"`overrides={{{m[1]!r}: {m[2].capitalize()}}}`", text)
+    text = re.sub(r"--set ([\w.]+)=([\w.]*\w)", lambda m: f"`overrides={{{m[1]!r}: {PYTHON.get(m[2], m[2])}}}`", text)
 
     def keyword(found: re.Match[str]) -> str:
         name, value = found[1].replace("-", "_"), found[2]

@@ -1,6 +1,7 @@
 """Settings come from preset, file and command line in that order; what nobody reads is refused by name."""
 
 import pytest
+import yaml
 
 from scdiffkit.config import (
     CODEC_NAMES,
@@ -15,7 +16,13 @@ from scdiffkit.config import (
     sampler_options,
 )
 from scdiffkit.config.units import parse_bytes
-from scdiffkit.errors import ConfigError
+from scdiffkit.errors import ConfigError, wording
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_shell():
+    with wording(str):
+        yield
 
 
 def archs(preset, codec=None):
@@ -257,5 +264,16 @@ def test_amounts_of_memory(text, value):
 
 @pytest.mark.parametrize("text", ["lots", "-1G", "0", ""])
 def test_amounts_that_are_none(text):
-    with pytest.raises(ConfigError, match="not an amount of memory"):
+    with pytest.raises(ConfigError, match="nor an amount of memory"):
         parse_bytes(text)
+
+
+def test_settings_that_came_later_do_not_change_the_id_of_a_run_until_they_are_set():
+    """Ids, and with them names and random numbers of cells, are those of versions that had none of these settings."""
+    usual = build_run_config("small", "dit", {}, {})
+    for config in (usual, build_run_config("scrdit", "dit", {}, {})):
+        assert not {"tails_steps", "folds", "warmup_steps"} & set(yaml.safe_load(config.identity())["codec"])
+    longer = build_run_config("small", "dit", {}, {"codec.tails_steps": 20})
+    assert yaml.safe_load(longer.identity())["codec"]["tails_steps"] == 20
+    assert longer.identity() != usual.identity()
+    assert yaml.safe_load(usual.to_yaml())["codec"]["tails_steps"] == 150

@@ -14,15 +14,7 @@ from scdiffkit.codecs.likelihood import (
 )
 from scdiffkit.config import CountCodecConfig
 
-HALF_INFORMED = 0.4  # counts a cell of the gene whose weights' prior variance is half that of the best seen genes
-CONDITION_PRIOR = 0.3  # variance of a condition's shift of a gene's log rate
-SLOPE_PRIOR = 0.1  # variance over genes of the power with which dispersion follows the expected count
-# counts a cell, of genes for which they can be told; runs rely on them
-DISPERSION_MIN_COUNTS = 0.02
-TAILS_MIN_COUNTS = 0.2
 TAILS_START = ((-3.0, 0.0, -3.0), (-1.2, 0.0, 0.8))  # log odds, and log levels, of the low, usual and high cells
-TAILS_PRIOR = (4.0, 0.5)  # variances of both
-INITIAL_DISPERSION = 10.0
 
 
 class Autoencoder(nn.Module):
@@ -45,7 +37,7 @@ class Autoencoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_genes))
         columns = num_categories if config.condition_decoder else []
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, num_genes)) for n in columns])
-        self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(INITIAL_DISPERSION)))
+        self.log_dispersion = nn.Parameter(torch.full((num_genes,), math.log(config.dispersion_start)))
         self.dispersion_slope = nn.Parameter(torch.zeros(num_genes))
         odds, levels = torch.tensor(TAILS_START)
         self.tail_odds = nn.Parameter(odds.repeat(num_genes, 1))
@@ -78,14 +70,14 @@ class Autoencoder(nn.Module):
         if self.config.likelihood == "poisson":
             return None
         usual = F.log_softmax(self.bias, dim=0).detach() + self.log_size[0]  # log expected count of the average cell
-        genes = (self.mean_count >= DISPERSION_MIN_COUNTS).nonzero()[:, 0]
+        genes = (self.mean_count >= self.config.dispersion_min_counts).nonzero()[:, 0]
         return Dispersion(genes, self.log_dispersion[genes], self.dispersion_slope[genes], usual[genes])
 
     def tails(self) -> Tails | None:
-        """How the genes that have tails scatter beyond the negative binomial."""
-        if self.config.likelihood == "poisson":
+        """How the genes that have tails scatter beyond the negative binomial; None where none are learnt."""
+        if self.config.likelihood == "poisson" or self.config.tails_steps == 0:
             return None
-        genes = (self.mean_count >= TAILS_MIN_COUNTS).nonzero()[:, 0]
+        genes = (self.mean_count >= self.config.tails_min_counts).nonzero()[:, 0]
         log_weights = F.log_softmax(self.tail_odds[genes], dim=1)
         log_factors = self.tail_levels[genes]
         log_factors = log_factors - torch.logsumexp(log_weights + log_factors, dim=1, keepdim=True)
@@ -94,14 +86,16 @@ class Autoencoder(nn.Module):
     def penalty(self) -> Tensor:
         """Minus the log of the Gaussian priors of the decoder's weights, to a constant."""
         # Genes seen too rarely say little of how they vary.
-        informed = (self.mean_count / (self.mean_count + HALF_INFORMED)).clamp(min=0.01)
-        total = (self.output.weight.square().sum(1) / (2 * self.config.weight_prior * informed)).sum()
+        c = self.config
+        informed = (self.mean_count / (self.mean_count + c.informed_counts)).clamp(min=0.01)
+        total = (self.output.weight.square().sum(1) / (2 * c.weight_prior * informed)).sum()
         total = total + self.slope_penalty()
-        return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * CONDITION_PRIOR)
+        return total + sum((s.square().sum() for s in self.shifts), total.new_zeros(())) / (2 * c.condition_prior)
 
     def slope_penalty(self) -> Tensor:
         """The same of the dispersions' slopes, each about all genes' mean."""
-        return (self.dispersion_slope - self.dispersion_slope.mean()).square().sum() / (2 * SLOPE_PRIOR)
+        variance = self.config.dispersion_slope_prior
+        return (self.dispersion_slope - self.dispersion_slope.mean()).square().sum() / (2 * variance)
 
 
 def _layer(n_in: int, n_out: int) -> list[nn.Module]:

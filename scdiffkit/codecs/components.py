@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError
 
-FOLDS = 5
-NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..FOLDS
-MAX_COMPONENTS = 24
-REPRODUCIBLE = 0.5  # a component whose spread shrinks below this share in unseen cells is noise
+NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..folds
 # with which there is a component that leaves out a fold
 FEWEST_CELLS = 3
 FEWEST_GENES = 2
@@ -20,17 +18,20 @@ FEWEST_GENES = 2
 class CrossFittedPCA:
     """Principal components of log-normalised cells (n, G), and those of models that left out a fold (n,) each.
 
-    loadings (FOLDS + 1, G, K) and offsets (FOLDS + 1, K): components = values @ loadings - offsets. Index 0 is the fit
+    Settings: config.latent_dim, or at most config.max_latent_dim; a component whose spread shrinks below
+    config.min_reproducible in unseen cells is noise. fold: 1..config.folds.
+
+    loadings (folds + 1, G, K) and offsets (folds + 1, K): components = values @ loadings - offsets. Index 0 is the fit
     to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
     """
 
-    def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, components: int | None, seed: int) -> None:
+    def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, config: CountCodecConfig, seed: int) -> None:
         n, genes = values.shape
-        limit = max(1, min(components or MAX_COMPONENTS, genes - 1, int(0.8 * n) - 1))
+        limit = max(1, min(config.latent_dim or config.max_latent_dim, genes - 1, int(0.8 * n) - 1))
         full, center = _principal_axes(values, limit, seed)  # (G, K), (G,)
         unseen = np.zeros((n, full.shape[1]))
         fits = [(full, center)]
-        for k in range(1, FOLDS + 1):
+        for k in range(1, config.folds + 1):
             axes, mean = _principal_axes(values[fold != k], full.shape[1], seed)
             u, _, vt = np.linalg.svd(axes.T @ full)
             axes = axes @ (u @ vt)
@@ -40,8 +41,8 @@ class CrossFittedPCA:
         spread = np.maximum(unseen.std(axis=0), 1e-6)
         self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
         kept = full.shape[1]
-        if components is None:  # up to the first that is noise
-            noise = np.flatnonzero(self.share_of_spread < REPRODUCIBLE)
+        if config.latent_dim is None:  # up to the first that is noise
+            noise = np.flatnonzero(self.share_of_spread < config.min_reproducible)
             kept = max(2, int(noise[0])) if len(noise) else kept
             kept = min(kept, full.shape[1])
         self.components = kept
@@ -72,6 +73,6 @@ def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.nd
     return pca.components_.T, np.asarray(pca.mean_).ravel()
 
 
-def assign_folds(n: int) -> np.ndarray:
-    """The fold, 1..FOLDS, of each of n training cells in their order."""
-    return np.arange(n) % FOLDS + 1
+def assign_folds(n: int, folds: int) -> np.ndarray:
+    """The fold, 1..folds, of each of n training cells in their order."""
+    return np.arange(n) % folds + 1

@@ -72,8 +72,11 @@ class Codec(Protocol):
         generator: torch.Generator | None = None,
         fold: Tensor | None = None,
     ) -> Tensor:
-        """x0 (B, D), drawn where it does not follow from the cell. fold (B,): of training cells, for codecs that
-        cross-fit."""
+        """x0 (B, D), drawn where it does not follow from the cell. fold (B,): of training cells, see `folds`."""
+        ...
+
+    def folds(self, n: int) -> np.ndarray | None:
+        """The fold of each of n training cells in their order, of a codec that cross-fits."""
         ...
 
     def decode(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from scdiffkit.codecs.autoencoder import TAILS_MIN_COUNTS, Autoencoder
+from scdiffkit.codecs.autoencoder import Autoencoder
 from scdiffkit.codecs.components import (
     FEWEST_CELLS,
     FEWEST_GENES,
@@ -45,8 +45,7 @@ from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
 
 log = logging.getLogger("scdiffkit")
-MAX_CELLS_FOR_COMPONENTS = 20_000
-BEYOND_SAMPLE = 1.5  # times the range of x0 among so many: cells of rare types lie further out
+BEYOND_SAMPLE = 1.5  # times the range of x0 among config.max_pca_cells: cells of rare types lie further out
 OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # the codec's tensors in its state
     "net.loadings": "loadings",
     "net.offsets": "offsets",
@@ -81,7 +80,7 @@ class CountCodec:
         self.mean = self.std = torch.empty(0)  # of x0's coordinates before standardising, (D,)
         self.lowest = self.highest = torch.empty(0)  # of x0 among the training cells, (D,)
         self.sizes = torch.zeros(2)  # median and largest library size
-        self.loadings = self.offsets = torch.empty(0)  # of the principal components, (FOLDS + 1, G, K), (FOLDS + 1, K)
+        self.loadings = self.offsets = torch.empty(0)  # of the principal components, (folds + 1, G, K), (folds + 1, K)
         self.net: Autoencoder | None = None
         if self.latent_dim:
             self.net = self._new_net()
@@ -129,15 +128,15 @@ class CountCodec:
                 f"{len(rows)} training cells x {self.num_genes} genes: the count codec needs at least {FEWEST_CELLS} "
                 f"cells and {FEWEST_GENES} genes. Give more cells, hold fewer out (--val-fraction), or filter less."
             )
-        sampled = np.arange(len(rows))
-        if len(rows) > MAX_CELLS_FOR_COMPONENTS:
-            sampled = np.random.default_rng([seed, 5]).choice(len(rows), MAX_CELLS_FOR_COMPONENTS, replace=False)
+        sampled, folds = np.arange(len(rows)), self.folds(len(rows))
+        if len(rows) > c.max_pca_cells:
+            sampled = np.random.default_rng([seed, 5]).choice(len(rows), c.max_pca_cells, replace=False)
             sampled.sort()
         values = self._log_normalised(cells, rows[sampled])
         check_variation(values)
         totals = torch.from_numpy(_sums(cells.counts, rows))
         log.info("count codec: principal components of %d of %d training cells", len(sampled), len(rows))
-        spectral = CrossFittedPCA(values, assign_folds(len(rows))[sampled], c.latent_dim, seed)
+        spectral = CrossFittedPCA(values, folds[sampled], c, seed)
         if c.latent_dim and spectral.components < c.latent_dim:
             warn(
                 f"codec.latent_dim {c.latent_dim} is more than {len(rows)} training cells and {self.num_genes} genes "
@@ -153,7 +152,7 @@ class CountCodec:
             torch.manual_seed(seed)
             net = Autoencoder(c, self.num_genes, self.latent_dim, self.num_categories)
         self.loadings, self.offsets = spectral.loadings, spectral.offsets
-        components = self._projected(values, assign_folds(len(rows))[sampled])
+        components = self._projected(values, folds[sampled])
         del values
         with torch.no_grad():
             net.bias.copy_(((totals + 0.5) / (totals + 0.5).sum()).log())
@@ -165,7 +164,7 @@ class CountCodec:
         fit = AutoencoderFit(c, net, self.components, cells, rows, seed, device)
         fit.train(val_rows, on_step)
         net.requires_grad_(False).eval()
-        if c.likelihood == "nb" and (net.mean_count >= TAILS_MIN_COUNTS).any():
+        if c.likelihood == "nb" and c.tails_steps and (net.mean_count >= c.tails_min_counts).any():
             fit.tails()
         self._standardise(components, cells.library_size[rows[sampled]], cells.library_size[rows], device)
 
@@ -223,7 +222,7 @@ class CountCodec:
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, D) of x0 given a cell; the library size is known, its deviation 0.
 
-        fold (B,): of a training cell, see `assign_folds`; None for cells that were not in training.
+        fold (B,): of a training cell, see `folds`; None for cells that were not in training.
         """
         of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
         rows = sparse.csr_matrix(counts.cpu().numpy())
@@ -233,7 +232,7 @@ class CountCodec:
         self, cells: CellSource, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same of all the training cells `rows`, in order, a block at a time."""
-        folds, done = assign_folds(len(rows)), 0
+        folds, done = self.folds(len(rows)), 0
         for part in batches(cells, rows):
             components = self.components(part.counts[:], part.library_size, folds[done : done + len(part)])
             yield self._posterior(components, torch.from_numpy(part.library_size), device)
@@ -262,6 +261,9 @@ class CountCodec:
         fold (B,): of training cells, as for `posterior`; without it they lie further out than cells never seen.
         """
         return _draw(*self.posterior(counts, library_size, codes, fold), generator)
+
+    def folds(self, n: int) -> np.ndarray:
+        return assign_folds(n, self.config.folds)
 
     def library_size(self, x0: Tensor) -> Tensor:
         """The library sizes (B,) that x0 (B, D) tells."""

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from scdiffkit.codecs.autoencoder import TAILS_PRIOR, Autoencoder
+from scdiffkit.codecs.autoencoder import Autoencoder
 from scdiffkit.codecs.components import NEVER_SEEN, assign_folds
 from scdiffkit.codecs.contract import OnStep
 from scdiffkit.codecs.likelihood import mixture_negative_log_likelihood, negative_log_likelihood
@@ -22,12 +22,6 @@ from scdiffkit.errors import DataError
 from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
-MAX_VAL_CELLS = 2048
-TAILS_STEPS = 150
-TAILS_BATCH = 128
-TAILS_LR = 0.05
-CONDITION_DROPOUT = 0.1
-DISPERSION_LR = 20.0  # times the weights': too slow, and every gene ends over-dispersed
 
 Components = Callable[[sparse.csr_matrix, np.ndarray, np.ndarray], Tensor]  # of counts, library sizes and folds
 
@@ -65,25 +59,25 @@ class AutoencoderFit:
         weights = [p for name, p in net.named_parameters() if name not in noise]
         groups = [{"params": weights, "scale": 1.0}]
         if c.likelihood == "nb":
-            groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": DISPERSION_LR})
+            groups.append({"params": [net.log_dispersion, net.dispersion_slope], "scale": c.dispersion_lr_scale})
         optimizer = torch.optim.Adam(groups, lr=c.lr, fused=True)
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        held_out = cells.take(val_rows[:: max(1, math.ceil(len(val_rows) / MAX_VAL_CELLS))])
+        held_out = cells.take(val_rows[:: max(1, math.ceil(len(val_rows) / c.max_val_cells))])
         best: tuple[float, int, dict[str, Tensor]] | None = None
         shuffled = self._shuffled(c.batch_size, 3)
         for step in range(1, c.max_steps + 1):
             batch = next(shuffled)
-            hidden = torch.rand(batch.codes.shape, generator=generator, device=batch.codes.device) < CONDITION_DROPOUT
+            hidden = torch.rand(batch.codes.shape, generator=generator, device=batch.codes.device) < c.condition_dropout
             batch = batch._replace(codes=batch.codes.masked_fill(hidden, 0))
-            warm = min(1.0, step / 50)
-            progress = step / c.max_steps
+            warm = min(1.0, step / c.warmup_steps)
+            progress, fall = step / c.max_steps, (1 - c.final_lr) / 2
             for group in optimizer.param_groups:
-                group["lr"] = c.lr * group["scale"] * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = c.lr * group["scale"] * warm * (c.final_lr + fall * (1 + math.cos(math.pi * progress)))
             optimizer.zero_grad()
             nll, kl = self._elbo(batch, generator)
             loss = nll + c.kl_weight * kl + net.penalty() / len(rows)
             loss.backward()
-            nn.utils.clip_grad_norm_(weights, 50.0)
+            nn.utils.clip_grad_norm_(weights, c.grad_clip)
             optimizer.step()
             validate = step % c.val_every_steps == 0 or step == c.max_steps
             if not validate and not (on_step and step % 10 == 0):
@@ -106,13 +100,13 @@ class AutoencoderFit:
 
     def tails(self) -> None:
         """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
-        net = self.net
+        c, net = self.config, self.net
         generator = torch.Generator(self.device).manual_seed(self.seed)
         learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
         start = [p.detach().clone() for p in learnt]
         optimizer = torch.optim.Adam(learnt, betas=(0.9, 0.99), fused=True)
-        shuffled = self._shuffled(TAILS_BATCH, 6)
-        for step in range(TAILS_STEPS):
+        shuffled = self._shuffled(c.tails_batch_size, 6)
+        for step in range(c.tails_steps):
             batch = next(shuffled)
             with torch.no_grad():
                 rates, *_ = self._rates(batch, generator)
@@ -123,9 +117,9 @@ class AutoencoderFit:
             assert tails is not None
             nll = mixture_negative_log_likelihood(batch.counts, rates, dispersion, tails).mean()
             prior = net.slope_penalty()
-            for p, p0, variance in zip(learnt[2:], start[2:], TAILS_PRIOR, strict=True):
+            for p, p0, variance in zip(learnt[2:], start[2:], (c.tails_odds_prior, c.tails_level_prior), strict=True):
                 prior = prior + (p - p0).square().sum() / (2 * variance)
-            optimizer.param_groups[0]["lr"] = TAILS_LR * (0.04 + 0.5 * (1 + math.cos(math.pi * step / TAILS_STEPS)))
+            optimizer.param_groups[0]["lr"] = c.tails_lr * (0.04 + 0.5 * (1 + math.cos(math.pi * step / c.tails_steps)))
             optimizer.zero_grad()
             (nll + prior / len(self.rows)).backward()
             optimizer.step()
@@ -135,7 +129,7 @@ class AutoencoderFit:
 
     def _shuffled(self, batch_size: int, stream: int) -> Generator[Batch]:
         """Endless batches of training cells in random order, the next made while one is worked on."""
-        folds = assign_folds(len(self.rows))
+        folds = assign_folds(len(self.rows), self.config.folds)
         shuffled = self.cells.shuffled(self.rows, batch_size, [self.seed, stream])
         return prefetch(self._batch(part, folds[places]) for places, part in shuffled)
 

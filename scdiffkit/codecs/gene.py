@@ -132,6 +132,9 @@ class GeneCodec:
         y = self._negate_zeros(self._log_normalise(counts, library_size))
         return (y[:, self.order] - self.mean) / self.std
 
+    def folds(self, n: int) -> None:
+        return None
+
     def decode(
         self,
         x0: Tensor,

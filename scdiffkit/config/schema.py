@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from scdiffkit.config.base import _Config
+from scdiffkit.config.codecs import FIRST_OF_CODEC, CountCodecConfig, GeneCodecConfig
 from scdiffkit.errors import ConfigError, did_you_mean
 
 Arch = Literal["dit", "whitebox", "unet"]
@@ -18,10 +20,6 @@ PredictionType = Literal["eps", "v", "x0"]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
 HOLDOUT = 0.2  # share of the groups that are left out, unless told
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class PreprocessConfig(_Config):
@@ -46,39 +44,6 @@ class PreprocessConfig(_Config):
         if (self.hvg_flavor == "list") != (self.genes is not None):
             raise ValueError("a list of genes and hvg_flavor 'list' go together: give both or neither")
         return self
-
-
-class GeneCodecConfig(_Config):
-    """The papers' codec: log-normalised values of the chosen genes, zeros replaced by -zero_negation."""
-
-    name: Literal["gene"] = "gene"
-    zero_negation: float = Field(10.0, ge=0, description="zeros become minus this; 0 leaves them")
-    zero_threshold: float | None = Field(
-        None, description="values below are exact zeros after sampling; default: half way up the gap"
-    )
-    scale: bool = Field(True, description="centre and divide by one global constant each")
-    gene_order: Literal["data", "correlation"] = Field(
-        "data", description="'correlation' puts co-expressed genes into one patch"
-    )
-
-
-class CountCodecConfig(_Config):
-    """Autoencoder with a count likelihood: integer counts of all genes, described by a few coordinates."""
-
-    name: Literal["count"] = "count"
-    likelihood: Literal["nb", "poisson"] = Field("nb", description="negative binomial, or Poisson")
-    latent_dim: int | None = Field(
-        None, ge=1, le=256, description="latent coordinates; None: as many as unseen cells bear out, at most 24"
-    )
-    hidden_size: int = Field(128, ge=8, description="width of the encoder's and decoder's hidden layers")
-    condition_decoder: bool = Field(True, description="conditions shift the genes' log rates in the decoder")
-    kl_weight: float = Field(1.0, ge=0, description="weight of the latent coordinates' KL divergence")
-    weight_prior: float = Field(3e-3, gt=0, description="prior variance of the decoder's weights; smaller is smoother")
-    max_steps: int = Field(600, ge=1)
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(2e-3, gt=0)
-    val_every_steps: int = Field(50, ge=1)
-    patience: int = Field(4, ge=1, description="stop after so many validations without a lower held-out loss")
 
 
 class _TransformerConfig(_Config):
@@ -344,6 +309,16 @@ class RunConfig(_Config):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def identity(self) -> str:
+        """What tells this configuration from others, for the id of a run: settings that came later, and are as they
+        always were, are left out, so that ids stay."""
+        values = self.to_dict()
+        defaults = type(self.codec)().model_dump(mode="json")
+        values["codec"] = {
+            key: value for key, value in values["codec"].items() if key in FIRST_OF_CODEC or value != defaults[key]
+        }
+        return yaml.safe_dump(values, sort_keys=False)
 
 
 C = TypeVar("C", bound=_Config)

@@ -12,7 +12,6 @@ import torch
 from scipy import sparse
 
 from scdiffkit.codecs import Codec
-from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
 from scdiffkit.metrics import in_space
@@ -75,12 +74,12 @@ def codec_auc(
         return None
     n = min(len(val_rows), MAX_CELLS_FOR_AUC, len(rows) // 2)
     generator = torch.Generator().manual_seed(seed)
-    draws = []
+    draws, folds = [], codec.folds(len(rows))
     for draw in range(AUC_DRAWS):
         rng = np.random.default_rng([seed, 4, draw])
         places = rng.choice(len(rows), 2 * n, replace=False)
         held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
-        draws.append((held_out, rows[seen], assign_folds(len(rows))[seen], rows[places[n:]]))
+        draws.append((held_out, rows[seen], None if folds is None else folds[seen], rows[places[n:]]))
     known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
     cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
 

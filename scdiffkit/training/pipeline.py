@@ -249,7 +249,7 @@ def _new_run(
         auc = codec_auc(codec, cells, train_rows, val_rows, run_config.seed, until)
     data_id = training_set.fingerprint(run_config)
     provenance = {
-        "run_id": fingerprint(run_config.to_yaml(), data_id),
+        "run_id": fingerprint(run_config.identity(), data_id),
         "data": {
             "source": training_set.source or "memory",
             "fingerprint": data_id,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import scdiffkit
 from scdiffkit import codecs
 from scdiffkit.cli import app
-from scdiffkit.codecs import autoencoder, components, count, fitting
+from scdiffkit.codecs import count
 from scdiffkit.codecs.components import assign_folds
 from scdiffkit.config import CountCodecConfig, SampleConfig, make
 from scdiffkit.data.cells import TrainingCells
@@ -103,7 +103,7 @@ def test_a_power_with_which_dispersion_follows_the_mean_is_recovered():
     assert np.median(theta / true) == pytest.approx(1, rel=0.15)
 
 
-def test_tails_are_recovered(monkeypatch):
+def test_tails_are_recovered():
     """Every gene has six times the usual level in one cell of 25; a negative binomial alone cannot tell of it."""
     rng = np.random.default_rng(0)
     kind, rates = np.arange(400) % 2, np.exp(rng.normal(0, 0.5, (2, 60)))
@@ -112,9 +112,7 @@ def test_tails_are_recovered(monkeypatch):
     cells = cells_of(rng.negative_binomial(8, 8 / (8 + means * level)), kind[:, None] + 1)
 
     def zeros_and_far(fewest):
-        for module in (count, autoencoder):
-            monkeypatch.setattr(module, "TAILS_MIN_COUNTS", fewest)
-        codec = fitted(cells, max_steps=150, latent_dim=2)
+        codec = fitted(cells, max_steps=150, latent_dim=2, tails_min_counts=fewest, tails_steps=150)
         tails = codec.net.tails()
         np.testing.assert_allclose((tails.log_weights + tails.log_factors).exp().sum(1), 1, rtol=1e-5)  # mean factor
         counts, sizes, codes = cells.batch(np.arange(400))
@@ -125,11 +123,17 @@ def test_tails_are_recovered(monkeypatch):
         return np.array([(counts == 0).mean(), (counts > np.maximum(4 * means, 5)).mean()])
 
     real = of(cells.counts.toarray())
-    with_tails, without = zeros_and_far(count.TAILS_MIN_COUNTS), zeros_and_far(np.inf)
+    with_tails, without = zeros_and_far(0.2), zeros_and_far(1e9)
     np.testing.assert_allclose(with_tails, real, rtol=0.12)
     assert (np.abs(without / real - 1) > 0.2).all()
     assert without[0] > real[0]
     assert without[1] < real[1]
+
+
+def test_without_steps_there_are_no_tails(known):
+    cells = known[0]
+    assert fitted(cells, max_steps=5, tails_steps=0).net.tails() is None
+    assert fitted(cells, max_steps=5, tails_steps=1).net.tails() is not None
 
 
 def test_means_of_the_types_are_recovered(known, recovered):
@@ -160,7 +164,7 @@ def test_variances_and_zeros_are_recovered(known, recovered):
 def test_x0_of_training_cells_is_standardised(known, recovered):
     codec, x0, _ = recovered
     counts, sizes, codes = known[0].batch(np.arange(600))
-    fold = torch.from_numpy(assign_folds(600))
+    fold = torch.from_numpy(assign_folds(600, 5))
     draws = [codec.encode(counts, sizes, codes, fold=fold, generator=generator(i)) for i in range(20)]
     encoded = torch.stack(draws).flatten(0, 1)
     assert encoded.shape == (20 * 600, codec.dim)
@@ -214,17 +218,16 @@ def test_many_cells_decode_in_parts(known, recovered, monkeypatch):
 # cross-fitting
 
 
-@pytest.mark.parametrize("most", [count.MAX_CELLS_FOR_COMPONENTS, 150])  # the second: components of a part of the cells
-def test_training_cells_are_encoded_like_unseen_ones(monkeypatch, most):
-    monkeypatch.setattr(count, "MAX_CELLS_FOR_COMPONENTS", most)
+@pytest.mark.parametrize("most", [20_000, 150])  # the second: components of a part of the cells
+def test_training_cells_are_encoded_like_unseen_ones(most):
     rng = np.random.default_rng(0)
     n, genes = (150 if most > 150 else 300), 300
     shares = rng.dirichlet(np.full(genes, 3.0)) * np.exp(0.1 * rng.normal(size=(2, genes)))  # two types, hardly
     counts = rng.poisson(400 * shares[rng.integers(0, 2, n + 1000)])
     cells = cells_of(counts)
-    codec = fitted(cells, np.arange(n), latent_dim=8, max_steps=5)
+    codec = fitted(cells, np.arange(n), latent_dim=8, max_steps=5, max_pca_cells=most)
     training = cells.batch(np.arange(n))
-    fold = torch.from_numpy(assign_folds(n))
+    fold = torch.from_numpy(assign_folds(n, 5))
 
     def spread(batch, fold=None):
         return codec.posterior(*batch, fold=fold)[0][:, :-1].std(0).mean().item()
@@ -236,14 +239,13 @@ def test_training_cells_are_encoded_like_unseen_ones(monkeypatch, most):
     assert spread(training) > (1.4 if most > 150 else 1.2) * unseen
 
 
-def test_moments_of_a_part_of_the_cells_leave_room_for_all(monkeypatch):
-    monkeypatch.setattr(count, "MAX_CELLS_FOR_COMPONENTS", 200)
+def test_moments_of_a_part_of_the_cells_leave_room_for_all():
     counts = noise(2000, 50)
     counts[::400] *= 20  # five cells far deeper than the others
     cells = cells_of(counts)
     rows = np.arange(2000)
-    codec = fitted(cells, rows, max_steps=5)
-    x0 = codec.encode(*cells.batch(rows), fold=torch.from_numpy(assign_folds(2000)), generator=generator())
+    codec = fitted(cells, rows, max_steps=5, max_pca_cells=200)
+    x0 = codec.encode(*cells.batch(rows), fold=torch.from_numpy(assign_folds(2000, 5)), generator=generator())
     low, high = codec.bounds
     assert low < x0.min()
     assert high > x0.max()
@@ -256,7 +258,7 @@ def test_all_folds_mean_the_same_by_a_coordinate(known):
     codec = fitted(cells, np.arange(600), max_steps=5)
     unseen = cells.batch(np.arange(600, 700))
     everything = codec.posterior(*unseen)[0]
-    for k in range(1, components.FOLDS + 1):
+    for k in range(1, codec.config.folds + 1):
         left_out = codec.posterior(*unseen, fold=torch.full((100,), k))[0]
         for axis in range(2):  # three types: two coordinates that matter
             assert np.corrcoef(left_out[:, axis], everything[:, axis])[0, 1] > 0.95
@@ -376,7 +378,7 @@ def test_every_step_has_a_whole_batch():
     codec = codecs.build(make(CountCodecConfig, **QUICK, batch_size=30), num_genes=40, target_sum=TARGET)
     codec.fit(Watched(cells.counts, cells.library_size, cells.codes), np.arange(12), np.arange(0))
     # Others: none held out, all cells, to look at, and batches to fit tails to.
-    steps = [times for times in seen if times.sum() not in (0, 12, fitting.TAILS_BATCH)]
+    steps = [times for times in seen if times.sum() not in (0, 12, codec.config.tails_batch_size)]
     assert len(steps) in (40, 41)  # one more may be under way
     assert all(times.sum() == 30 for times in steps)
     often = np.sum(steps, axis=0)
