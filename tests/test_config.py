@@ -253,7 +253,7 @@ def test_a_file_that_is_not_yaml_or_not_there(tmp_path):
 
 @pytest.mark.parametrize("key", ["n_top_genes", "hvg_flavor", "genes", "batch_key"])
 def test_choosing_genes_is_refused_where_all_are_modelled(key):
-    with pytest.raises(ConfigError, match="only with `codec='gene'`"):
+    with pytest.raises(ConfigError, match="only with --codec gene"):
         build_run_config(overrides={f"preprocess.{key}": "cv", "codec.name": "count"})
 
 
