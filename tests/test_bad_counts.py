@@ -166,7 +166,7 @@ def test_hardly_any_cells(tiny, tmp_path, val_fraction, held_out):
         run = fit(few.copy(), tmp_path / "run", **{"train.val_fraction": val_fraction})
     [message] = [str(w.message) for w in said if "few training cells" in str(w.message)]
     assert "cell_type=B" not in message
-    assert ("--val-fraction 0" in message) == bool(held_out)
+    assert ("`val_fraction=0`" in message) == bool(held_out)
     assert_usable(run, draw(run))
     drawn = draw(run, where={"cell_type": "T"}, config={"library_size": 77})
     assert (drawn.obs["total_counts"] == 77).all()
@@ -227,7 +227,7 @@ def test_library_sizes_far_beyond_the_data(run, tiny):
     [
         ({"cell_type": "Mon"}, DataError, "never seen cell_type='Mon'; did you mean 'Mono'"),
         ({"cell_type": "B", "donor": "d3"}, DataError, "never seen donor='d3'"),
-        ({"cell_type": "B", "sex": "f"}, DataError, "--condition sex"),
+        ({"cell_type": "B", "sex": "f"}, DataError, "`condition` sex"),
         ({"cell_type": "B", "donor": []}, ConfigError, "no value of 'donor'"),
     ],
 )
@@ -245,8 +245,11 @@ def test_combinations_that_cannot_be_formed(run, where, error, said):
         ({"overrides": {"codec.zero_negation": 1}}, "'zero_negation' is not read by codec 'count'"),
         ({"overrides": {"codec.name": "gene", "codec.latent_dim": 8}}, "'latent_dim' is not read by codec 'gene'"),
         ({"overrides": {"codec.max_epochs": 8}}, "'max_epochs' is not read by codec 'count'; did you mean 'max_steps'"),
-        ({"overrides": {"diffusion.output": "spike-slab"}}, "'spike-slab' is read only with --codec gene"),
-        ({"preset": "scrdit", "overrides": {"codec.name": "count"}}, "'scrdit' has no values for --codec count.*small"),
+        ({"overrides": {"diffusion.output": "spike-slab"}}, "'spike-slab' is read only with `codec='gene'`"),
+        (
+            {"preset": "scrdit", "overrides": {"codec.name": "count"}},
+            "has no values for `codec='count'`.*small",
+        ),
         ({"overrides": {"codec.name": "counts"}}, "no codec 'counts'; did you mean 'count'"),
         ({"overrides": {"codec.latent_dim": 0}}, "latent_dim"),
     ],

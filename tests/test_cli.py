@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 
 import scdiffkit
 from scdiffkit.cli import app
-from scdiffkit.cli.console import parse_cfg_scale, progress, seconds, setup_logging
+from scdiffkit.cli.console import parse_cfg_scale, progress, setup_logging
 from scdiffkit.config import ARCHS, CODEC_NAMES, PreprocessConfig, SampleConfig, build_run_config, presets
 from scdiffkit.config.units import parse_duration
 from scdiffkit.errors import ConfigError
+from scdiffkit.runtime.progress import seconds
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
 TINY = ["--max-steps", "20", "--batch-size", "16", "--hidden-size", "32", "--depth", "1", "--patch-size", "20"]
@@ -393,7 +394,7 @@ def test_seconds_read_well():
 def test_time_left_is_that_of_the_stage_at_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """A codec of 600 slow steps says nothing of how fast the diffusion's 1500 are."""
     now = 0.0
-    monkeypatch.setattr("scdiffkit.cli.console.time.monotonic", lambda: now)
+    monkeypatch.setattr("scdiffkit.runtime.progress.time.monotonic", lambda: now)
     setup_logging()
     with progress("training") as update:
         for step in range(1, 601):

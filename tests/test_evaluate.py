@@ -201,7 +201,7 @@ def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     few_genes = synthetic[:, np.argsort(tiny.X.toarray().sum(axis=0))[:100]].copy()  # in which cells are more alike
     with warnings.catch_warnings(record=True) as said:
         assert evaluate(held_out, few_genes, train=train).n_cells == 60
-    assert not any("also in --train" in str(w.message) for w in said)
+    assert not any("also in `train`" in str(w.message) for w in said)
     train.var_names = [f"other{i}" for i in range(train.n_vars)]
     with pytest.raises(DataError, match="no gene in common"):
         evaluate(held_out, synthetic, train=train)

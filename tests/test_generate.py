@@ -178,13 +178,13 @@ def test_a_run_without_conditions(tiny, tmp_path):
         ({"where": {"celltype": "B"}}, DataError, "did you mean 'cell_type'"),
         ({"where": {"cell_type": ["B", "B"]}}, ConfigError, "more than once"),
         ({"config": {"cfg_scale": {"celltype": 2}}}, DataError, "did you mean 'cell_type'"),
-        ({"config": {"library_size": 500}}, ConfigError, "--codec count"),
-        ({"config": {"library_size": "median"}}, ConfigError, "the gene codec .* --codec count"),
+        ({"config": {"library_size": 500}}, ConfigError, "`codec='count'`"),
+        ({"config": {"library_size": "median"}}, ConfigError, "the gene codec .* `codec='count'`"),
         ({"n": 0}, ConfigError, "at least 1"),
         ({"config": {"steps": 1001}}, ConfigError, r"1\.\.1000"),
         ({"config": {"steps": None, "speedup": 2000}}, ConfigError, "more than the run's T"),
         ({"config": {"device": "cuda:77"}}, ConfigError, "no device"),
-        ({"config": {"devices": 9999, "device": "cpu"}}, ConfigError, r"--devices 9999 is more than the \d+ processor"),
+        ({"config": {"devices": 9999, "device": "cpu"}}, ConfigError, r"`devices=9999` is more than the \d+ processor"),
         ({"config": {"devices": 2, "device": "cuda:77"}}, ConfigError, "no device"),
     ],
 )
@@ -520,7 +520,7 @@ def test_gpus_are_counted(run, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for config, message in (
         ({"devices": 3}, "has 2 cuda devices"),
-        ({"devices": 2, "device": "cuda:1"}, "--device cuda:1 is one device"),
+        ({"devices": 2, "device": "cuda:1"}, "`device` cuda:1 is one device"),
     ):
         with pytest.raises(ConfigError, match=message):
             draw(run, out=tmp_path / "cells.h5ad", config=config)
