@@ -4,7 +4,7 @@
 demo *options:
     ./dev demo {{options}}
 
-# every test; `just test -m "not slow"` for the quick ones
+# the tests; `just test --all` for the long ones, too
 test *options:
     ./dev test {{options}}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Generator
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +13,21 @@ from anndata import AnnData
 from scipy import sparse
 
 import scdiffkit  # noqa: F401  before any torch: it sets how torch's threads wait
+
+MOST_SECONDS = 5.0  # of a processor, that a test without a mark may take
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """With SCDIFF_TIME_GUARD, as in CI, a test that takes long says so by a mark."""
+    started = time.process_time()  # not of the clock: machines are busy with other things, too
+    result = yield
+    used = time.process_time() - started
+    item.user_properties.append(("cpu", round(used, 2)))
+    marked = item.get_closest_marker("slow") or item.get_closest_marker("process")
+    if os.environ.get("SCDIFF_TIME_GUARD") and used > MOST_SECONDS and not marked:
+        pytest.fail(f"took {used:.1f} s of a processor: make it quicker, or mark it slow")
+    return result
 
 
 @pytest.fixture(scope="session")
