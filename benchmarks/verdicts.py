@@ -132,7 +132,7 @@ def judged(adata: AnnData, dataset: DataSet, case: str, n: int, split: int) -> d
     return {
         "data": dataset.name, "case": case, "n": n, "split": split, "cells": min(real.n_obs, synthetic.n_obs),
         "word": verdict.word, "interval": verdict.interval, "named": "exact copies" in str(verdict),
-        "rf_auc": round(found["rf_auc"].value, 4), "reference": round(found["rf_auc"].floor, 4),
+        "rf_auc": round(found["rf_auc"].value, 4), "reference": round(found["rf_auc"].real_reference, 4),
         "uses": verdict.uses, "seconds": round(time.monotonic() - began, 1), "commit": measuring.about()["commit"],
     }  # fmt: skip
 

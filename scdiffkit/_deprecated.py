@@ -6,7 +6,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from inspect import signature
@@ -144,6 +144,24 @@ def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[C
         return called
 
     return decorate
+
+
+def todays_codec_auc(stored: Mapping[str, float]) -> dict[str, float]:
+    """The AUCs of a codec alone as runs and cells store them; their `floor` is the `real_reference` now."""
+    return {"real_reference" if name == "floor" else name: value for name, value in stored.items()}
+
+
+def renamed_attributes(**renamed: str) -> Callable[[Any, str], Any]:
+    """A class's __getattr__, with which attributes have the names they had before, too; old="new"."""
+
+    def look_up_attribute(self: Any, name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        message = f"{type(self).__name__}.{name} is now {renamed[name]}."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(self, renamed[name])
+
+    return look_up_attribute
 
 
 OPTIONS = {"--backed": ["--memory", "disk"], "--in-memory": ["--memory", "ram"], "--max-memory": ["--memory"]}

@@ -33,6 +33,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdiffkit import codecs, config, models
+from scdiffkit._deprecated import todays_codec_auc
 from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.conditions import Conditions
@@ -401,7 +402,7 @@ class Run:
             "preset": run_config.preset,
             "genes": len(self.genes()),
             "training_data": provenance["data"],
-            "codec_auc": provenance.get("codec_auc"),
+            "codec_auc": todays_codec_auc(provenance["codec_auc"]) if provenance.get("codec_auc") else None,
             "conditions": conditions["categories"],
             "checkpoints": steps,
             "sampled_from": self.best_step(),

@@ -74,7 +74,7 @@ def test_the_main_job_as_the_readme_writes_it(wide_folder, tmp_path):
     assert "scdiff evaluate data.h5ad cells.h5ad --label cell_type" in page
     assert (report / "cells.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((report / "metrics.json").read_text())["scores"]
-    assert all(np.isfinite([s["value"], s["floor"]]).all() for s in scores)
+    assert all(np.isfinite([s["value"], s["real_reference"]]).all() for s in scores)
     as_json = scdiff(
         "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--force", cwd=tmp_path / "w"
     )

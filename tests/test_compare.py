@@ -45,7 +45,7 @@ def test_fresh_cells_come_first_and_copies_last(comparison: tuple[Comparison, Pa
 
 def test_every_set_has_a_column_and_the_best_is_named(comparison: tuple[Comparison, Path]) -> None:
     frame = comparison[0].to_frame().set_index("metric")
-    assert list(frame.columns) == ["family", "real_cells", "bad_model", "fresh", "shuffled", "copied", "best"]
+    assert list(frame.columns) == ["family", "real_reference", "baseline", "fresh", "shuffled", "copied", "best"]
     assert frame.loc["correlation_structure", "best"] != "shuffled"
     for name, evaluation in comparison[0].evaluations.items():
         assert frame.loc["rf_auc", name] == evaluation["rf_auc"].value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import scdiffkit
-from scdiffkit._deprecated import MOVED
+from scdiffkit._deprecated import MOVED, todays_codec_auc
 from scdiffkit.cli import app
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 
@@ -109,3 +110,21 @@ def test_old_options_still_work_and_name_the_new_ones(before, now, tiny, tmp_pat
     done = CliRunner().invoke(app, ["split", paths[0], "-o", *paths[1:], *before])
     assert done.exit_code == 0, done.output
     assert now in done.output
+
+
+def test_scores_know_the_names_they_had(demo):
+    found = scdiffkit.evaluate(demo[::2].copy(), demo[1::2].copy(), metrics="minimal", resamples=1, max_cells=50)
+    score = found["rf_auc"]
+    with pytest.warns(DeprecationWarning, match=r"Score\.floor is now real_reference\."):
+        assert score.floor == score.real_reference
+    with pytest.warns(DeprecationWarning, match=r"Score\.ceiling is now baseline\."):
+        assert score.ceiling("shuffled") == score.baseline("shuffled")
+    with pytest.warns(DeprecationWarning, match=r"Evaluation\.floor_definition is now reference_definition"):
+        assert found.floor_definition == found.reference_definition
+    with pytest.raises(AttributeError, match="'Score' object has no attribute 'nothing'"):
+        _ = score.nothing
+    assert pickle.loads(pickle.dumps(score)) == score
+
+
+def test_cells_of_older_versions_tell_what_their_codec_scored():
+    assert todays_codec_auc({"held_out": 0.6, "floor": 0.5}) == {"held_out": 0.6, "real_reference": 0.5}

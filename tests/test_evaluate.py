@@ -67,7 +67,11 @@ def as_made_here(cells: AnnData, genes: int | None = None) -> AnnData:
 
 
 def values(evaluation: Evaluation) -> list[float]:
-    return [x for s in evaluation.scores for x in (*s.values, *s.floors, *(v for c in s.ceilings.values() for v in c))]
+    return [
+        x
+        for s in evaluation.scores
+        for x in (*s.values, *s.real_references, *(v for c in s.baselines.values() for v in c))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 # scores
 
 
-def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Evaluation, Path]) -> None:
+def test_every_metric_is_scored_and_real_cells_are_at_the_reference(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
     skipped = {"lfc_conditions", "membership_auc"}  # no conditions, no training cells
     skipped |= {"rf_auc_hvg_seurat", "rf_auc_hvg_seurat_v3", "lfc_slope_conditions"}  # few genes, no conditions
@@ -99,23 +103,25 @@ def test_every_metric_is_scored_and_real_cells_are_at_the_floor(report: tuple[Ev
     assert evaluation.n_cells == 140  # 80% of half the cells
     assert evaluation.n_genes == 765
     for score in evaluation.scores:
-        assert len(score.values) == len(score.floors) == 3
-        at_floor, at_value = (METRICS[score.metric].distance_from_best(x) for x in (score.floor, score.value))
-        assert at_value < 1.5 * at_floor + 0.07, score
+        assert len(score.values) == len(score.real_references) == 3
+        at_real_reference, at_value = (
+            METRICS[score.metric].distance_from_best(x) for x in (score.real_reference, score.value)
+        )
+        assert at_value < 1.5 * at_real_reference + 0.07, score
     found = evaluation.verdict
     assert found.word == "close"  # 140 cells of each: too few to claim more
     assert not found.copies
 
 
-def test_shuffled_genes_score_worse_than_the_floor(report: tuple[Evaluation, Path]) -> None:
+def test_shuffled_genes_score_worse_than_the_reference(report: tuple[Evaluation, Path]) -> None:
     evaluation, _ = report
-    assert evaluation["rf_auc"].ceiling("shuffled") > evaluation["rf_auc"].floor + 0.1
-    assert evaluation["mmd_pca"].ceiling("shuffled") > evaluation["mmd_pca"].floor
+    assert evaluation["rf_auc"].baseline("shuffled") > evaluation["rf_auc"].real_reference + 0.1
+    assert evaluation["mmd_pca"].baseline("shuffled") > evaluation["mmd_pca"].real_reference
     same = evaluation["mean_mae"]  # the genes are the same
-    assert same.ceilings["shuffled"] == pytest.approx(same.floors[:1])  # bad models are scored once
-    assert same.ceilings["pooled"] == pytest.approx(same.floors[:1])
+    assert same.baselines["shuffled"] == pytest.approx(same.real_references[:1])  # bad models are scored once
+    assert same.baselines["pooled"] == pytest.approx(same.real_references[:1])
     assert not same.is_worse("shuffled")
-    assert evaluation["variance_mae"].ceiling("pooled") > 2 * evaluation["variance_mae"].floor
+    assert evaluation["variance_mae"].baseline("pooled") > 2 * evaluation["variance_mae"].real_reference
 
 
 def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
@@ -124,7 +130,7 @@ def test_shuffled_cells_are_found_out(demo: AnnData) -> None:
     synthetic.X = shuffle_within(synthetic.X, other.obs["cell_type"].to_numpy(), np.random.default_rng(0))
     evaluation = evaluate(real, synthetic, label="cell_type")
     auc = evaluation["rf_auc"]
-    assert auc.value == pytest.approx(auc.ceiling("shuffled"), abs=0.08)
+    assert auc.value == pytest.approx(auc.baseline("shuffled"), abs=0.08)
     assert "no better than shuffled" in str(evaluation.verdict)
 
 
@@ -160,31 +166,31 @@ def test_held_out_cells_are_compared_with_training_cells(tiny: AnnData) -> None:
     train, synthetic = halves(rest)
     evaluation = evaluate(held_out, synthetic, train=train, label="cell_type")
     assert evaluation.n_cells == 60  # all of the smallest set, not half of it
-    assert "trained on" in evaluation.floor_definition
+    assert "trained on" in evaluation.reference_definition
     assert set(evaluation.inputs) == {"real", "synthetic", "train"}
-    assert abs(evaluation["rf_auc"].floor - 0.5) < 0.2
+    assert abs(evaluation["rf_auc"].real_reference - 0.5) < 0.2
 
 
 def test_copies_of_training_cells_are_found_out(tiny: AnnData) -> None:
     held_out, train = halves(tiny)
     evaluation = evaluate(held_out, train.copy(), train=train)
     assert evaluation["nn_ratio"].value < 0.01
-    assert evaluation["nn_ratio"].floor == pytest.approx(1, abs=0.2)
-    assert evaluation["recall"].value > evaluation["recall"].ceiling("shuffled")  # which is of held-out cells
+    assert evaluation["nn_ratio"].real_reference == pytest.approx(1, abs=0.2)
+    assert evaluation["recall"].value > evaluation["recall"].baseline("shuffled")  # which is of held-out cells
 
 
 def test_types_that_say_nothing_are_found_out(demo: AnnData) -> None:
     real, synthetic = halves(demo)
     synthetic.obs["cell_type"] = np.random.default_rng(0).permutation(synthetic.obs["cell_type"])
     scores = evaluate(real, synthetic, label="cell_type")["type_f1"]
-    assert scores.value < scores.floor - 0.3
+    assert scores.value < scores.real_reference - 0.3
     assert scores.value < 0.3
 
 
 def test_what_the_codec_alone_can_do_is_noted(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
     made = as_made_here(synthetic)
-    made.uns["scdiffkit"]["codec_auc"] = {"held_out": 0.61, "training": 0.6, "floor": 0.5}
+    made.uns["scdiffkit"]["codec_auc"] = {"held_out": 0.61, "training": 0.6, "real_reference": 0.5}
     said = [note for note in evaluate(real, made).notes if "codec alone" in note]
     assert len(said) == 1
     assert "0.61" in said[0]
@@ -215,7 +221,7 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     assert evaluation.missing_types() == evaluation.lost_types() == [lost]
     assert f"no synthetic cells of {lost}: where only the other types were to be" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
-    assert evaluation["type_f1"].value < evaluation["type_f1"].floor - 0.03
+    assert evaluation["type_f1"].value < evaluation["type_f1"].real_reference - 0.03
 
 
 def test_a_rare_type_may_be_missing_by_chance(demo: AnnData) -> None:
@@ -237,8 +243,8 @@ def test_counts_scaled_by_two_are_caught_by_the_cells(tiny: AnnData) -> None:
     doubled.X = other.X * 2
     size = evaluate(real, doubled, resamples=3)["library_size"]
     assert size.value == pytest.approx(np.log10(2), abs=0.1)
-    assert not size.at_floor
-    assert evaluate(real, other, resamples=3)["library_size"].at_floor
+    assert not size.at_real_reference
+    assert evaluate(real, other, resamples=3)["library_size"].at_real_reference
 
 
 def test_members_are_told_from_others_by_copies_and_not_by_fresh_cells(demo: AnnData) -> None:
@@ -296,7 +302,7 @@ def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) ->
     del made.obs["donor"]  # which synthetic cells need not name
     found = evaluate(held_out, made, **options)
     assert found["donor_membership_auc"].value > 0.9
-    assert found["donor_membership_auc"].ceiling("copies") == 1
+    assert found["donor_membership_auc"].baseline("copies") == 1
     assert found["donor_membership_tpr_10"].value > 0.5
     assert "other donors" in found.skipped["membership_auc"]
     one = evaluate(held_out[held_out.obs["donor"] == "d5"].copy(), made, **options)
@@ -332,7 +338,7 @@ def test_the_type_that_a_forest_tells_best_is_named(demo: AnnData) -> None:
     worst = evaluation.worst_type_auc()
     assert worst is not None
     assert worst[0] == "Dendritic"
-    assert worst[1].value > max(worst[1].floor, 0.5) + 0.1
+    assert worst[1].value > max(worst[1].real_reference, 0.5) + 0.1
     assert evaluation.to_dict()["worst_type_auc"]["type"] == "Dendritic"
     few = [name for name, n in real.obs["cell_type"].value_counts().items() if 25 <= n < 55]
     assert few  # in half of the real cells fewer than a forest needs
@@ -440,7 +446,7 @@ def test_synthetic_cells_with_fewer_genes_keep_their_normalisation(tiny: AnnData
     real, other = halves(tiny)
     evaluation = evaluate(real, as_made_here(other, genes=105))
     assert evaluation.n_genes == 105
-    assert abs(evaluation["mean_mae"].value - evaluation["mean_mae"].floor) < 0.15
+    assert abs(evaluation["mean_mae"].value - evaluation["mean_mae"].real_reference) < 0.15
     notes = " ".join(evaluation.notes)
     assert "taken as it is" in notes
     assert "normalised over 120 genes" in notes
@@ -483,7 +489,7 @@ def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp
     other = evaluate(real, synthetic, label="cell_type", seed=4)
     assert values(first) == values(again)
     assert first["mean_mae"].value != other["mean_mae"].value
-    assert first["mean_mae"].floor != other["mean_mae"].floor
+    assert first["mean_mae"].real_reference != other["mean_mae"].real_reference
     assert again.inputs["real"]["source"] == str(tmp_path / "real.h5ad")
     assert again.inputs["real"]["sha256"] == hashlib.sha256((tmp_path / "real.h5ad").read_bytes()).hexdigest()
     assert first.inputs["real"]["source"] == "memory"
@@ -682,7 +688,15 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
     read = json.loads((out / "metrics.json").read_text(), parse_constant=refuse)
     assert read == json.loads(json.dumps(evaluation.to_dict()))
     assert {"schema", "verdict", "scores", "definitions", "inputs", "seed", "types", "command", "versions"} <= set(read)
-    assert read["scores"][0].keys() >= {"metric", "value", "floor", "shuffled", "direction", "best", "definition"}
+    assert read["scores"][0].keys() >= {
+        "metric",
+        "value",
+        "real_reference",
+        "shuffled",
+        "direction",
+        "best",
+        "definition",
+    }
     assert read["inputs"]["synthetic"] == {
         "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
     }  # fmt: skip
@@ -856,5 +870,5 @@ def test_halves_have_as_many_cells_of_each_donor(largest: int) -> None:
     obs = pd.DataFrame({"donor": [f"d{i}" for i in donors]}, index=[f"c{i}" for i in range(len(donors))])
     cells, other = (AnnData(rng.poisson(means).astype(np.float32), obs=obs.copy()) for _ in range(2))
     found = scdiffkit.evaluate(cells, other, donor="donor", metrics=["rf_auc"], resamples=1)
-    assert found["rf_auc"].floor < 0.65
+    assert found["rf_auc"].real_reference < 0.65
     assert found["rf_auc"].value < 0.65

@@ -475,7 +475,7 @@ def test_the_codec_alone_is_scored_where_enough_cells_are_held_out(tiny, tmp_pat
     with caplog.at_level("INFO", logger="scdiffkit"):
         run = fit(tiny, tmp_path / "run", steps=2, overrides={"train.val_fraction": 0.25})
     auc = run.provenance()["codec_auc"]
-    assert set(auc) == {"held_out", "training", "floor", "standard_error"}
+    assert set(auc) == {"held_out", "training", "real_reference", "standard_error"}
     assert auc["standard_error"] == pytest.approx(np.sqrt(121 / (12 * 60**2)), abs=1e-4)  # 60 cells held out
     assert all(0 <= x <= 1 for x in auc.values())
     assert run.describe()["codec_auc"] == auc

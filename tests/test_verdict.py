@@ -11,17 +11,19 @@ from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics.score import Score
 
 MANY = 2000
-SAID = {"basis": "given", "floor_is": "two halves", "within": "within cell_type"}
+SAID = {"basis": "given", "reference_is": "two halves", "within": "within cell_type"}
 
 
-def score(metric: str, family: str, value: float, floor: float = 0.0, bad: float = 1.0, best: float = 0.0) -> Score:
+def score(metric: str, family: str, value: float, reference: float = 0.0, bad: float = 1.0, best: float = 0.0) -> Score:
     """Three resamples that differ little."""
 
     def spread(x: float) -> tuple[float, ...]:
         return (x - 0.001, x, x + 0.001)
 
     direction = "closest to 0.5" if best else "lower is better"
-    return Score(metric, family, spread(value), spread(floor), {"shuffled": spread(bad)}, direction, best, "It is.", "")
+    return Score(
+        metric, family, spread(value), spread(reference), {"shuffled": spread(bad)}, direction, best, "It is.", ""
+    )
 
 
 def said(auc: tuple[float, float, float], n_cells: int = MANY, say: dict[str, Any] | None = None, **positions: float):

@@ -1,7 +1,7 @@
 #' Can synthetic cells be trusted?
 #'
-#' Scores them beside what real cells score (the floor) and what bad models
-#' score (the ceiling), says in words what they serve for, and writes a report.
+#' Scores them beside what real cells score (the real reference) and what bad
+#' models score (the baselines), says in words what they serve for, and writes a report.
 #'
 #' @param real,synthetic,train Cells of any kind that [scdiff_train()] takes, or
 #'   paths. `train`: what the model was trained on, where `real` are others. Where
@@ -25,7 +25,7 @@
 #' @param x,object An evaluation.
 #' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
 #' @return A data frame of class `scdiff_evaluation`, a row for each metric:
-#'   `value` with its range over resamples, `floor` (real cells), `ceiling` (the
+#'   `value` with its range over resamples, `real_reference` (real cells), `baseline` (the
 #'   bad model it is set against) and its parts `shuffled`, `pooled`, `copies`,
 #'   `position` (0 at real cells, 1 at the bad model), definitions. Attributes:
 #'   `verdict` (word, grade, text and what is said of privacy), `uses`, `types` and `donors` (data frames),
@@ -59,8 +59,8 @@ scdiff_evaluate <- function(real = NULL, synthetic = NULL, train = NULL, label =
     train = pack_cells(train, "train", assay, optional = TRUE, labels = labels), options = options
   )
   scores <- unpack_frame(found$scores)
-  scores$ceiling <- as.numeric(as.matrix(scores[BAD_MODELS])[
-    cbind(seq_len(nrow(scores)), match(scores$bad_model, BAD_MODELS))
+  scores$baseline <- as.numeric(as.matrix(scores[BASELINES])[
+    cbind(seq_len(nrow(scores)), match(scores$baseline_name, BASELINES))
   ])
   structure(
     scores,
@@ -79,14 +79,14 @@ own_assay <- function(x, assay) {
   if (!is.null(assay) && assay %in% there) assay
 }
 
-BAD_MODELS <- c("shuffled", "pooled", "copies")
+BASELINES <- c("shuffled", "pooled", "copies")
 
 #' @rdname scdiff_evaluate
 #' @export
 print.scdiff_evaluation <- function(x, ...) {
   shown <- as.data.frame(x)
-  if (all(c("metric", "value", "floor", "ceiling", "position", "headline") %in% names(shown))) {
-    shown <- shown[shown$headline, c("metric", "value", "floor", "ceiling", "position")]
+  if (all(c("metric", "value", "real_reference", "baseline", "position", "headline") %in% names(shown))) {
+    shown <- shown[shown$headline, c("metric", "value", "real_reference", "baseline", "position")]
     shown[-1] <- lapply(shown[-1], signif, 3)
   }
   print(shown, row.names = FALSE)

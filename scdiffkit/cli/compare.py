@@ -71,7 +71,7 @@ def compare(
             values = [
                 f"{s.value:.4g}{' *' if name == best else ''}" for name, s in comparison.of_metric(first.metric).items()
             ]
-            table.add_row(first.metric, f"{first.floor:.4g}", *values)
+            table.add_row(first.metric, f"{first.real_reference:.4g}", *values)
     Console(soft_wrap=True).print(table)
     result("* nearest to real cells")
     for place, row in enumerate(comparison.ranking().itertuples(), 1):

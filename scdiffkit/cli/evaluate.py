@@ -180,8 +180,10 @@ def print_scores(evaluation: Evaluation) -> None:
     if worst is not None:
         shown.insert([name for name, _ in shown].index("rf_auc") + 1, (f"rf_auc of {worst[0]}", worst[1]))
     for name, score in shown:
-        bad = score.bad_model or score.worst_ceiling()
-        table.add_row(name, *(f"{x:.3g}" for x in (score.value, score.floor, score.ceiling(bad))), score.place)
+        bad = score.baseline_name or score.worst_baseline()
+        table.add_row(
+            name, *(f"{x:.3g}" for x in (score.value, score.real_reference, score.baseline(bad))), score.place
+        )
     console = Console(soft_wrap=True)
     Console(soft_wrap=True, width=max(console.width, TABLE_WIDTH)).print(table)
 

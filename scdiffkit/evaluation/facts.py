@@ -44,7 +44,7 @@ class Excess:
 
     @property
     def value(self) -> float:
-        return self.score.value - self.score.floor
+        return self.score.value - self.score.real_reference
 
     @property
     def half_width(self) -> float:
@@ -79,7 +79,7 @@ class Facts:
     scores: tuple[Score, ...]
     n_cells: int
     basis: Basis
-    floor_is: str
+    reference_is: str
     within: str
     worst_type: str | None
     worst_auc: tuple[str, Score] | None
@@ -125,12 +125,12 @@ class Facts:
 
     @property
     def shuffled(self) -> float:
-        return self.first.score.ceiling("shuffled")
+        return self.first.score.baseline("shuffled")
 
     @property
     def better_than_shuffled(self) -> bool:
         """Clearly: nearer to real than to shuffled cells."""
-        return self.first.value <= BETTER * (self.shuffled - self.first.score.floor)
+        return self.first.value <= BETTER * (self.shuffled - self.first.score.real_reference)
 
     @property
     def no_better_than_shuffled(self) -> bool:
@@ -139,13 +139,13 @@ class Facts:
     @property
     def unclear(self) -> bool:
         """Whether shuffled cells pass for real ones, as far as can be told."""
-        room = self.shuffled - self.first.score.floor
+        room = self.shuffled - self.first.score.real_reference
         return room <= MARGIN + self.first.half_width and self.first.low <= MARGIN
 
     @property
     def saturated(self) -> bool:
         """Whether real cells differ so much that there is no room to tell models apart."""
-        return self.first.score.floor > SATURATED
+        return self.first.score.real_reference > SATURATED
 
     @property
     def few_cells(self) -> bool:
@@ -156,7 +156,7 @@ class Facts:
         bounds = COPIED_OF_FEW if self.few_cells else COPIED
         copied = [s for s in self.scores if s.metric in bounds and s.position > bounds[s.metric]]
         # Of all cells are exact copies counted: there is no chance in it.
-        return any(s.metric == "exact_duplicates" or not s.at_floor for s in copied)
+        return any(s.metric == "exact_duplicates" or not s.at_real_reference for s in copied)
 
     @property
     def held_out(self) -> bool:
@@ -173,10 +173,13 @@ def _group(score: Score, n_cells: int) -> int:
 def grade_of(scores: list[Score]) -> Grade | None:
     """Of the scores of one use that tell good from bad models: good when two thirds are, and none is poor; poor when
     half are."""
-    scores = [s for s in scores if s.bad_model is not None]
+    scores = [s for s in scores if s.baseline_name is not None]
     if not scores:
         return None
-    grades = ["good" if s.at_floor or s.position <= GOOD else "fair" if s.position <= FAIR else "poor" for s in scores]
+    grades = [
+        "good" if s.at_real_reference or s.position <= GOOD else "fair" if s.position <= FAIR else "poor"
+        for s in scores
+    ]
     share = {grade: grades.count(grade) / len(grades) for grade in ("good", "poor")}
     if share["poor"] >= 0.5:
         return "poor"

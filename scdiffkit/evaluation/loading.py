@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scdiffkit._deprecated import todays_codec_auc
 from scdiffkit.errors import DataError, did_you_mean
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells
 from scdiffkit.io import Backed, Rows
@@ -67,7 +68,7 @@ def load(
             scale=scale,
             n_cells=X.shape[0],
             n_genes=X.shape[1],
-            codec_auc=dict(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            codec_auc=todays_codec_auc(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
             remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
             sha256=sha256(Path(source)),
         )

@@ -2,8 +2,8 @@
 
 Every metric is computed several times over, each time between two sets of as many cells, drawn anew:
 value     one half of the real cells against synthetic cells
-floor     the same half against the other half: what perfect synthetic cells would score
-ceilings  the same half against bad models made from the other half: "shuffled", every gene shuffled between cells of
+reference the same half against the other half: what perfect synthetic cells would score
+baselines  the same half against bad models made from the other half: "shuffled", every gene shuffled between cells of
           one type (right genes, no relations between them), and "pooled", all cells their mean; where the question is
           whether cells were copied, "copies" of the other half
 Given the training cells, the real cells are all in the first set, and training cells in the second. Cells that this
@@ -194,7 +194,7 @@ def evaluate(
         run.log_evaluation(
             date=time.strftime("%Y-%m-%d %H:%M"), verdict=evaluation.verdict.word, basis=evaluation.verdict.basis,
             synthetic=sources["synthetic"], cells=evaluation.n_cells, seed=seed,
-            rf_auc=auc and round(auc.value, 4), rf_auc_reference=auc and round(auc.floor, 4),
+            rf_auc=auc and round(auc.value, 4), rf_auc_reference=auc and round(auc.real_reference, 4),
         )  # fmt: skip
     return evaluation
 
@@ -277,7 +277,7 @@ def _evaluated(
         batch=config.batch,
         protocol=config.protocol,
         of_protocol=scores_of(found.protocol),
-        floor_definition=HELD_OUT if "train" in cells.sets else HALVES,
+        reference_definition=HELD_OUT if "train" in cells.sets else HALVES,
         types=cells.types,
         skipped=found.skipped,
         notes=[*cells.notes.notes, *found.notes],
@@ -345,12 +345,16 @@ def _note_resamples(
             else "Resamples draw cells, not donors: the real cells are of too few for that."
         )
     if n < FEW_CELLS:
-        notes.warn(f"Only {n} cells a side are compared: scores and floor are rough, see more cells if you can.")
+        notes.warn(
+            f"Only {n} cells a side are compared: scores and real reference are rough, see more cells if you can."
+        )
     codec_auc = sides["synthetic"].codec_auc
     if codec_auc:
         notes.notes.append(
             "The model's codec alone: held-out cells encoded and decoded scored an AUC of {held_out:.2f}, training "
-            "cells {training:.2f}, cells as they are {floor:.2f} when the model was trained.".format(**codec_auc)
+            "cells {training:.2f}, cells as they are {real_reference:.2f} when the model was trained.".format(
+                **codec_auc
+            )
         )
 
 

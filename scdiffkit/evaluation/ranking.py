@@ -23,12 +23,16 @@ class Comparison:
     evaluations: dict[str, Evaluation]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per metric; columns metric, family, real_cells (what those score), bad_model (what the worst of
-        these scores), one per set with its value, and best: the name of the set that comes nearest to real cells."""
+        """One row per metric; columns metric, family, real_reference (what real cells score), baseline (what the worst
+        bad model scores), one per set with its value, and best: the name of the set that comes nearest to real cells."""
         rows = []
         for score in self.scores_of_first():
-            row: dict[str, Any] = {"metric": score.metric, "family": score.family, "real_cells": score.floor}
-            row["bad_model"] = score.ceiling(score.worst_ceiling())
+            row: dict[str, Any] = {
+                "metric": score.metric,
+                "family": score.family,
+                "real_reference": score.real_reference,
+            }
+            row["baseline"] = score.baseline(score.worst_baseline())
             found = self.of_metric(score.metric)
             rows.append(row | {name: s.value for name, s in found.items()} | {"best": self.best(score.metric)})
         return pd.DataFrame(rows)
@@ -59,7 +63,7 @@ class Comparison:
         found = self.of_metric(metric)
         fair = {name: s for name, s in found.items() if self.evaluations[name].verdict.word != COPIED_LAST}
         found = fair or found
-        if all(score.at_floor for score in found.values()):
+        if all(score.at_real_reference for score in found.values()):
             return ""
         return min(found, key=lambda name: found[name].position)
 
@@ -70,7 +74,7 @@ class Comparison:
 
     def _telling(self) -> set[str]:
         """The metrics that tell good from bad models in all sets."""
-        return {m for m in self._shared() if all(s.bad_model is not None for s in self.of_metric(m).values())}
+        return {m for m in self._shared() if all(s.baseline_name is not None for s in self.of_metric(m).values())}
 
     def _shared(self) -> set[str]:
         return set.intersection(*({s.metric for s in e.scores} for e in self.evaluations.values()))

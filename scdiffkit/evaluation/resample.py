@@ -18,7 +18,7 @@ from scdiffkit.evaluation.matching import other_donors
 from scdiffkit.metrics import METRICS, Metric, Space, as_csr, in_space, principal_components
 from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
-from scdiffkit.metrics.score import BAD_MODELS
+from scdiffkit.metrics.score import BASELINES
 
 MOST_KNOWN = 20_000  # cells that a resample looks for copies of
 MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
@@ -71,7 +71,7 @@ class Resample:
         self.gene_sets = gene_sets or GeneSets()
         self.chosen = {name for name, m in METRICS.items() if m.default} if chosen is None else set(chosen)
         self.against: set[str] = {"real"}
-        self._real = {"value": (real, synthetic), "floor": (real, reference)}
+        self._real = {"value": (real, synthetic), "real_reference": (real, reference)}
         if bad_models:
             self._real["shuffled"] = real, reference.shuffled(np.random.default_rng([seed, 4]))
             self._real["pooled"] = real, reference.pooled()
@@ -102,9 +102,9 @@ class Resample:
                 self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X, self.gene_sets.places)
 
     def pairs(self, against: str) -> dict[str, tuple[Subsample, Subsample]]:
-        """The pairs of sets that a metric against `against` compares, by "value", "floor" and bad models."""
+        """The pairs of sets that a metric against `against` compares, by "value", "real_reference" and bad models."""
         pairs = self._real if against == "real" else self._copies.result()[against]
-        return {which: pair for which, pair in pairs.items() if self.bad_models or which not in BAD_MODELS}
+        return {which: pair for which, pair in pairs.items() if self.bad_models or which not in BASELINES}
 
     def _matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
         """A pair of sets in a space."""
@@ -114,8 +114,8 @@ class Resample:
         return a.X, b.X
 
     def score(self, metric: Metric, keep: Callable[[str, Subsample], np.ndarray] | None = None) -> dict[str, float]:
-        """Its value, floor and ceilings by name; of the first set of each pair only the cells (mask) that `keep`
-        tells."""
+        """Its value, real reference and baselines by name; of the first set of each pair only the cells (mask) that
+        `keep` tells."""
         found = {}
         for which, (a, b) in self.pairs(metric.against).items():
             rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
@@ -127,7 +127,7 @@ class Resample:
         return found
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Of each type with enough cells on all sides, the metrics OF_TYPES: value, floor and ceilings by name."""
+        """The metrics OF_TYPES of each type with enough cells on all sides: value, real reference and baselines."""
         if any("types" not in part.of_cells for part in (self.real, self.synthetic)):
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}
@@ -153,7 +153,7 @@ class Resample:
             def keep(which: str, part: Subsample, name: str = name) -> np.ndarray:
                 """This donor's known cells, beside all that were held out; all where no cell is known."""
                 held_out = part.of_cells["member"] == 0
-                neither = which == "floor" and len(part.types) == len(self.real.types)
+                neither = which == "real_reference" and len(part.types) == len(self.real.types)
                 return held_out | (part.of_cells["donors"] == name) | neither
 
             for metric in (METRICS[m] for m in OF_DONORS if m in self.chosen):
@@ -188,10 +188,10 @@ def _pairs_with_copies(
     some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
     neighbours = candidates(unknown, training_pool)
     pairs = {
-        # To what was learnt from, cells that were held out are the floor.
+        # To what was learnt from, cells that were held out are the reference.
         "neighbours": {
             "value": (neighbours, synthetic),
-            "floor": (candidates(some, training_pool), others),
+            "real_reference": (candidates(some, training_pool), others),
             "copies": (neighbours, training_pool.take(np.arange(min(n, len(training_pool.types))))),
         }
     }
@@ -200,7 +200,7 @@ def _pairs_with_copies(
         references = candidates(some, reference, others)
         pairs["references"] = {
             "value": (references, synthetic_pool),
-            "floor": (
+            "real_reference": (
                 candidates(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others),
                 synthetic_pool,
             ),
@@ -209,14 +209,14 @@ def _pairs_with_copies(
         both = candidates(real, reference)
         pairs["candidates"] = {
             "value": (both, synthetic_pool),
-            "floor": (candidates(some, others), synthetic_pool),  # neither was trained on
+            "real_reference": (candidates(some, others), synthetic_pool),  # neither was trained on
             "copies": (both, training_pool),
         }
         if "donors" in both.of_cells:
             held_out = sorted(_held_out_and_known(real, reference)[0])
             halves = [np.isin(real.of_cells["donors"], held_out[i::2]) for i in (1, 0)]
             neither = candidates(*(real.take(np.flatnonzero(half)) for half in halves))
-            pairs["donors"] = {**pairs["candidates"], "floor": (neither, synthetic_pool)}
+            pairs["donors"] = {**pairs["candidates"], "real_reference": (neither, synthetic_pool)}
     return pairs
 
 
@@ -256,8 +256,8 @@ def _of_one(part: Subsample, name: str) -> bool:
 
 
 def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
-    """What synthetic cells may be copies of, training cells or the real cells that no floor is made of, and synthetic
-    cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
+    """What synthetic cells may be copies of, training cells or the real cells that no reference is made of, and
+    synthetic cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
 
     most = max(n, MOST_KNOWN)
     synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed, n)[:most])
@@ -275,7 +275,11 @@ def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str
     marks = training_pool.fingerprints
     if donor is not None and training_pool.donors is not None:
         marks = marks[training_pool.donors == donor]
-    return {"value": copied_share(marks, synthetic_pool.fingerprints), "floor": repeated_share(marks), "copies": 1.0}
+    return {
+        "value": copied_share(marks, synthetic_pool.fingerprints),
+        "real_reference": repeated_share(marks),
+        "copies": 1.0,
+    }
 
 
 def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dict[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdiffkit._deprecated import renamed_attributes
 from scdiffkit.errors import did_you_mean
 from scdiffkit.evaluation.facts import FAIR, Basis
 from scdiffkit.evaluation.report.render import render
@@ -26,7 +27,7 @@ HELD_OUT = (
     "The real cells, which the model has not seen, against cells it was trained on: what a perfect model, or a "
     "perfect copy of the training cells, would score."
 )
-CEILINGS = {
+BASELINE_DEFINITIONS = {
     "shuffled": "Real cells with every gene shuffled between the cells of one type ({}): right genes, no relations "
     "between them. A model that does not beat this has learned nothing beyond the types.",
     "pooled": "Cells that are all the mean of the real ones: no types, no spread.",
@@ -71,7 +72,7 @@ class Evaluation:
     batch: str | None
     protocol: str | None
     of_protocol: list[Score]
-    floor_definition: str
+    reference_definition: str
     types: dict[str, dict[str, int]] | None
     skipped: dict[str, str]
     notes: list[str]
@@ -85,6 +86,8 @@ class Evaluation:
     metrics: tuple[str, ...] = (FULL,)
     genes: pd.DataFrame | None = None
 
+    __getattr__ = renamed_attributes(floor_definition="reference_definition")
+
     @property
     def verdict(self) -> Verdict:
         """What the scores mean, in words."""
@@ -95,8 +98,8 @@ class Evaluation:
             alike=self.alike,
             unscored_types=self.unscored_types(),
             remarks=self.remarks,
-            floor_is="real cells against training cells"
-            if self.floor_definition == HELD_OUT
+            reference_is="real cells against training cells"
+            if self.reference_definition == HELD_OUT
             else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",
             worst_type=self.worst_type(),
@@ -114,9 +117,10 @@ class Evaluation:
         raise KeyError(f"There is no metric {metric!r}; {did_you_mean(metric, [s.metric for s in self.scores])}")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per metric; columns metric, family, value, value_low, value_high, floor, floor_low, floor_high,
-        shuffled, pooled, copies (bad models; NaN where one says nothing), bad_model (the one that the metric is set
-        against), position, at_floor, direction, best, definition, source, headline (whether a terminal shows it)."""
+        """One row per metric; columns metric, family, value, value_low, value_high, real_reference, real_reference_low,
+        real_reference_high, shuffled, pooled, copies (baselines; NaN where one says nothing), baseline_name (the one
+        that the metric is set against), position, at_real_reference, direction, best, definition, source, headline
+        (whether a terminal shows it)."""
         return pd.DataFrame([_row(score) for score in self.scores])
 
     def types_to_frame(self) -> pd.DataFrame:
@@ -157,7 +161,7 @@ class Evaluation:
         """The type whose synthetic cells a random forest tells best from its real ones, beyond what it tells among
         real cells, and its score (rf_auc within the type); None where no type has enough cells."""
         aucs = [(name, s) for name, scores in self.of_types.items() for s in scores if s.metric == "rf_auc"]
-        return max(aucs, key=lambda found: found[1].value - max(found[1].floor, found[1].best), default=None)
+        return max(aucs, key=lambda found: found[1].value - max(found[1].real_reference, found[1].best), default=None)
 
     def poor_types(self) -> list[str]:
         """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
@@ -169,22 +173,23 @@ class Evaluation:
 
     def _positions_of_types(self) -> dict[str, float]:
         return {
-            name: float(np.mean([0.0 if score.at_floor else score.position for score in scores]))
+            name: float(np.mean([0.0 if score.at_real_reference else score.position for score in scores]))
             for name, scores in self.of_types.items()
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as it stands in metrics.json: plain values, every number finite.
 
-        schema: 3 (2 lacked basis, alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but
-        word, sentence, reasons, uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores
-        (list), of_types {type: list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, floor} or null
-        (the type whose cells a forest tells best), poor_types, missing_types, unscored_types, definitions {floor,
-        shuffled, pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked
-        for), inputs {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared,
-        of how many]}, label, conditions, donor, batch, protocol {name, genes, source, flaws, metrics, scores} or null,
-        seed, command, types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions
-        {package: version}. Scores are as Score.to_dict gives them.
+        schema: 3 (2 called real_reference floor, at_real_reference at_floor, baseline_name bad_model, and lacked basis,
+        alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but word, sentence, reasons,
+        uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores (list), of_types {type:
+        list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, real_reference} or null (the type whose
+        cells a forest tells best), poor_types, missing_types, unscored_types, definitions {real_reference, shuffled,
+        pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked for), inputs
+        {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared, of how many]},
+        label, conditions, donor, batch, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
+        types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
+        Scores are as Score.to_dict gives them.
         """
         worst_auc = self.worst_type_auc()
         return {
@@ -195,14 +200,14 @@ class Evaluation:
             "of_donors": {name: [score.to_dict() for score in scores] for name, scores in self.of_donors.items()},
             "worst_type": self.worst_type(),
             "worst_type_auc": worst_auc
-            and {"type": worst_auc[0], "value": worst_auc[1].value, "floor": worst_auc[1].floor},
+            and {"type": worst_auc[0], "value": worst_auc[1].value, "real_reference": worst_auc[1].real_reference},
             "poor_types": self.poor_types(),
             "missing_types": self.missing_types(),
             "unscored_types": self.unscored_types(),
             "basis": self.basis,
             "alike": self.alike,
             "remarks": self.remarks,
-            "definitions": {"floor": self.floor_definition, **ceilings_of(self.label)},
+            "definitions": {"real_reference": self.reference_definition, **baselines_of(self.label)},
             "cells_compared": self.n_cells,
             "genes_compared": self.n_genes,
             "resamples": self.resamples,
@@ -250,9 +255,11 @@ class Evaluation:
         return render("summary.html.j2", about=self, found=self.verdict)
 
 
-def ceilings_of(label: str | None) -> dict[str, str]:
+def baselines_of(label: str | None) -> dict[str, str]:
     """What the bad models are, by name."""
-    return {name: text.format(label or "no types given: between all cells") for name, text in CEILINGS.items()}
+    return {
+        name: text.format(label or "no types given: between all cells") for name, text in BASELINE_DEFINITIONS.items()
+    }
 
 
 def _row(score: Score) -> dict[str, Any]:

@@ -43,7 +43,7 @@ IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.d
                        "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing")  # fmt: skip
 log = logging.getLogger("scdiffkit")
 
-Figures = dict[str, list[dict[str, float]]]  # of each metric, by resample: value, floor and bad models
+Figures = dict[str, list[dict[str, float]]]  # of each metric, by resample: value, real reference and baselines
 
 
 @dataclass

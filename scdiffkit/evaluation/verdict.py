@@ -112,7 +112,7 @@ def judge(
     *,
     n_cells: int,
     basis: Basis,
-    floor_is: str,
+    reference_is: str,
     within: str,
     alike: bool = True,
     worst_type: str | None = None,
@@ -126,16 +126,16 @@ def judge(
     """The verdict on cells with these scores.
 
     n_cells: of each group that is compared. basis: what is known of whether the model has seen the real cells.
-    floor_is, within: the reference and the shuffle in words. alike: whether the real cells are like those trained on,
-    of the same types, conditions and donors: else what tells the two apart is not the model's doing. worst_type: whose
-    cells are furthest from real ones; worst_auc: that whose cells a forest tells best, and how well; poor_types: whose
-    cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; lost_types: those
-    of them that are too common for that to be chance; unscored_types: with too few cells to be scored. remarks: on how
-    the cells were made.
+    reference_is, within: the reference and the shuffle in words. alike: whether the real cells are like those trained
+    on, of the same types, conditions and donors: else what tells the two apart is not the model's doing. worst_type:
+    whose cells are furthest from real ones; worst_auc: that whose cells a forest tells best, and how well; poor_types:
+    whose cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; lost_types:
+    those of them that are too common for that to be chance; unscored_types: with too few cells to be scored. remarks:
+    on how the cells were made.
     """
     facts = Facts(
-        scores=tuple(scores), n_cells=n_cells, basis=basis, floor_is=floor_is, within=within, worst_type=worst_type,
-        worst_auc=worst_auc, poor_types=tuple(poor_types), missing_types=tuple(missing_types),
+        scores=tuple(scores), n_cells=n_cells, basis=basis, reference_is=reference_is, within=within,
+        worst_type=worst_type, worst_auc=worst_auc, poor_types=tuple(poor_types), missing_types=tuple(missing_types),
         lost_types=tuple(lost_types), remarks=tuple(remarks),
     )  # fmt: skip
     word, sentence = next((word, says(facts)) for word, holds, says in RULES if holds(facts))
@@ -204,17 +204,20 @@ def _reasons(f: Facts, word: Word) -> list[str]:
     """Why, in sentences, the weightiest first."""
     auc, worst = f.first.score, f.worst.score
     reasons = [
-        f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} ({auc.floor:.2f}: {f.floor_is}; "
-        f"{f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: pure guessing)."
+        f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} "
+        f"({auc.real_reference:.2f}: {f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: pure guessing)."
     ]
     if f.worst is not f.first:
         reasons.append(
             f"By the genes that an analysis would choose (scanpy's highly variable ones) it does with AUC "
-            f"{worst.value:.2f} ({worst.floor:.2f}: {f.floor_is})."
+            f"{worst.value:.2f} ({worst.real_reference:.2f}: {f.reference_is})."
         )
-    if f.worst_auc is not None and f.worst_auc[1].value - f.worst_auc[1].floor > CLOSE:
+    if f.worst_auc is not None and f.worst_auc[1].value - f.worst_auc[1].real_reference > CLOSE:
         name, of_type = f.worst_auc
-        reasons.append(f"Within {name} alone it does with AUC {of_type.value:.2f} ({of_type.floor:.2f}: {f.floor_is}).")
+        reasons.append(
+            f"Within {name} alone it does with AUC {of_type.value:.2f} "
+            f"({of_type.real_reference:.2f}: {f.reference_is})."
+        )
     if word in ("close", "too few") and f.worst.value <= MARGIN < f.worst.high and f.held_out:
         reasons.append(
             f"With {f.n_cells:,} cells of each, that AUC is known to +- {f.worst.half_width:.2f}; about "
@@ -242,7 +245,7 @@ def _reasons(f: Facts, word: Word) -> list[str]:
 def _reasons_of_copies(f: Facts) -> list[str]:
     reasons = []
     exact = f.by_name.get("exact_duplicates")
-    if exact is not None and exact.value > exact.floor:
+    if exact is not None and exact.value > exact.real_reference:
         reasons.append(f"{exact.value:.1%} of the synthetic cells are exact copies of known real cells.")
     if f.copies:
         reasons.append(
@@ -291,7 +294,7 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
         )
     if attack is None:
         return None
-    if attack.value < MEMBERSHIP or attack.at_floor:
+    if attack.value < MEMBERSHIP or attack.at_real_reference:
         return (
             f"The attack tried here does not tell training cells from held-out ones (AUC {attack.value:.2f}; 0.5: not "
             "at all). Others might."
@@ -303,22 +306,25 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
 
 
 def _findings(scores: Sequence[Score], copied: bool, alike: bool) -> list[str]:
-    """The scores furthest from the floor, in words; those that tell of copies first.
+    """The scores furthest from the real reference, in words; those that tell of copies first.
 
     Not attacks on membership, where held-out cells are unlike training cells anyway (alike).
     """
     off = [
-        s for s in scores if s.bad_model is not None and not s.at_floor and s.position > GOOD and s.family != "papers"
+        s
+        for s in scores
+        if s.baseline_name is not None and not s.at_real_reference and s.position > GOOD and s.family != "papers"
     ]
     off = [s for s in off if alike or not _is_attack(s)]
     off.sort(key=lambda s: (s.family != "privacy" if copied else False, -s.position))
     found = []
     for s in off[:FINDINGS]:
-        worse = [name for name in s.ceilings if s.is_worse(name)]
-        bad = f", bad models: {', '.join(f'{name} {s.ceiling(name):.3g}' for name in worse)}" if worse else ""
+        worse = [name for name in s.baselines if s.is_worse(name)]
+        bad = f", bad models: {', '.join(f'{name} {s.baseline(name):.3g}' for name in worse)}" if worse else ""
         what = re.split(r"(?<=[.?]) ", s.definition)[0].rstrip(".")
         found.append(
-            f"{s.metric} is {s.value:.3g}; real cells {s.floor:.3g}{bad}. {what}{'' if what.endswith('?') else '.'}"
+            f"{s.metric} is {s.value:.3g}; real cells {s.real_reference:.3g}{bad}. "
+            f"{what}{'' if what.endswith('?') else '.'}"
         )
     return found
 

@@ -77,7 +77,7 @@ def type_f1_reverse(
     definition="Do synthetic cells help to recognise rare types? F1 of the rarer half of the types on a held-out half "
     "of the real cells, of a classifier (logistic regression on 20 principal components of both sets) that learns from "
     f"the other half, at most {FEW_OF_TYPE} cells a type, and from synthetic cells, minus that of one that learns "
-    "without them. Above 0: they help; what as many other real cells would gain is the floor.",
+    "without them. Above 0: they help; what as many other real cells would gain is the real reference.",
     source="augmentation as in Marouf et al. 2020 (Nature Communications 11:166)",
 )
 def augmentation_gain(

@@ -26,7 +26,7 @@ N_KERNELS = 5
     definition="KL(real || synthetic) in nats between two cells, each turned into a distribution by a softmax "
     "over its log1p-normalised genes. The paper pairs cells arbitrarily; this is the mean over all pairs, which "
     "is what an arbitrary pairing gives on average. Most of it is the spread between cells, so compare it with "
-    "the floor, not with 0.",
+    "the real reference, not with 0.",
     source=f"{PAPER}: KL divergence",
 )
 def kl_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:

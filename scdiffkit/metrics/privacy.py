@@ -1,6 +1,6 @@
 """Are synthetic cells copies of the cells that a model was trained on?
 
-Nothing here proves that they are not: a figure at its floor says that this test finds nothing.
+Nothing here proves that they are not: a figure at its real reference says that this test finds nothing.
 """
 
 from __future__ import annotations

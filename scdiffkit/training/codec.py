@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scdiffkit._deprecated import todays_codec_auc
 from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
@@ -65,9 +66,9 @@ def codec_auc(
 ) -> dict[str, float] | None:
     """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
 
-    held_out and training: held-out and training cells encoded and decoded; floor: held-out cells as they are. All
-    against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures, by
-    chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
+    held_out and training: held-out and training cells encoded and decoded; real_reference: held-out cells as they are.
+    All against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures,
+    by chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
     held out for the figures to mean anything.
     """
     if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
@@ -98,7 +99,7 @@ def codec_auc(
     for held_out, seen, fold, other in draws:
         if time.monotonic() + SECONDS_OF_A_DRAW > until:
             break
-        sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "floor": real(held_out)}
+        sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "real_reference": real(held_out)}
         for name, side in sides.items():
             aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
     standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)
@@ -109,9 +110,10 @@ def codec_auc(
 
 def log_codec(auc: Mapping[str, float] | None) -> None:
     if auc:
+        auc = todays_codec_auc(auc)
         log.info(
             "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
             "training cells %.2f, real cells %.2f (0.5: not at all; chance alone: +- %.2f). Diffusion can hardly do "
             "better than the codec.",
-            auc["held_out"], auc["training"], auc["floor"], auc.get("standard_error", math.nan),
+            auc["held_out"], auc["training"], auc["real_reference"], auc.get("standard_error", math.nan),
         )  # fmt: skip

@@ -525,8 +525,8 @@ def scdiff(monkeypatch):
 def test_info_tells_the_codecs_own_auc(run, scdiff):
     shown = scdiff("info", run.path, "--json")
     auc = json.loads(shown.stdout)["codec_auc"]
-    assert set(auc) == {"held_out", "training", "floor", "standard_error"}
+    assert set(auc) == {"held_out", "training", "real_reference", "standard_error"}
     assert all(0 <= value <= 1 for value in auc.values())
-    assert abs(auc["floor"] - 0.5) < 0.25
+    assert abs(auc["real_reference"] - 0.5) < 0.25
     assert "codec_auc" in scdiff("info", run.path).stdout
     assert "told from other real cells with AUC" in (run.path / "train.log").read_text()

@@ -1,15 +1,15 @@
 part <- function(keep) list(counts = blood$counts[, keep], obs = blood$obs[keep, , drop = FALSE])
 half <- seq_len(ncol(blood$counts)) %% 2 == 0
 
-test_that("scores come with floor, ceiling, verdict and report", {
+test_that("scores come with real reference, baseline, verdict and report", {
   skip_if_no_python()
   found <- scdiff_evaluate(part(half), part(!half), label = "cell_type", fast = TRUE)
   expect_s3_class(found, c("scdiff_evaluation", "data.frame"), exact = TRUE)
-  expect_true(all(c("metric", "value", "floor", "ceiling", "position", "definition") %in% names(found)))
+  expect_true(all(c("metric", "value", "real_reference", "baseline", "position", "definition") %in% names(found)))
   auc <- found[found$metric == "rf_auc", ]
   expect_lt(abs(auc$value - 0.5), 0.15)
-  expect_gt(auc$ceiling, auc$floor)
-  expect_identical(auc$ceiling, auc[[auc$bad_model]])
+  expect_gt(auc$baseline, auc$real_reference)
+  expect_identical(auc$baseline, auc[[auc$baseline_name]])
   expect_true(file.exists(attr(found, "report")))
   expect_match(readLines(attr(found, "report"), 1), "<!doctype html>", ignore.case = TRUE)
   expect_output(print(found), attr(found, "verdict")$word, ignore.case = TRUE)

@@ -8,7 +8,7 @@ import numpy as np
 
 from scdiffkit.evaluation.report.figures import Picture
 from scdiffkit.evaluation.report.render import families, render
-from scdiffkit.metrics.score import BAD_MODELS
+from scdiffkit.metrics.score import BASELINES
 
 if TYPE_CHECKING:
     from scdiffkit.evaluation.ranking import Comparison
@@ -24,7 +24,7 @@ def html(evaluation: Evaluation, pictures: dict[str, Picture]) -> str:
         data=evaluation.to_dict(),
         pictures=pictures,
         families=families(evaluation.scores),
-        bad_models=BAD_MODELS,
+        bad_models=BASELINES,
         type_rows=_type_rows(evaluation),
         type_metrics=list(dict.fromkeys(s.metric for scores in evaluation.of_types.values() for s in scores)),
         donor_rows=evaluation.of_donors,
@@ -43,7 +43,9 @@ def _type_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         scores = evaluation.of_types.get(name, [])
         missing = next((side for side in ("synthetic", "real") if not counts[side]), None)
         why = "" if scores else f"missing: no {missing} cells" if missing else "too few cells to be scored"
-        worst = float(np.mean([0.0 if score.at_floor else score.position for score in scores])) if scores else -1.0
+        worst = (
+            float(np.mean([0.0 if score.at_real_reference else score.position for score in scores])) if scores else -1.0
+        )
         by_metric = {score.metric: score for score in scores}
         rows.append({"name": name, **counts, "scores": by_metric, "why": why, "worst": np.inf if missing else worst})
     return sorted(rows, key=lambda row: (-row["worst"], row["name"]))

@@ -36,7 +36,11 @@ def number(value: float | None, spread: tuple[float, float] | None = None) -> st
 
 def strip(score: Score) -> dict[str, Any]:
     """Where a score lies, for a strip from real cells (0) to bad models (1): share of its width, and in words."""
-    return {"at": 100 * min(score.position, 1.0), "band": 100 * min(score.floor_position, 1.0), "words": score.place}
+    return {
+        "at": 100 * min(score.position, 1.0),
+        "band": 100 * min(score.real_reference_position, 1.0),
+        "words": score.place,
+    }
 
 
 @cache
