@@ -41,7 +41,10 @@ ASIDE = {  # of metrics.json and uns: not results, or their wording
     "versions", "command", "seconds", "source", "files", "sha256", "remarks", "notes", "warnings", "definitions",
     "reasons", "sentence", "basis", "privacy", "findings", "skipped", "schema",
 }  # fmt: skip
-RENAMED: dict[str, str] = {"dpm": "dpm++"}  # keys and values of metrics.json and uns: before -> after
+RENAMED: dict[str, str] = {  # keys and values of metrics.json and uns: before -> after
+    "dpm": "dpm++", "floor": "real_reference", "floor_range": "real_reference_range", "at_floor": "at_real_reference",
+    "bad_model": "baseline_name",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -158,7 +161,8 @@ def weights(what: str, run: Path) -> Iterator[tuple[str, str]]:
 def plain(value: Any) -> Any:
     """Without what is not a result, and under the names of after."""
     if isinstance(value, dict):
-        return {RENAMED.get(key, key): plain(part) for key, part in sorted(value.items()) if key not in ASIDE}
+        now = {RENAMED.get(key, key): plain(part) for key, part in value.items() if key not in ASIDE}
+        return dict(sorted(now.items()))
     if isinstance(value, str):
         return RENAMED.get(value, value)
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -24,7 +24,7 @@ class Comparison:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per metric; columns metric, family, real_reference (what real cells score), baseline (what the worst
-        bad model scores), one per set with its value, and best: the name of the set that comes nearest to real cells."""
+        bad model scores), one per set with its value, and best: name of the set that comes nearest to real cells."""
         rows = []
         for score in self.scores_of_first():
             row: dict[str, Any] = {

@@ -205,7 +205,8 @@ def _reasons(f: Facts, word: Word) -> list[str]:
     auc, worst = f.first.score, f.worst.score
     reasons = [
         f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} "
-        f"({auc.real_reference:.2f}: {f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: pure guessing)."
+        f"({auc.real_reference:.2f}: {f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled "
+        f"{f.within}; 0.5: pure guessing)."
     ]
     if f.worst is not f.first:
         reasons.append(
