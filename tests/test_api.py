@@ -13,7 +13,13 @@ from scdiffkit.cli import app
 from scdiffkit.config import SampleConfig
 from scdiffkit.errors import ConfigError
 
-QUICK = {"codec.max_steps": 10, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2}
+QUICK = {
+    "codec.max_steps": 10,
+    "codec.tails_steps": 10,
+    "model.hidden_size": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")

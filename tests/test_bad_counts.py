@@ -17,7 +17,8 @@ from scdiffkit.preprocessing.counts import find_counts
 
 TINY = {
     "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2,
-    "train.max_steps": 5, "train.batch_size": 16, "codec.max_steps": 20, "codec.hidden_size": 16,
+    "train.max_steps": 5, "train.batch_size": 16, "codec.max_steps": 20,
+    "codec.tails_steps": 10, "codec.hidden_size": 16,
 }  # fmt: skip
 
 

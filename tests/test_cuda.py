@@ -23,7 +23,13 @@ TINY = {
 }  # fmt: skip
 CODECS = {
     "gene": {"codec.name": "gene", "model.patch_size": 20},
-    "count": {"codec.name": "count", "codec.max_steps": 30, "codec.val_every_steps": 10, "codec.hidden_size": 16},
+    "count": {
+        "codec.name": "count",
+        "codec.max_steps": 30,
+        "codec.tails_steps": 10,
+        "codec.val_every_steps": 10,
+        "codec.hidden_size": 16,
+    },
 }
 
 

@@ -76,7 +76,13 @@ def test_old_keywords_still_work_and_name_the_new_ones(tiny):
 
 
 def test_warnings_point_at_the_users_line(tiny, tmp_path):
-    quick = {"train.max_steps": 2, "codec.max_steps": 10, "model.hidden_size": 16, "model.depth": 1}
+    quick = {
+        "train.max_steps": 2,
+        "codec.max_steps": 10,
+        "codec.tails_steps": 10,
+        "model.hidden_size": 16,
+        "model.depth": 1,
+    }
     with pytest.warns(ScdiffWarning, match="few training cells") as caught:
         scdiffkit.train(tiny[:40].copy(), label="cell_type", out=tmp_path / "run", overrides=quick)
     assert {warning.filename for warning in caught if issubclass(warning.category, ScdiffWarning)} == {__file__}

@@ -15,6 +15,7 @@ from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 
 QUICK = {
     "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2, "codec.max_steps": 60,
+    "codec.tails_steps": 10,
     "train.max_steps": 30, "train.batch_size": 64, "train.val_every_steps": 10,
 }  # fmt: skip
 SETS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]

@@ -454,7 +454,7 @@ def test_depths_over_some_of_the_genes_are_warned_of(deep, tiny):
 @pytest.fixture(scope="module")
 def counted(tiny, tmp_path_factory):
     """A run with the count codec, which draws counts."""
-    overrides = {**SMALL, "codec.name": "count", "model.patch_size": 4, "codec.max_steps": 30}
+    overrides = {**SMALL, "codec.name": "count", "model.patch_size": 4, "codec.max_steps": 30, "codec.tails_steps": 10}
     del overrides["preprocess.n_top_genes"], overrides["preprocess.hvg_flavor"]
     out = tmp_path_factory.mktemp("counted") / "run"
     return scdiffkit.train(tiny, arch="whitebox", label="cell_type", out=out, overrides=overrides)
@@ -670,7 +670,9 @@ def test_what_was_known_of_genes_is_known_of_them_in_the_output(tiny, tmp_path, 
     cells.var["length"] = np.arange(cells.n_vars, dtype=np.int32)
     cells.var["known"] = np.arange(cells.n_vars) % 2 == 0
     of_count = {key: value for key, value in SMALL.items() if not key.startswith("preprocess")}
-    overrides = SMALL if codec == "gene" else {**of_count, "codec.name": "count", "codec.max_steps": 5}
+    overrides = (
+        SMALL if codec == "gene" else {**of_count, "codec.name": "count", "codec.max_steps": 5, "codec.tails_steps": 10}
+    )
     trained = scdiffkit.train(cells, label="cell_type", out=tmp_path / "run", overrides=overrides)
     drawn = ad.read_h5ad(draw(trained, 10, out=tmp_path / "cells.h5ad"))
     expected = cells.var.loc[drawn.var_names]

@@ -18,6 +18,7 @@ from scdiffkit.run import Run
 
 QUICK = {
     "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2, "codec.max_steps": 20,
+    "codec.tails_steps": 10,
     "train.max_steps": 10, "train.batch_size": 32, "train.val_every_steps": 5,
 }  # fmt: skip
 

@@ -33,7 +33,8 @@ from scdiffkit.training import encoded
 BEFORE = set(os.environ)
 SMALL = {
     "model.hidden_size": 32, "model.depth": 2, "model.num_heads": 2, "train.batch_size": 15, "train.max_steps": 30,
-    "train.val_every_steps": 5, "train.checkpoint_every_steps": 10, "codec.max_steps": 30, "codec.val_every_steps": 10,
+    "train.val_every_steps": 5, "train.checkpoint_every_steps": 10, "codec.max_steps": 30,
+    "codec.tails_steps": 10, "codec.val_every_steps": 10,
     "codec.hidden_size": 16,
 }  # fmt: skip
 GENE = {key: value for key, value in SMALL.items() if not key.startswith("codec.")} | {

@@ -24,7 +24,13 @@ MODELS = {
     "unet": {"model.patch_size": 4, "model.channels": 8, "model.channel_mults": [1, 2], "model.num_heads": 2},
 }
 CODECS = {
-    "count": {"codec.name": "count", "codec.max_steps": 30, "codec.val_every_steps": 10, "codec.hidden_size": 16},
+    "count": {
+        "codec.name": "count",
+        "codec.max_steps": 30,
+        "codec.tails_steps": 10,
+        "codec.val_every_steps": 10,
+        "codec.hidden_size": 16,
+    },
     "gene": {"codec.name": "gene"},
 }
 SHORT = {"train.batch_size": 16, "train.val_every_steps": 10, "train.checkpoint_every_steps": 10}
@@ -509,7 +515,7 @@ rng = np.random.default_rng(0)
 types = rng.integers(0, 4, 500)
 rates = rng.gamma(0.3, 1.0, 1500) * rng.lognormal(0, 0.5, (4, 1500))[types]
 cells = AnnData(sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), obs={"cell_type": types.astype(str)})
-quick = {"codec.max_steps": 30, "train.max_steps": 2}
+quick = {"codec.max_steps": 30, "codec.tails_steps": 10, "train.max_steps": 2}
 scdiffkit.train(cells, label="cell_type", out=sys.argv[1], overrides=quick)
 """
 
