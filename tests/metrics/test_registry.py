@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scdiffkit.metrics import GENE_SETS, METRICS, Direction, Metric, Space, in_space, metric
+from scdiffkit.metrics import GENE_SETS, METRICS, Direction, Metric, Space, in_space, metric, protocols
 from scdiffkit.preprocessing.normalise import lognormalise
 
 every_metric = pytest.mark.parametrize("m", METRICS.values(), ids=METRICS.keys())
@@ -66,6 +66,12 @@ EDGES = {
     "two genes": (CELLS[:20, :2], CELLS[20:40, :2]),
     "no zeros": (CELLS[:40] + 1, CELLS[40:80] + 1),
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here of scDiffusion's forest does not depend on how many trees it has."""
+    monkeypatch.setattr(protocols, "SCDIFFUSION_TREES", 50)
 
 
 @every_metric
