@@ -25,6 +25,7 @@ from scdiffkit.cli.console import parse_cfg_scale, progress, setup_logging
 from scdiffkit.config import ARCHS, CODEC_NAMES, PreprocessConfig, SampleConfig, build_run_config, presets
 from scdiffkit.config.units import parse_duration
 from scdiffkit.errors import ConfigError
+from scdiffkit.metrics.profiles import chosen_metrics
 from scdiffkit.runtime.progress import seconds
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
@@ -96,9 +97,10 @@ def test_the_main_job_as_the_readme_writes_it(wide_folder, tmp_path):
     scores = json.loads((report / "metrics.json").read_text())["scores"]
     assert all(np.isfinite([s["value"], s["real_reference"]]).all() for s in scores)
     as_json = scdiff(
-        "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--force", cwd=tmp_path / "w"
-    )
-    assert json.loads(as_json.stdout)["scores"] == scores
+        "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--metrics", "minimal", "-o", "other",
+        cwd=tmp_path / "w",
+    )  # fmt: skip
+    assert json.loads(as_json.stdout) == json.loads((tmp_path / "w" / "other" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
@@ -106,20 +108,31 @@ def test_evaluate_with_another_papers_protocol_and_compare(wide_folder, tmp_path
     shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
     for seed in (1, 2):
         scdiff("sample", "--ddim", 2, "-n", 60, "--seed", seed, "-o", f"made{seed}.h5ad", cwd=tmp_path / "w")
-    asked = ["evaluate", "data.h5ad", "made1.h5ad", "--label", "cell_type", "--fast", "--json"]
-    found = json.loads(scdiff(*asked, "--protocol", "cfgen", cwd=tmp_path / "w").stdout)
+    asked = ["evaluate", "data.h5ad", "made1.h5ad", "--label", "cell_type", "--json"]
+    found = json.loads(
+        scdiff(*asked, "--fast", "--metrics", "zeros_mae", "--protocol", "cfgen", cwd=tmp_path / "w").stdout
+    )
     assert found["resamples"] == 1
+    assert {s["metric"] for s in found["scores"]} == set(chosen_metrics(["zeros_mae"]))
     assert [s["metric"] for s in found["protocol"]["scores"]] == list(found["protocol"]["metrics"])
     assert "centre" in found["protocol"]["flaws"]
     few = json.loads(scdiff(*asked, "--metrics", "minimal,cv_mae", "--force", cwd=tmp_path / "w").stdout)
     assert "cv_mae" in {s["metric"] for s in few["scores"]}
-    assert len(few["scores"]) < len(found["scores"]) / 2
+    assert len(few["scores"]) < len(chosen_metrics(["full"])) / 2
     wrong = scdiff(*asked, "--metrics", "rf_acu", "--force", cwd=tmp_path / "w", code=2)
     assert "did you mean 'rf_auc'" in wrong.stderr
     wrong = scdiff(*asked, "--protocol", "cf", "--force", cwd=tmp_path / "w", code=2)
     assert "scrdit, cfgen, scdiffusion" in wrong.stderr
     ranked = scdiff(
-        "compare", "data.h5ad", "made1.h5ad", "made2.h5ad", "--label", "cell_type", "--fast", cwd=tmp_path / "w"
+        "compare",
+        "data.h5ad",
+        "made1.h5ad",
+        "made2.h5ad",
+        "--label",
+        "cell_type",
+        "--metrics",
+        "minimal",
+        cwd=tmp_path / "w",
     )
     assert "1. made" in ranked.stdout
     assert "nearest to real cells" in ranked.stdout
