@@ -38,7 +38,8 @@ SAMPLES = {
     "library": ["--steps", "10", "--library-size", "3000"],  # the count codec alone
 }
 ASIDE = {  # of metrics.json and uns: not results, or their wording
-    "versions", "command", "seconds", "source", "files", "sha256", "remarks", "notes", "warnings", "definitions",
+    "versions", "command", "seconds", "definition",
+    "source", "files", "sha256", "remarks", "notes", "warnings", "definitions",
     "reasons", "sentence", "basis", "privacy", "findings", "skipped", "schema",
 }  # fmt: skip
 RENAMED: dict[str, str] = {  # keys and values of metrics.json and uns: before -> after

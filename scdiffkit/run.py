@@ -185,7 +185,7 @@ class Run:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError as e:
             raise RunError(
-                f"The run {self.path} is incomplete: {name} is missing. Copy it again, or train anew."
+                f"The run {self.path} is incomplete: {name} is missing. Copy it again, or train a new run."
             ) from e
 
     def _tensors(self, path: Path) -> dict[str, Tensor]:
@@ -299,7 +299,7 @@ class Run:
         if not steps:
             raise RunError(
                 f"The run {self.path} holds no checkpoint yet. "
-                f"Go on with `scdiff train DATA --resume --out {self.path}`."
+                f"Continue with `scdiff train DATA --resume --out {self.path}`."
             )
         if step is not None and step not in steps:
             raise RunError(f"There is no checkpoint of step {step}; there are: {', '.join(map(str, steps))}.")
@@ -475,7 +475,9 @@ def check_new_run(path: Path, *, force: bool = False) -> None:
     """Raises FileError when a new run cannot go to `path`: it exists, or its folder cannot be written."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not force:
-            raise FileError(f"{path} exists. Choose another --out, go on with --resume, or replace it with --force.")
+            raise FileError(
+                f"{path} exists. Choose another --out, continue it with --resume, or replace it with --force."
+            )
         if not is_run(path):
             raise FileError(f"{path} exists and is not a run, so --force does not replace it. Choose another --out.")
     if path.resolve() == Path.cwd():

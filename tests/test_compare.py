@@ -16,7 +16,7 @@ from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
 from scdiffkit.evaluation.cell_sets import shuffle_within
 from scdiffkit.evaluation.ranking import Comparison
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from scdiffkit.metrics import METRICS
 from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.preprocessing.pipeline import preprocess
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells a side)")
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)")
 
 
 @pytest.fixture(autouse=True)
@@ -526,7 +526,7 @@ def test_few_cells_are_warned_of(tiny: AnnData) -> None:
     with pytest.warns(ScdiffWarning) as caught:
         evaluation = evaluate(tiny[:20].copy(), tiny[20:40].copy(), label="cell_type")
     said = " ".join(str(w.message) for w in caught)
-    assert "Only 10 cells a side" in said
+    assert "Only 10 cells per set" in said
     assert all(math.isfinite(x) for x in values(evaluation))
     assert "rough" in str(evaluation.verdict)
 

@@ -21,7 +21,7 @@ from scdiffkit.errors import DataError, FileError, ScdiffWarning
 from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.preprocessing.normalise import lognormalise
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells a side")
+pytestmark = pytest.mark.filterwarnings("ignore:Only .* cells per set")
 
 
 @pytest.fixture(scope="module")

@@ -373,7 +373,7 @@ def test_ctrl_c_saves_and_ends_all_processes(path: Path, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with: scdiff train DATA --resume --out {run}" in said
+    assert f"continue with: scdiff train DATA --resume --out {run}" in said
     assert not other.is_running()
     assert run.joinpath("vectors").exists()  # for whoever goes on
     step = Run.open(run).steps()[-1]

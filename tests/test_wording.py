@@ -35,7 +35,7 @@ OF_PYTHON_BY_ANOTHER_WAY = {"set", "ddim", "ddpm", "config", "num-nodes"}  # ove
         ("smaller codec.lr (--set codec.lr=0.0005).", "smaller codec.lr (`overrides={'codec.lr': 0.0005}`)."),
         ("give -n instead of --like.", "give `n` instead of `like`."),
         (
-            "Go on with `scdiff train DATA --resume --out runs/a`.",
+            "Continue with `scdiff train DATA --resume --out runs/a`.",
             "Go on with `scdiffkit.train(data, out='runs/a', resume=True)`.",
         ),
         ("run `scdiff preprocess` on their raw counts", "run `scdiffkit.preprocess(...)` on their raw counts"),

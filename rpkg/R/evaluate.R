@@ -14,8 +14,8 @@
 #' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"`,
 #'   `"scdiffusion"`, `"scldm"` or `"cell-eval"`.
 #' @param output Folder of the report; default a temporary one.
-#' @param resamples,max_cells How often, and with how many cells a side at most.
-#' @param fast Half a minute: once, with at most 400 cells a side.
+#' @param resamples,max_cells How often, and with how many cells per set at most.
+#' @param fast Half a minute: once, with at most 400 cells per set.
 #' @param seed Same seed, same scores.
 #' @param force Replace the report in `output`.
 #' @param assay The assay with the raw counts, of Seurat objects and

@@ -9,7 +9,7 @@
 #'   its source.
 #' @param python The Python (3.11 or newer) that the environment is made with;
 #'   default the newest that is found.
-#' @param force Make the environment anew.
+#' @param force Replace the environment.
 #' @return The path of the environment's Python, invisibly.
 #' @examples
 #' \dontrun{
@@ -24,7 +24,7 @@ scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
     )
   }
   if (!is.null(environment_python()) && !flag(force, "force")) {
-    message("There already: ", environment_python(), ". scdiff_install(force = TRUE) makes it anew.")
+    message("There already: ", environment_python(), ". scdiff_install(force = TRUE) replaces it.")
     return(invisible(environment_python()))
   }
   python <- python %||% newest_python()

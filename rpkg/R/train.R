@@ -2,7 +2,7 @@
 #'
 #' Learns from raw counts, conditioned on the cell types and on whatever else is
 #' named. Minutes on a laptop for a few thousand cells. R's interrupt saves what
-#' was learnt; `resume = TRUE` goes on.
+#' was learnt; `resume = TRUE` continues.
 #'
 #' @param data A Seurat object, a SingleCellExperiment, a matrix of raw counts
 #'   (genes x cells; with `obs`), a list of `counts` and `obs`, or a path (h5ad,
@@ -26,7 +26,7 @@
 #'   [scdiff_evaluate()] to judge by; default none.
 #' @param holdout_by Column of which whole groups, such as donors, are left out
 #'   instead.
-#' @param resume Go on with the run in `out`, default the latest; `data` may
+#' @param resume Continue the run in `out`, default the latest; `data` may
 #'   then be left out if the run was trained on files.
 #' @param out Folder of the run; default a new one in `scdiff-runs/`.
 #' @param device,precision Where and how to compute; default what is best here.

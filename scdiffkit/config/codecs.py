@@ -44,7 +44,7 @@ class CountCodecConfig(_Config):
     batch_size: int = Field(128, ge=2)
     lr: float = Field(2e-3, gt=0)
     val_every_steps: int = Field(50, ge=1)
-    patience: int = Field(4, ge=1, description="stop after so many validations without a lower held-out loss")
+    patience: int = Field(4, ge=1, description="validations without a lower held-out loss after which training stops")
     max_val_cells: int = Field(2048, ge=1, description="held-out cells that a validation looks at")
     warmup_steps: int = Field(50, ge=1, description="steps over which the learning rate rises")
     final_lr: float = Field(0.05, ge=0, le=1, description="fraction of the learning rate at the last step (cosine)")

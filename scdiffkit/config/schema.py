@@ -172,7 +172,8 @@ class TrainConfig(_Config):
     patience: int | None = Field(
         None,
         ge=1,
-        description="stop after so many validations without a lower held-out loss; None, or no cells held out: never",
+        description="validations without a lower held-out loss after which training stops; None, or no cells held out: "
+        "never",
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="checkpoints at set steps, too")
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
@@ -185,7 +186,7 @@ class TrainConfig(_Config):
         "needs a C++ compiler, and on a GPU Triton; None: transformers on one GPU that has both, from 10,000 steps on",
     )
     devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
-    num_nodes: int = Field(1, ge=1, description="machines, each with so many devices (torchrun or srun starts them)")
+    num_nodes: int = Field(1, ge=1, description="machines, each with `devices` devices (torchrun or srun starts them)")
 
     @model_validator(mode="before")
     @classmethod
@@ -224,7 +225,7 @@ class SampleConfig(_Config):
     library_size: Literal["like", "median"] | int = Field(
         "like",
         description="counts per cell: 'like' the training cells, or the cells whose composition is copied; 'median': "
-        "the training cells' median; or so many",
+        "the training cells' median; or a number",
     )
     seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1, description="cells at once; None: by the model's size")

@@ -1,6 +1,6 @@
 """Can these cells be trusted? Scores of synthetic cells beside what real cells score, a verdict, and a report.
 
-Every metric is computed several times over, each time between two sets of as many cells, drawn anew:
+Every metric is computed several times over, each time between two sets of as many cells, drawn again:
 value     one half of the real cells against synthetic cells
 reference the same half against the other half: what perfect synthetic cells would score
 baselines  the same half against bad models made from the other half: "shuffled", every gene shuffled between cells of
@@ -252,7 +252,7 @@ def _evaluated(
     with metrics_pool() as pool:
         scorer = Scorer(cells.sides, cells.sets, cells.n, config, pool, draws=out is not None, progress=progress)
         times = "once" if config.resamples == 1 else f"{config.resamples} times over"
-        log.info("comparing %d cells a side, %s", cells.n, times)
+        log.info("comparing %d cells per set, %s", cells.n, times)
         drawing = None
         if out is not None:
             most = min(MAX_PICTURE_CELLS, config.max_cells * min(2, config.resamples))
@@ -346,7 +346,7 @@ def _note_resamples(
         )
     if n < FEW_CELLS:
         notes.warn(
-            f"Only {n} cells a side are compared: scores and real reference are rough, see more cells if you can."
+            f"Only {n} cells per set are compared: scores and real reference are rough, see more cells if you can."
         )
     codec_auc = sides["synthetic"].codec_auc
     if codec_auc:

@@ -59,7 +59,7 @@ def open_backed(path: str | Path) -> Backed:
         )
     if is_old(path):
         raise FileError(
-            f"{path} was written by an anndata before 0.8, so it can only be read whole: write it anew with "
+            f"{path} was written by an anndata before 0.8, so it can only be read whole: write it again with "
             "scdiffkit.read and scdiffkit.write, on a machine with more memory, or give a larger --memory."
         )
     opened = open_hdf5 if format == "h5ad" else open_zarr

@@ -17,7 +17,7 @@ SOURCE = "classifier two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545)"
 DEFINITION = (
     f"Area under the ROC curve of a random forest ({N_TREES} trees) that tells real from synthetic cells by {{}}; "
     "every cell is scored by the trees that did not see it (out of bag). 0.5: it cannot tell them apart; 1: it always "
-    "can. Well below 0.5: both sets hold copies of the same cells. At most {} cells a side."
+    "can. Well below 0.5: both sets hold copies of the same cells. At most {} cells per set."
 )
 
 
@@ -105,7 +105,7 @@ _in_genes("rf_auc_abundant_genes", "abundant", OF_CLASS.format(f"{ABUNDANT} or m
     max_cells=2000,
     definition="Area under the ROC curve of a logistic regression, which sees shifts only, that tells real from "
     "synthetic cells by 20 standardised principal components of both sets; every cell is scored by a fit to four "
-    "fifths of the others. 0.5: it cannot tell them apart. At most 2000 cells a side.",
+    "fifths of the others. 0.5: it cannot tell them apart. At most 2000 cells per set.",
     source=SOURCE,
 )
 def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -133,7 +133,7 @@ def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
     max_cells=2000,
     definition="Share of cells whose nearest other cell is of their own side, real or synthetic, in 20 principal "
     "components of both sets, each side weighing alike. 0.5: perfectly mixed; 1: apart; well below 0.5: synthetic "
-    "cells are copies of real ones. At most 2000 cells a side.",
+    "cells are copies of real ones. At most 2000 cells per set.",
     source="1-nearest-neighbour two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545); Xu et al. 2018 "
     "(arXiv 1806.07755)",
 )

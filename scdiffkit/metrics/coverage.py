@@ -11,7 +11,7 @@ RECALL = "Kynkäänniemi et al. 2019 (arXiv 1904.06991)"
 COVERAGE = "Naeem et al. 2020 (arXiv 2002.09797)"
 BALLS = (
     f" A cell's ball reaches to its {K}th nearest neighbour on its own side, in 20 principal components of both sets; "
-    "at most 2000 cells a side."
+    "at most 2000 cells per set."
 )
 
 

@@ -25,7 +25,7 @@ PERPLEXITY = 30
     max_cells=2000,
     definition="Squared maximum mean discrepancy, unbiased (it may be slightly negative), in 20 principal "
     "components of both sets; mean of 5 Gaussian kernels exp(-d^2 / b), b = median d^2 between "
-    "real cells x {1/4, 1/2, 1, 2, 4}; at most 2000 cells a side.",
+    "real cells x {1/4, 1/2, 1, 2, 4}; at most 2000 cells per set.",
     source="Gretton et al. 2012 (JMLR 13), eq. 3",
 )
 def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -51,7 +51,7 @@ def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     max_cells=1000,
     definition="2-Wasserstein distance, by exact optimal transport, in 20 principal components of both sets: how far "
     "cells have to be moved to turn one set into the other. Above 0 even for equal distributions, by more the fewer "
-    "the cells; at most 1000 cells a side.",
+    "the cells; at most 1000 cells per set.",
     source="Flamary et al. 2021 (JMLR 22:78), POT's emd2",
 )
 def wasserstein_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -88,7 +88,7 @@ def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
     max_cells=2000,
     definition="How well real and synthetic cells mix: effective number of sides among a cell's neighbours (local "
     f"inverse Simpson's index, perplexity {PERPLEXITY}), minus 1, mean over cells, in 20 principal components of both "
-    "sets: 1 where half of any neighbourhood is synthetic, 0 where none is mixed. At most 2000 cells a side.",
+    "sets: 1 where half of any neighbourhood is synthetic, 0 where none is mixed. At most 2000 cells per set.",
     source="Korsunsky et al. 2019 (Nature Methods 16:1289), integration LISI",
 )
 def lisi(real: np.ndarray, synthetic: np.ndarray) -> float:

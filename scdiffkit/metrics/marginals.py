@@ -126,7 +126,7 @@ def cv_mae(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     space="variable",
     max_cells=2000,
     definition="One-dimensional Wasserstein distance between a gene's log1p-normalised values in real and in synthetic "
-    "cells, mean over the 2000 most variable genes; at most 2000 cells a side.",
+    "cells, mean over the 2000 most variable genes; at most 2000 cells per set.",
     source="scRDiT (arXiv 2404.06153): Wasserstein distance, here within each gene",
 )
 def wasserstein_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -186,7 +186,7 @@ def ks_per_gene(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> np.nda
     max_cells=2000,
     definition=f"KL(real || synthetic) in nats of a gene's log1p-normalised values, in bins: one of zeros and {N_BINS} "
     "that hold as many of both sides' other values each, half a cell added to every bin; mean over the 2000 most "
-    "variable genes. At most 2000 cells a side.",
+    "variable genes. At most 2000 cells per set.",
     source="Kullback & Leibler 1951, on histograms",
 )
 def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:

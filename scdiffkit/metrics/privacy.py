@@ -106,7 +106,7 @@ def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray,
     "the ROC curve of the attack that takes a cell for one when it lies near a synthetic cell, for how near its own "
     "kind lies: distance to the nearest synthetic cell over that to the nearest other real cell, in 20 principal "
     "components of all. 0.5: it cannot tell; 1: always. Cells held out must be of the donors and batches that were "
-    "trained on, else it tells those. At most 4000 cells a side.",
+    "trained on, else it tells those. At most 4000 cells per set.",
     source="Hilprecht et al. 2019 (PoPETs 2019:232); distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated",
 )
 def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -129,7 +129,7 @@ def _at_false_positives(percent: int) -> None:
         needs=("member",),
         definition=f"Share of the cells trained on that the attack of membership_auc finds when it takes at most "
         f"{percent}% of the others for such cells: {rate:g} by chance. An attack that is right about a few cells only "
-        "shows here and not in its AUC. At most 4000 cells a side.",
+        "shows here and not in its AUC. At most 4000 cells per set.",
         source=TPR,
     )
     def of_cells(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -166,7 +166,7 @@ def _at_false_positives(percent: int) -> None:
     definition="Can someone who holds the synthetic cells and many cells of a donor tell whether this donor was "
     "trained on? Area under the ROC curve, over donors, of the mean score of a donor's cells in the attack of "
     "membership_auc. Needs at least two donors that were trained on and two that were not. With few donors it is a "
-    "matter of luck. At most 4000 cells a side.",
+    "matter of luck. At most 4000 cells per set.",
     source="Hilprecht et al. 2019 (PoPETs 2019:232), set membership",
 )
 def donor_membership_auc(
@@ -192,7 +192,7 @@ for _percent in (1, 10):
     definition="As membership_auc, for an attack that looks for places where the model has put more cells than there "
     "should be: density of synthetic cells over density of other real cells, which were not trained on, at a cell; "
     f"both by Gaussian kernels of Scott's width in {DOMIAS_COMPONENTS} principal components. The reference is half of "
-    "the held-out cells; the others are to be told from those trained on. At most 4000 cells a side.",
+    "the held-out cells; the others are to be told from those trained on. At most 4000 cells per set.",
     source="DOMIAS, van Breugel et al. 2023 (arXiv 2302.12580), with kernel density estimates",
 )
 def domias_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:

@@ -31,7 +31,7 @@ SCDIFFUSION_TREES, SCDIFFUSION_DEPTH = 1000, 5
 
 SCLDM = "scLDM (Palla et al. 2025, arXiv 2511.02986)"
 SCLDM_COMPONENTS = 30
-SCLDM_SPACE = f"in {SCLDM_COMPONENTS} principal components of both sets; at most 2000 cells a side."
+SCLDM_SPACE = f"in {SCLDM_COMPONENTS} principal components of both sets; at most 2000 cells per set."
 CELL_EVAL = "cell-eval (Arc Institute, github.com/ArcInstitute/cell-eval)"
 CELL_EVAL_DELTA = "of the differences of mean log1p-normalised values, a condition against all other cells"
 
@@ -254,7 +254,7 @@ def scdiffusion_pearson(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -
     best=0.0,
     max_cells=2000,
     definition=f"Biased MMD^2, sum of 5 Gaussian kernels exp(-d^2 / b), b = mean d^2 between any two cells / 4 x {{1, "
-    f"2, 4, 8, 16}}, in {SCDIFFUSION_COMPONENTS} principal components of both sets; at most 2000 cells a side.",
+    f"2, 4, 8, 16}}, in {SCDIFFUSION_COMPONENTS} principal components of both sets; at most 2000 cells per set.",
     source=SCDIFFUSION,
 )
 def scdiffusion_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -270,7 +270,7 @@ def scdiffusion_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> fl
     best=1.0,
     max_cells=2000,
     definition="Median over cells of the integration LISI, less 1, in 20 principal components of both sets; at most "
-    "2000 cells a side.",
+    "2000 cells per set.",
     source=SCDIFFUSION,
 )
 def scdiffusion_lisi(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -287,7 +287,7 @@ def scdiffusion_lisi(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
     max_cells=2000,
     definition=f"AUC on a quarter of the cells of a random forest ({SCDIFFUSION_TREES} trees of depth "
     f"{SCDIFFUSION_DEPTH}) that learns real from synthetic from the others, in {SCDIFFUSION_COMPONENTS} principal "
-    "components of both sets; at most 2000 cells a side.",
+    "components of both sets; at most 2000 cells per set.",
     source=SCDIFFUSION,
 )
 def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:

@@ -39,7 +39,7 @@ def _by_groups(suffix: str, need: Need, groups: str) -> None:
         needs=(need,),
         definition=f"Mean silhouette width of {groups} (how much nearer a cell lies to its own group than to the "
         "next), synthetic minus real, in 20 principal components of both sets: above 0, groups are too far apart. "
-        "At most 1000 cells a side.",
+        "At most 1000 cells per set.",
         source=f"Rousseeuw 1987; {CROWELL}",
     )
     def silhouettes(real: np.ndarray, synthetic: np.ndarray, of_real: np.ndarray, of_synthetic: np.ndarray) -> float:
@@ -72,7 +72,7 @@ for _suffix, _need, _groups in GROUPS:
     needs=("types",),
     definition="Kolmogorov-Smirnov statistic between the distances of any two real cells of a type and those of any "
     f"two synthetic ones, in 20 principal components of both sets, mean over the types of {MIN_CELLS_OF_TYPE} or more "
-    "real cells, 1 for one that synthetic cells lack. At most 1000 cells a side.",
+    "real cells, 1 for one that synthetic cells lack. At most 1000 cells per set.",
     source=f"cell-cell distances, {CROWELL}",
 )
 def cell_distances(
@@ -99,7 +99,7 @@ def cell_distances(
     max_cells=1000,
     definition=f"Wasserstein distance between the distributions of how often a cell is among the {N_NEIGHBOURS} "
     f"nearest neighbours of others of its own side, over {N_NEIGHBOURS}, in real and in synthetic cells, in 20 "
-    "principal components of both sets: above real cells, some cells are hubs, or none is. At most 1000 cells a side.",
+    "principal components of both sets: above real cells, some cells are hubs, or none is. At most 1000 cells per set.",
     source=f"KNN occurrences, {CROWELL}",
 )
 def hubness(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -117,7 +117,7 @@ def hubness(real: np.ndarray, synthetic: np.ndarray) -> float:
     space="pca",
     max_cells=1000,
     definition="2 E|X - Y| - E|X - X'| - E|Y - Y'| of real cells X and synthetic cells Y, unbiased (it may be slightly "
-    "negative), in 20 principal components of both sets; at most 1000 cells a side.",
+    "negative), in 20 principal components of both sets; at most 1000 cells per set.",
     source="Székely & Rizzo 2013 (Journal of Statistical Planning and Inference 143:1249)",
 )
 def energy_distance(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -108,7 +108,7 @@ def fit(
                 group.any_stop(stop)
             if stop and interrupted.is_set():
                 log.warning("interrupted at step %d: saved in %s", step, run.path)
-                log.warning("go on with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
+                log.warning("continue with: scdiff train DATA --resume --out %s", shlex.quote(str(run.path)))
                 raise KeyboardInterrupt
             if stop and step < max_steps:
                 log.info("%s: stopped at step %d of %d and saved", stopper.reason(best), step, max_steps)

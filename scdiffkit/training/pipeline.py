@@ -139,7 +139,7 @@ def train(
     started = time.monotonic()
     conditions = [condition] if isinstance(condition, str) else condition
     if resume and force:
-        raise ConfigError("--resume goes on with a run and --force replaces it: give one of them.")
+        raise ConfigError("--resume continues a run and --force replaces it: give one of them.")
     overrides = dict(overrides or {}) | training_overrides(
         codec=codec, n_top_genes=n_top_genes, max_steps=max_steps, max_epochs=max_epochs, batch_size=batch_size, lr=lr,
         holdout=holdout, holdout_by=holdout_by, val_fraction=val_fraction, seed=seed, device=device, devices=devices,

@@ -24,7 +24,7 @@ def resumed_config(
     """The run's own configuration; what is asked for may differ in its length, device and checkpoints only."""
     stored = run.config()
     if config:
-        raise RunError("--resume goes on with the run's own configuration; leave --config out.")
+        raise RunError("--resume continues with the run's own configuration; leave --config out.")
     asked: dict[str, Any] = {"model.arch": arch, "preset": preset}
     columns = tuple(dict.fromkeys(c for c in (label, *conditions) if c))
     if columns:
@@ -69,5 +69,5 @@ def check_same_cells(run: Run, training_set: TrainingSet, run_config: RunConfig)
     if not same:
         raise RunError(
             f"{run.path} was trained on other cells ({of_run['source']}), with other preprocessing, or by an older "
-            "version. Resume with the same data, or start anew with another --out."
+            "version. Resume with the same data, or start a new run with another --out."
         )

@@ -96,4 +96,6 @@ class Stopper:
         return step - best.step >= self.patience
 
     def reason(self, best: Best) -> str:
-        return "time is up (--resume goes on)" if self.out_of_time else f"no lower held-out loss since step {best.step}"
+        return (
+            "time is up (--resume continues)" if self.out_of_time else f"no lower held-out loss since step {best.step}"
+        )

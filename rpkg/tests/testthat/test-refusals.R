@@ -90,7 +90,7 @@ test_that("Python's warnings are R's", {
       list(counts = blood$counts[, 101:200], obs = blood$obs[101:200, , drop = FALSE]),
       fast = TRUE
     ),
-    "Only 10 cells a side"
+    "Only 10 cells per set"
   )
 })
 

@@ -45,7 +45,7 @@ def umap_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray
 
 
 def tsne_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE positions (n, 2) and (m, 2), as `umap_layout`, of the first 500 cells a side."""
+    """t-SNE positions (n, 2) and (m, 2), as `umap_layout`, of the first 500 cells per set."""
     from sklearn.manifold import TSNE
 
     sides = [as_csr(side[:TSNE_CELLS]) for side in (real, synthetic)]
