@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from scdiffkit.codecs.contract import OnStep
@@ -234,6 +232,9 @@ class GeneCodec:
 
 def _coexpressed_neighbours(log_values: Tensor) -> Tensor:
     """An order of genes, (G,), in which correlated genes are neighbours: leaves of average linkage."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
     if log_values.shape[1] > MAX_GENES_TO_ORDER:
         raise ConfigError(
             f"codec.gene_order 'correlation' holds a genes x genes matrix and is limited to {MAX_GENES_TO_ORDER} "

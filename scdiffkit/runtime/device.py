@@ -1,4 +1,4 @@
-"""Which device and precision to compute with, through Lightning Fabric."""
+"""Which device and precision to compute with; for training through Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import logging
 import time
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from joblib import cpu_count
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 
 from scdiffkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # a third of what importing a training takes, and sampling does without
 
 MIN_SPEEDUP = 1.5  # bfloat16 must be clearly faster: the measurement is noisy and the choice must be stable
 PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # as Fabric calls them
@@ -26,6 +27,9 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
 
     Raises ConfigError when the device is not there.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
     accelerator, precision = accelerator_of(device), precision_of(device, precision)
     index = int(device.partition(":")[2] or 0)
     with warnings.catch_warnings():
@@ -39,6 +43,11 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     fabric.launch()
     log_device(accelerator, fabric.device, precision)
     return fabric
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in a precision, bf16 or 32, as Fabric's."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def device_of(device: str) -> torch.device:

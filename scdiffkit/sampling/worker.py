@@ -21,7 +21,7 @@ from scdiffkit.diffusion.samplers import ddim, ddpm, dpm
 from scdiffkit.errors import RunError
 from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.run import Run, TrainedModel
-from scdiffkit.runtime.device import is_out_of_memory, make_fabric
+from scdiffkit.runtime.device import accelerator_of, autocast, device_of, is_out_of_memory, log_device
 from scdiffkit.sampling.plan import BatchRequest, SamplingPlan
 
 log = logging.getLogger("scdiffkit")
@@ -43,14 +43,15 @@ class BatchSampler:
         """model: a Run in another process, which reads it for itself."""
         model = model.load() if isinstance(model, Run) else model
         self.plan = plan
-        self.fabric = make_fabric(device, plan.config.precision)
-        self.denoiser, self.codec = model.denoiser().to(self.fabric.device), model.codec
+        self.device, self.precision = device_of(device), plan.config.precision
+        log_device(accelerator_of(device), self.device, self.precision)
+        self.denoiser, self.codec = model.denoiser().to(self.device), model.codec
         self.network = self.denoiser.network = _Network(self.denoiser.network, plan.config.batch_size)
         self.conditions = model.conditions
 
     def __call__(self, job: BatchRequest) -> Batch:
         try:
-            with torch.inference_mode(), self.fabric.autocast():
+            with torch.inference_mode(), autocast(self.device, self.precision):
                 raw, size = self._drawn(job)
             X = lognormalise(raw, self.codec.target_sum, size)
         except (MemoryError, RuntimeError) as e:
@@ -67,7 +68,7 @@ class BatchSampler:
 
     def _drawn(self, job: BatchRequest) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Raw counts (B, G) and library sizes (B,)."""
-        device = self.fabric.device
+        device = self.device
         generators = [torch.Generator(device).manual_seed(self.plan.request.seed_of_block(i)) for i, _ in job.blocks]
         codes = torch.from_numpy(job.codes).to(device)
 

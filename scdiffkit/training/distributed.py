@@ -17,18 +17,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from joblib import cpu_count
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.runtime.device import PRECISIONS, accelerator_of, log_device, make_fabric, precision_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LOST_AFTER = timedelta(seconds=50)  # without a word from another process, in the middle of a step
 PATIENCE = timedelta(hours=1)  # while the first process validates, or saves to a slow disk
@@ -79,6 +78,10 @@ def _group(timeout: timedelta) -> Any:
 
 def launcher() -> Literal["torchrun", "srun"] | None:
     """What started this process as one of several."""
+    if not any(name.startswith(("SLURM_", "LOCAL_RANK")) for name in os.environ):
+        return None  # and nothing to import
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
     if TorchElasticEnvironment.detect():
         return "torchrun"
     # Of the step, which only srun sets: a batch script that runs the command itself has SLURM_NTASKS, too.
@@ -132,6 +135,11 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
     size = world_size_from_environment(devices, num_nodes)
     if not size and devices == 1:
         return ProcessGroup(make_fabric(device, precision))
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     accelerator = accelerator_of(device)
     srun = launcher() == "srun"
     local = devices if srun else int(os.environ.get("LOCAL_WORLD_SIZE", devices))

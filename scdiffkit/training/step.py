@@ -8,16 +8,18 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from scdiffkit.diffusion.denoiser import Denoiser
 from scdiffkit.errors import ConfigError
 from scdiffkit.models.dit import DiT
 from scdiffkit.runtime.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 COMPILED_FROM = 10_000  # steps: 10 to 30 seconds of compiling pay with so many on a GPU
 WARM_UP = 3  # steps before one is recorded: libraries choose their kernels and take their memory in the first

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
 from scdiffkit.diffusion.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
 
