@@ -8,16 +8,15 @@ from scdiffkit.config.build import (
     sampler_options,
     training_overrides,
 )
+from scdiffkit.config.codecs import CountCodecConfig, GeneCodecConfig
 from scdiffkit.config.schema import (
     ARCHS,
     CODEC_NAMES,
     HOLDOUT,
     Arch,
     CodecConfig,
-    CountCodecConfig,
     DiffusionConfig,
     DiTConfig,
-    GeneCodecConfig,
     ModelConfig,
     PredictionType,
     PreprocessConfig,

@@ -33,8 +33,8 @@ from scdiffkit.evaluation.resample import (
 )
 from scdiffkit.metrics import METRICS, PROTOCOLS, Metric
 from scdiffkit.metrics.marginals import cv_per_gene, ks_per_gene, mean_per_gene, variance_per_gene, zeros_per_gene
+from scdiffkit.metrics.registry import N_VARIABLE
 from scdiffkit.metrics.score import Score, score_of
-from scdiffkit.metrics.spaces import N_VARIABLE
 from scdiffkit.runtime.memory import trim_memory
 
 # Imported before there are threads: two that import parts of one library at once may find it half made.

@@ -16,7 +16,7 @@ from scdiffkit.evaluation.report.figures import Picture
 from scdiffkit.evaluation.report.layouts import LAYOUTS
 from scdiffkit.metrics.biology import welch_t
 from scdiffkit.metrics.marginals import ks_of_genes, mean_per_gene, variance_per_gene, zeros_per_gene
-from scdiffkit.metrics.spaces import N_VARIABLE
+from scdiffkit.metrics.registry import N_VARIABLE
 
 if TYPE_CHECKING:
     pass
