@@ -28,11 +28,14 @@ def sets(demo: AnnData) -> dict[str, AnnData]:
     return {"real": real, "fresh": other, "shuffled": shuffled, "copied": real.copy()}
 
 
+METRICS = ["minimal", "correlation_structure", "exact_duplicates", "nn_ratio", "coverage", "precision", "type_f1"]
+
+
 @pytest.fixture(scope="module")
 def comparison(sets: dict[str, AnnData], tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("compare") / "new"
     made = {name: sets[name] for name in ("shuffled", "copied", "fresh")}
-    return scdiffkit.compare(sets["real"], made, label="cell_type", out=out, resamples=2), out
+    return scdiffkit.compare(sets["real"], made, label="cell_type", out=out, resamples=2, metrics=METRICS), out
 
 
 def test_fresh_cells_come_first_and_copies_last(comparison: tuple[Comparison, Path]) -> None:
@@ -53,7 +56,7 @@ def test_every_set_has_a_column_and_the_best_is_named(comparison: tuple[Comparis
 
 def test_all_sets_are_scored_with_as_many_cells(sets: dict[str, AnnData]) -> None:
     made = {"few": sets["fresh"][:60].copy(), "many": sets["shuffled"]}
-    found = scdiffkit.compare(sets["real"], made, resamples=1)
+    found = scdiffkit.compare(sets["real"], made, resamples=1, metrics="minimal")
     assert {evaluation.n_cells for evaluation in found.evaluations.values()} == {60}
 
 
@@ -80,11 +83,18 @@ def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None
         scdiffkit.compare(real, [tmp_path / "a.h5ad", tmp_path / "a.h5ad"])
     fewer = fresh[:, :500].copy()
     with pytest.warns(ScdiffWarning, match="different genes.*fewer 500"):
-        scdiffkit.compare(real, {"fewer": fewer, "all": fresh}, resamples=1, max_cells=50)
+        scdiffkit.compare(real, {"fewer": fewer, "all": fresh}, resamples=1, max_cells=50, metrics="minimal")
     unlabelled = fresh.copy()
     del unlabelled.obs["cell_type"]
     with pytest.warns(ScdiffWarning, match=r"bare cannot be scored by .*type_f1.*\(no `label`"):
-        found = scdiffkit.compare(real, {"bare": unlabelled, "all": fresh}, label="cell_type", fast=True)
+        found = scdiffkit.compare(
+            real,
+            {"bare": unlabelled, "all": fresh},
+            label="cell_type",
+            resamples=1,
+            max_cells=50,
+            metrics=["minimal", "type_f1"],
+        )
     assert "type_f1" not in set(found.to_frame()["metric"])
 
 
@@ -94,7 +104,7 @@ def test_files_are_named_after_themselves(sets: dict[str, AnnData], tmp_path: Pa
         (tmp_path / folder).mkdir()
         paths.append(tmp_path / folder / "cells.h5ad")
         sets["fresh"].write_h5ad(paths[-1])
-    found = scdiffkit.compare(sets["real"], paths, resamples=1, max_cells=50)
+    found = scdiffkit.compare(sets["real"], paths, resamples=1, max_cells=50, metrics="minimal")
     assert set(found.evaluations) == {str(path.with_suffix("")) for path in paths}
     sources = {evaluation.inputs["synthetic"]["source"] for evaluation in found.evaluations.values()}
     assert sources == set(map(str, paths))

@@ -14,12 +14,13 @@ from scdiffkit.data.split import TrainingData
 from scdiffkit.errors import ConfigError, DataError, RunError, ScdiffWarning
 
 QUICK = {
-    "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2, "codec.max_steps": 60,
-    "codec.tails_steps": 10,
+    "codec.name": "gene", "model.patch_size": 64, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2,
     "train.max_steps": 30, "train.batch_size": 64, "train.val_every_steps": 10,
 }  # fmt: skip
 SETS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
-MINIMAL = {"metrics": "minimal", "resamples": 3}
+MINIMAL = {"metrics": "minimal", "resamples": 3}  # for a verdict
+FEW = {"metrics": "minimal", "resamples": 1, "max_cells": 60}  # to see which cells it rests on
+OF_FEW = ["--metrics", "minimal", "--fast", "--max-cells", 60]
 pytestmark = pytest.mark.filterwarnings("ignore::scdiffkit.errors.ScdiffWarning")
 
 
@@ -47,21 +48,21 @@ def held(data, tmp_path_factory):
 
 def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held, demo):
     run, cells = held
-    found = scdiffkit.evaluate(data, cells, label="cell_type", **MINIMAL)
+    found = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found.basis == "holdout"
     assert found.verdict.basis == "Judged by the cells that were held out from training."
     n_real, n_train = (found.inputs[side]["cells"] for side in ("real", "train"))
     assert n_real == pytest.approx(210, abs=3)
     assert n_train == pytest.approx(0.9 * (700 - n_real), abs=1)
-    in_memory = scdiffkit.evaluate(demo, ad.read_h5ad(cells), label="cell_type", **MINIMAL)
-    backed = scdiffkit.evaluate(data, cells, label="cell_type", memory="disk", **MINIMAL)
+    in_memory = scdiffkit.evaluate(demo, ad.read_h5ad(cells), label="cell_type", **FEW)
+    backed = scdiffkit.evaluate(data, cells, label="cell_type", memory="disk", **FEW)
     for other in (in_memory, backed):
         assert other.basis == "holdout"
         assert other["rf_auc"].values == pytest.approx(found["rf_auc"].values)
     # what anyone would get who had split the cells before
     unseen = TrainingData.from_dict(run.provenance()["data"]["split"]).find_in(demo)
     by_hand = scdiffkit.evaluate(
-        demo[unseen.unseen].copy(), cells, train=demo[unseen.trained].copy(), label="cell_type", **MINIMAL
+        demo[unseen.unseen].copy(), cells, train=demo[unseen.trained].copy(), label="cell_type", **FEW
     )
     assert by_hand.basis == "given"
     assert by_hand["rf_auc"].values == pytest.approx(found["rf_auc"].values)
@@ -69,26 +70,26 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
 
 def test_the_run_knows_its_cells_and_its_label(data, held, tmp_path):
     run, cells = held
-    found = json.loads(scdiff("evaluate", "--run", run.path, cells, "--metrics", "minimal", "--json", "-o",
+    found = json.loads(scdiff("evaluate", "--run", run.path, cells, *OF_FEW, "--json", "-o",
                               tmp_path / "report").stdout)  # fmt: skip
     assert (found["basis"], found["label"]) == ("holdout", "cell_type")
-    expected = scdiffkit.evaluate(data, cells, label="cell_type", metrics="minimal")
+    expected = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found["scores"] == json.loads(json.dumps([score.to_dict() for score in expected.scores]))
-    drawn = scdiff("evaluate", "--run", run.path, "--metrics", "minimal", "-o", tmp_path / "drawn")
+    drawn = scdiff("evaluate", "--run", run.path, *OF_FEW, "-o", tmp_path / "drawn")
     assert drawn.stdout.splitlines()[0] == "Judged by the cells that were held out from training."
     assert ad.read_h5ad(tmp_path / "drawn" / "cells.h5ad").n_obs == 1000
 
 
 def test_validation_cells_stand_in_with_a_word_about_it(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run")
-    found = scdiffkit.evaluate(data, cells, label="cell_type", **MINIMAL)
+    found = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert (found.basis, found.inputs["real"]["cells"], found.inputs["train"]["cells"]) == ("validation", 70, 630)
     assert "validation cells" in found.verdict.basis
 
 
 def test_without_cells_held_out_the_first_line_says_so_and_no_verdict_is_better_than_close(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run", **{"train.val_fraction": 0})
-    done = scdiff("evaluate", data, cells, "--label", "cell_type", "--metrics", "minimal", "-o", tmp_path / "report")
+    done = scdiff("evaluate", data, cells, "--label", "cell_type", *OF_FEW, "-o", tmp_path / "report")
     assert done.stdout.splitlines()[0].startswith("Judged against the cells it was trained on, for none were held out")
     assert "Judged against the cells it was trained on" in (tmp_path / "report" / "report.html").read_text()
     copies = ad.read_h5ad(data)  # real cells that pretend to be the run's
@@ -110,7 +111,7 @@ def test_other_cells_and_other_programs_cells_are_of_unknown_basis(data, held, d
 
 def test_sets_are_compared_by_cells_that_none_of_their_models_has_seen(data, held, demo, tmp_path):
     other = made_by(data, tmp_path / "other", **{"train.holdout": 0.4, "seed": 1})
-    found = scdiffkit.compare(data, {"a": held[1], "b": other[1]}, label="cell_type", metrics="minimal", fast=True)
+    found = scdiffkit.compare(data, {"a": held[1], "b": other[1]}, label="cell_type", **FEW)
     sizes = {(e.inputs["real"]["cells"], e.inputs["train"]["cells"]) for e in found.evaluations.values()}
     assert len(sizes) == 1
     ((n_real, _),) = sizes
@@ -139,7 +140,7 @@ def test_what_a_run_of_several_files_was_not_trained_on(demo, tmp_path):
         scdiffkit.write(demo[i::2].copy(), tmp_path / "parts" / f"part{i}.h5ad")
     run = scdiffkit.train(tmp_path / "parts", label="cell_type", out=tmp_path / "run",
                           overrides={**QUICK, "train.holdout": 0.3})  # fmt: skip
-    found = scdiffkit.evaluate(run=run, **MINIMAL)
+    found = scdiffkit.evaluate(run=run, **FEW)
     assert (found.basis, found.label) == ("holdout", "cell_type")
     assert found.inputs["real"]["cells"] == pytest.approx(210, abs=4)
 
@@ -151,8 +152,7 @@ def test_pipelines_end_with_3_below_what_they_ask_for(data, held, tmp_path):
         held[1],
         "--label",
         "cell_type",
-        "--metrics",
-        "minimal",
+        *OF_FEW,
         "--force",
         "-o",
         tmp_path / "r",
@@ -209,7 +209,7 @@ def test_with_a_run_other_programs_cells_are_judged_by_what_the_run_has_not_seen
     run, cells = held
     others = ad.read_h5ad(cells)
     del others.uns["scdiffkit"]
-    found = scdiffkit.evaluate(synthetic=others, run=run, **MINIMAL)
+    found = scdiffkit.evaluate(synthetic=others, run=run, **FEW)
     assert found.basis == "holdout"
     assert found.inputs["real"]["cells"] == pytest.approx(210, abs=3)
 
@@ -224,8 +224,8 @@ def test_training_cells_that_the_cells_contradict_are_not_believed(data, tmp_pat
     _, cells = made_by(data, tmp_path / "run")
     train, test = scdiffkit.split(data, label="cell_type", out=(tmp_path / "train.h5ad", tmp_path / "test.h5ad"))
     with pytest.warns(ScdiffWarning, match="trained on other cells than those of `train`"):
-        found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **MINIMAL)
+        found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **FEW)
     assert found.basis == "unknown"
     assert f"--train {train}" in found.command()
     _, own = made_by(train, tmp_path / "own")
-    assert scdiffkit.evaluate(test, own, train=train, label="cell_type", **MINIMAL).basis == "given"
+    assert scdiffkit.evaluate(test, own, train=train, label="cell_type", **FEW).basis == "given"
