@@ -121,7 +121,8 @@ def test_counts_are_found_where_they_are_in_memory(tiny: AnnData, tmp_path: Path
     logged.X = lognormalise(synthetic.X, 1e4)
     for a, b in ((in_raw, made), (real, logged)):
         paths = [written(a, tmp_path / "a.h5ad"), written(b, tmp_path / "b.h5ad")]
-        expected, found = evaluate(a, b), evaluate(*paths, memory="disk")
+        few = {"metrics": "minimal", "max_cells": 50}
+        expected, found = evaluate(a, b, **few), evaluate(*paths, memory="disk", **few)
         assert scores(found) == scores(expected)
         assert [i["scale"] for i in found.inputs.values()] == [i["scale"] for i in expected.inputs.values()]
 
@@ -130,7 +131,8 @@ def test_genes_chosen_by_counts(many: AnnData, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("scdiffkit.evaluation.scoring.N_VARIABLE", 30)
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
-    options: dict[str, Any] = {"protocol": "scdiffusion", "label": "cell_type"}
+    options: dict[str, Any] = {"protocol": "scdiffusion", "label": "cell_type", "metrics": "minimal"}
+    monkeypatch.setattr("scdiffkit.metrics.protocols.SCDIFFUSION_TREES", 50)
     expected, found = evaluate(real, synthetic, **options), evaluate(*paths, memory="disk", **options)
     of_both = [[s.value for s in e.of_protocol] for e in (found, expected)]
     assert of_both[0] == pytest.approx(of_both[1], rel=1e-12)  # whose last digit hangs on where arrays lie
@@ -142,13 +144,14 @@ def test_cells_stay_in_files_where_memory_is_short(
     real, synthetic, _ = thirds(tiny)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
     caplog.set_level("INFO", "scdiffkit")
-    evaluate(*paths)
+    few: dict[str, Any] = {"metrics": "minimal", "max_cells": 30}
+    evaluate(*paths, **few)
     assert "they stay in their files" not in caplog.text
     monkeypatch.setattr("scdiffkit.io.reading.available_memory", lambda: 1000.0)
-    evaluate(*paths)
+    evaluate(*paths, **few)
     assert "they stay in their files" in caplog.text
     caplog.clear()
-    evaluate(*paths, memory=2e9)
+    evaluate(*paths, memory=2e9, **few)
     assert "they stay in their files" not in caplog.text
 
 
@@ -160,7 +163,8 @@ def test_of_many_cells_some_are_compared_and_that_is_said(
     names = ("real", "synthetic", "train")
     paths = [written(c, tmp_path / f"{name}.h5ad") for name, c in zip(names, (real, synthetic, train), strict=True)]
     out = tmp_path / "report"
-    options: dict[str, Any] = {"label": "cell_type", "fast": True, "backed": True}  # fast: without UMAP
+    some: dict[str, Any] = {"label": "cell_type", "fast": True, "metrics": ["minimal", "mean_mae", "nn_ratio"]}
+    options: dict[str, Any] = {**some, "memory": "disk"}
     evaluation = evaluate(*paths[:2], train=paths[2], out=out, **options)
     assert evaluation.sampled == {name: (few_held, c.n_obs) for name, c in zip(names, (real, synthetic, train))}
     note = f"real: 50 of {real.n_obs} cells, drawn at random within types, are compared."
@@ -169,7 +173,7 @@ def test_of_many_cells_some_are_compared_and_that_is_said(
     assert json.loads((out / "metrics.json").read_text())["sampled"]["train"] == [50, train.n_obs]
     assert [n for n in evaluation.notes if "nearest training cell among these 50 alone" in n]
     assert "--memory disk" in evaluation.command()
-    in_memory = evaluate(real, synthetic, train=train, label="cell_type", fast=True)
+    in_memory = evaluate(real, synthetic, train=train, **some)
     assert evaluation.types == in_memory.types  # of all cells
     assert evaluation["mean_mae"].real_reference == pytest.approx(in_memory["mean_mae"].real_reference, abs=0.1)
     assert in_memory.sampled == {}
@@ -188,7 +192,7 @@ def test_what_is_of_all_cells_is_of_all_cells(many: AnnData, tmp_path: Path, few
     train.obs["donor"] = np.where(np.arange(train.n_obs) < 15, "bert", "anna")
     paths = [written(c, tmp_path / f"{i}.h5ad") for i, c in enumerate((real, synthetic, train))]
     with pytest.warns(ScdiffWarning, match=f"100 of the {real.n_obs} real cells are also in `train`"):
-        evaluation = evaluate(*paths[:2], train=paths[2], donor="donor", memory="disk")
+        evaluation = evaluate(*paths[:2], train=paths[2], donor="donor", memory="disk", metrics="minimal")
     assert evaluation.sampled["real"] == (few_held, real.n_obs - 100)
     copied = np.diff(train[:30].X.indptr) >= 20  # cells of fewer genes may be alike by chance
     assert evaluation["exact_duplicates"].value == pytest.approx(copied.sum() / synthetic.n_obs)
@@ -200,7 +204,7 @@ def test_what_is_of_all_cells_is_of_all_cells(many: AnnData, tmp_path: Path, few
 def test_more_cells_are_held_where_more_are_compared(many: AnnData, tmp_path: Path, few_held: int) -> None:
     real, synthetic, _ = thirds(many)
     paths = [written(real, tmp_path / "a.h5ad"), written(synthetic, tmp_path / "b.h5ad")]
-    evaluation = evaluate(*paths, memory="disk", max_cells=60, resamples=2)
+    evaluation = evaluate(*paths, memory="disk", max_cells=60, resamples=2, metrics="minimal")
     assert evaluation.sampled["real"] == (150, real.n_obs)
     assert evaluation.n_cells == 60
 
@@ -208,7 +212,7 @@ def test_more_cells_are_held_where_more_are_compared(many: AnnData, tmp_path: Pa
 def test_compare_with_cells_in_files(many: AnnData, tmp_path: Path) -> None:
     real, synthetic, train = thirds(many)
     paths = [written(c, tmp_path / f"{n}.h5ad") for n, c in (("real", real), ("one", synthetic), ("two", train))]
-    options: dict[str, Any] = {"resamples": 1, "max_cells": 30, "label": "cell_type"}
+    options: dict[str, Any] = {"resamples": 1, "max_cells": 30, "label": "cell_type", "metrics": "minimal"}
     expected = scdiffkit.compare(real, {"one": synthetic, "two": train}, **options)
     found = scdiffkit.compare(paths[0], paths[1:], memory="disk", **options)
     assert {n: scores(e) for n, e in found.evaluations.items()} == {
@@ -226,7 +230,20 @@ def test_compare_says_of_how_many_cells(many: AnnData, tmp_path: Path, few_held:
     real, synthetic, train = thirds(many)
     paths = [written(c, tmp_path / f"{n}.h5ad") for n, c in (("real", real), ("one", synthetic), ("two", train))]
     out = tmp_path / "out"
-    argv = ["compare", *paths, "--memory", "disk", "--max-cells", 20, "--resamples", 1, "-o", out]
+    argv = [
+        "compare",
+        *paths,
+        "--memory",
+        "disk",
+        "--max-cells",
+        20,
+        "--resamples",
+        1,
+        "--metrics",
+        "minimal",
+        "-o",
+        out,
+    ]
     done = CliRunner().invoke(app, [str(word) for word in argv])
     assert done.exit_code == 0
     assert f"one: 50 of the {real.n_obs} real cells, drawn at random, are compared" in done.stderr
