@@ -15,6 +15,7 @@ import scdiffkit
 from scdiffkit.errors import ConfigError, FileError, ScdiffWarning
 from scdiffkit.evaluation.cell_sets import shuffle_within
 from scdiffkit.evaluation.ranking import Comparison
+from scdiffkit.metrics.profiles import MINIMAL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)")
 
@@ -28,7 +29,7 @@ def sets(demo: AnnData) -> dict[str, AnnData]:
     return {"real": real, "fresh": other, "shuffled": shuffled, "copied": real.copy()}
 
 
-METRICS = ["minimal", "correlation_structure", "exact_duplicates", "nn_ratio", "coverage", "precision", "type_f1"]
+METRICS = [*MINIMAL, "correlation_structure", "coverage"]
 
 
 @pytest.fixture(scope="module")
