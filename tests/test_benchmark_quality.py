@@ -95,6 +95,7 @@ def test_scores_of_real_and_of_wrong_cells(quality: ModuleType, tiny: AnnData) -
     assert copies["f1_loss"] == 0
 
 
+@pytest.mark.slow
 def test_a_fault_in_some_genes_shows_in_the_sets_that_users_work_with(
     quality: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +186,7 @@ def test_codec_scores_see_the_gap_between_known_and_new_cells(quality: ModuleTyp
     assert scores["codec_gap_genes"] > 0.3
 
 
+@pytest.mark.slow
 def test_results_are_cached_and_become_tables(
     quality: ModuleType, tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

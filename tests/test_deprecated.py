@@ -50,6 +50,7 @@ def test_every_place_that_is_named_exists():
             importlib.import_module(f"scdiffkit.{place}")
 
 
+@pytest.mark.process
 def test_functions_stay_functions_once_an_old_module_of_their_name_was_imported():
     code = (
         "import scdiffkit, scdiffkit.datasets, scdiffkit.train; from scdiffkit.preprocess import preprocess; "

@@ -91,6 +91,7 @@ def test_few_genes_are_no_choice(counts: sparse.csr_matrix) -> None:
     assert "600 genes, all of which" in found.missing["hvg_seurat_v3"]
 
 
+@pytest.mark.slow
 def test_a_fault_in_genes_of_one_class_is_seen_in_this_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Genes of 0.02 to 0.2 counts a cell come in clumps, at the right mean: the 2000 most variable genes hide it."""
     monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)

@@ -472,6 +472,7 @@ def children():
     return {int(pid) for pid in found.stdout.split()}
 
 
+@pytest.mark.process
 def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, caplog):
     files, before = [], children()
     for devices in (1, 2, 3):
@@ -495,6 +496,7 @@ def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, cap
     assert children() <= before
 
 
+@pytest.mark.process
 def test_what_goes_wrong_in_a_process_is_said_and_leaves_nothing(counted, cores, tmp_path):
     before, made, killed = children(), tmp_path / "made", []
     config = {"devices": 2, "device": "cpu", "precision": "32", "batch_size": 2}

@@ -48,6 +48,7 @@ def test_transformers_are_compiled_on_gpus_for_long_trainings(monkeypatch: pytes
     assert not pays_to_compile(dit, cuda, 20_000)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_unasked_trains_without(
     tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ from scdiffkit.cli import app
 from scdiffkit.errors import ConfigError, FileError, RunError
 
 QUICK = {
-    "model.patch_size": 4, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2, "codec.name": "gene",
+    "model.patch_size": 64, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2, "codec.name": "gene",
     "train.max_steps": 6, "train.batch_size": 32, "train.val_every_steps": 2,
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_runs_are_listed_with_state_and_scores(folder):
     assert rows["latest"].sum() == 1
     assert rows["verdict"].isna().all()
     shutil.copytree(folder / "scdiff-runs" / "complete", folder / "scdiff-runs" / "judged")
-    evaluation = scdiffkit.evaluate(run=folder / "scdiff-runs" / "judged", metrics="minimal", resamples=1)
+    evaluation = scdiffkit.evaluate(run=folder / "scdiff-runs" / "judged", metrics="minimal", max_cells=60)
     rows = scdiffkit.runs(folder / "scdiff-runs").set_index("run")
     assert rows.loc["judged", "verdict"] == evaluation.verdict.word
     assert rows.loc["judged", "rf_auc"] == pytest.approx(evaluation["rf_auc"].value, abs=1e-4)

@@ -469,6 +469,7 @@ def test_defaults_on_real_data_whole_and_small(name: str) -> None:
         assert preprocess(cells, n_top_genes=20).var["highly_variable"].sum() == 20
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("first", ["import torch, scdiffkit", "import scdiffkit"], ids=["torch before", "torch after"])
 def test_choosing_genes_leaves_the_number_of_threads_alone(first):
     code = (

@@ -15,6 +15,7 @@ from anndata import AnnData
 
 import scdiffkit
 
+pytestmark = pytest.mark.slow
 WIDTHS = {"desktop": 1280, "phone": 390}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None and not os.environ.get("SCDIFF_BROWSER_TESTS"):  # set where they must not be skipped

@@ -99,6 +99,7 @@ def test_with_the_count_codec_only_the_order_differs(alone: Run, path: Path, tmp
     assert not run.vectors.exists()  # complete
 
 
+@pytest.mark.process
 def test_resuming_from_files_goes_on_exactly(path: Path, tmp_path: Path) -> None:
     whole = fit(path, tmp_path / "whole", memory="disk", overrides={"train.lr_schedule": "constant"})
     part = fit(
@@ -179,6 +180,7 @@ def test_an_epoch_from_files_has_every_cell_once_and_mixes_blocks(
     assert set(next(stream)[0]) != set(epoch[0][0])  # the next epoch is another order
 
 
+@pytest.mark.process
 def test_a_full_disk_is_said_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
     script = f"""
 import resource, scdiffkit
@@ -256,6 +258,7 @@ def together(tiny: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit(tiny, tmp_path_factory.mktemp("together") / "run", overrides={"train.devices": 2})
 
 
+@pytest.mark.process
 def test_two_processes_train_as_one(alone: Run, together: Run) -> None:
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-3)
     for name, value in state(alone).items():
@@ -265,6 +268,7 @@ def test_two_processes_train_as_one(alone: Run, together: Run) -> None:
     assert len(scdiffkit.sample(together, 10)) == 10
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", ["dit", "unet"])
 def test_two_processes_with_the_gene_codec(arch: str, tiny: AnnData, tmp_path: Path) -> None:
     settings: dict[str, object] = {**GENE, "train.max_steps": 10}
@@ -277,6 +281,7 @@ def test_two_processes_with_the_gene_codec(arch: str, tiny: AnnData, tmp_path: P
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-3)
 
 
+@pytest.mark.process
 def test_the_number_of_processes_may_change(alone: Run, tiny: AnnData, tmp_path: Path) -> None:
     short = {"train.max_steps": 20, "train.lr_schedule": "constant"}
     whole = fit(tiny, tmp_path / "whole", overrides={"train.lr_schedule": "constant"})
@@ -287,6 +292,7 @@ def test_the_number_of_processes_may_change(alone: Run, tiny: AnnData, tmp_path:
     np.testing.assert_allclose(losses(three), losses(whole), rtol=1e-3)
 
 
+@pytest.mark.process
 def test_torchrun(path: Path, alone: Run, tmp_path: Path) -> None:
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     command = [
@@ -299,6 +305,7 @@ def test_torchrun(path: Path, alone: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(Run.open(tmp_path / "run")), losses(alone), rtol=1e-3)
 
 
+@pytest.mark.process
 def test_torchrun_goes_on_with_a_run_of_another_number_of_processes(together: Run, path: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(together.path, tmp_path / "run"))
     command = [
@@ -310,6 +317,7 @@ def test_torchrun_goes_on_with_a_run_of_another_number_of_processes(together: Ru
     assert Run.open(run).steps()[-1] == 33
 
 
+@pytest.mark.process
 def test_srun(path: Path, alone: Run, tmp_path: Path) -> None:
     """As far as environment variables tell: srun itself is not here."""
     run = tmp_path / "run"
@@ -337,6 +345,7 @@ def test_srun(path: Path, alone: Run, tmp_path: Path) -> None:
     assert "srun started 2 processes, but --devices 1 x --num-nodes 1 asks for 1" in " ".join(said.split())
 
 
+@pytest.mark.process
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData, tmp_path: Path) -> None:
     def kill_another() -> None:
         while not (tmp_path / "run" / "checkpoints" / "step-0000010").exists():
