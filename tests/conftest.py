@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Generator
@@ -14,20 +15,28 @@ from scipy import sparse
 
 import scdiffkit  # noqa: F401  before any torch: it sets how torch's threads wait
 
-MOST_SECONDS = 5.0  # of a processor, that a test without a mark may take
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """With SCDIFF_TIME_GUARD, as in CI, a test that takes long says so by a mark."""
+    """With SCDIFF_TIME_GUARD, in seconds of a processor, a test that takes longer says so by a mark."""
     started = time.process_time()  # not of the clock: machines are busy with other things, too
     result = yield
     used = time.process_time() - started
     item.user_properties.append(("cpu", round(used, 2)))
     marked = item.get_closest_marker("slow") or item.get_closest_marker("process")
-    if os.environ.get("SCDIFF_TIME_GUARD") and used > MOST_SECONDS and not marked:
+    if used > float(os.environ.get("SCDIFF_TIME_GUARD", "inf")) and not marked:
         pytest.fail(f"took {used:.1f} s of a processor: make it quicker, or mark it slow")
     return result
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Generator[None]:
+    """Undo what a command sets for its process: where its log goes."""
+    log = logging.getLogger("scdiffkit")
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ def test_what_is_written_says_the_same(comparison: tuple[Comparison, Path]) -> N
     assert page.index("fresh comes nearest") < page.index("<table>")
 
 
+@pytest.mark.slow
 def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None:
     real, fresh, shuffled = (sets[name] for name in ("real", "fresh", "shuffled"))
     with pytest.raises(ConfigError, match="two sets"):

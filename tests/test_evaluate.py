@@ -197,6 +197,7 @@ def test_what_the_codec_alone_can_do_is_noted(tiny: AnnData) -> None:
     assert "0.61" in said[0]
 
 
+@pytest.mark.slow
 def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
     train, rest = halves(tiny)
     held_out, synthetic = halves(rest)
@@ -214,6 +215,7 @@ def test_training_cells_among_the_real_ones_are_left_out(tiny: AnnData) -> None:
         evaluate(held_out, synthetic, train=train)
 
 
+@pytest.mark.slow
 def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     real, other = halves(demo)
     lost = real.obs["cell_type"].value_counts().index[0]
@@ -275,6 +277,7 @@ def test_the_donor_whose_cells_were_copied_is_found(demo: AnnData) -> None:
         evaluate(held_out, anna, donor="donors")
 
 
+@pytest.mark.slow
 def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
     held_out, rest = halves(demo)
     train, fresh = halves(rest)
@@ -286,6 +289,7 @@ def test_held_out_cells_of_other_donors_tell_no_members(demo: AnnData) -> None:
     assert any(note.endswith("not scored on their own: bert.") for note in evaluation.notes)
 
 
+@pytest.mark.slow
 def test_donors_are_told_as_a_whole_where_others_were_held_out(demo: AnnData) -> None:
     """Held-out cells of some donors, and of others that were trained on, too."""
     cells = demo.copy()
@@ -364,6 +368,7 @@ def test_only_the_metrics_that_are_asked_for(tiny: AnnData, asked: Any, more: se
         assert evaluation[name].values == everything[name].values
 
 
+@pytest.mark.slow
 def test_profiles_of_metrics(tiny: AnnData) -> None:
     minimal = evaluate(*halves(tiny), label="cell_type", metrics="minimal", resamples=5)
     assert {"rf_auc", "exact_duplicates", "zeros_mae", "type_f1"} <= {s.metric for s in minimal.scores}
@@ -406,6 +411,7 @@ def with_two_groups(cells: AnnData, column: str) -> tuple[AnnData, AnnData, AnnD
     return real, synthetic, mixed
 
 
+@pytest.mark.slow
 def test_responses_to_a_treatment_are_compared(demo: AnnData) -> None:
     real, synthetic, lost = with_two_groups(demo, "state")
     kept, without = (
@@ -425,6 +431,7 @@ def test_batches_that_lie_too_close_together_are_told(demo: AnnData) -> None:
     assert "--batch lane" in kept.command()
 
 
+@pytest.mark.slow
 def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scdiffkit.evaluation.scoring.N_VARIABLE", 100)
     real, synthetic = (as_made_here(cells) for cells in halves(demo))
@@ -478,6 +485,7 @@ def test_dense_cells_score_the_same(tiny: AnnData) -> None:
     assert values(evaluate(*dense)) == values(evaluate(real, synthetic))
 
 
+@pytest.mark.slow
 def test_order_of_genes_does_not_matter(tiny: AnnData) -> None:
     real, synthetic = halves(tiny)
     rng = np.random.default_rng(3)
@@ -667,6 +675,7 @@ def test_an_earlier_report_is_kept_without_force(tiny: AnnData, tmp_path: Path) 
         evaluate(*halves(tiny), out=tmp_path / "metrics.json", force=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_report_leaves_the_old_one(
     tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -807,6 +816,7 @@ def test_the_report_is_one_small_page_that_says_it_all(report: tuple[Evaluation,
     assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)|url\(|@import""", page)
 
 
+@pytest.mark.slow
 def test_names_of_files_and_types_cannot_break_the_report(tiny: AnnData, tmp_path: Path) -> None:
     cells = tiny.copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "<script>alert(1)</script>")
@@ -848,6 +858,7 @@ def test_shuffle_keeps_each_gene_within_its_type_and_nothing_else(tiny: AnnData)
     assert np.nanstd(with_copy) == pytest.approx(1 / np.sqrt(120), rel=0.1)
 
 
+@pytest.mark.slow
 def test_with_donors_the_ranges_tell_how_donors_differ() -> None:
     """Cells of ten donors with genes of their own each: which donors are drawn matters more than which cells."""
     rng = np.random.default_rng(0)

@@ -91,6 +91,7 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".h5ad", "-v2.zarr", "-v3.zarr"])
 def test_cells_in_files_score_as_in_memory(suffix: str, tiny: AnnData, tmp_path: Path, small_blocks: None) -> None:
     real, synthetic, train = thirds(tiny)
@@ -155,6 +156,7 @@ def test_cells_stay_in_files_where_memory_is_short(
     assert "they stay in their files" not in caplog.text
 
 
+@pytest.mark.slow
 def test_of_many_cells_some_are_compared_and_that_is_said(
     many: AnnData, tmp_path: Path, few_held: int, small_blocks: None
 ) -> None:

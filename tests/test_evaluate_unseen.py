@@ -46,6 +46,7 @@ def held(data, tmp_path_factory):
     return made_by(data, tmp_path_factory.mktemp("held") / "run", **{"train.holdout": 0.3})
 
 
+@pytest.mark.slow
 def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held, demo):
     run, cells = held
     found = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
@@ -68,6 +69,7 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
     assert by_hand["rf_auc"].values == pytest.approx(found["rf_auc"].values)
 
 
+@pytest.mark.slow
 def test_the_run_knows_its_cells_and_its_label(data, held, tmp_path):
     run, cells = held
     found = json.loads(scdiff("evaluate", "--run", run.path, cells, *OF_FEW, "--json", "-o",
@@ -87,6 +89,7 @@ def test_validation_cells_stand_in_with_a_word_about_it(data, tmp_path):
     assert "validation cells" in found.verdict.basis
 
 
+@pytest.mark.slow
 def test_without_cells_held_out_the_first_line_says_so_and_no_verdict_is_better_than_close(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run", **{"train.val_fraction": 0})
     done = scdiff("evaluate", data, cells, "--label", "cell_type", *OF_FEW, "-o", tmp_path / "report")
@@ -99,6 +102,7 @@ def test_without_cells_held_out_the_first_line_says_so_and_no_verdict_is_better_
     assert found.verdict.word != "indistinguishable"
 
 
+@pytest.mark.slow
 def test_other_cells_and_other_programs_cells_are_of_unknown_basis(data, held, demo):
     cells = ad.read_h5ad(held[1])
     assert scdiffkit.evaluate(demo[:400].copy(), cells, label="cell_type", **MINIMAL).basis == "unknown"
@@ -109,6 +113,7 @@ def test_other_cells_and_other_programs_cells_are_of_unknown_basis(data, held, d
     assert found.verdict.word != "indistinguishable"
 
 
+@pytest.mark.slow
 def test_sets_are_compared_by_cells_that_none_of_their_models_has_seen(data, held, demo, tmp_path):
     other = made_by(data, tmp_path / "other", **{"train.holdout": 0.4, "seed": 1})
     found = scdiffkit.compare(data, {"a": held[1], "b": other[1]}, label="cell_type", **FEW)
@@ -135,6 +140,7 @@ def test_what_a_run_cannot_tell_is_said(held, demo, data, tmp_path):
     assert scdiff("evaluate", data, code=2).stdout == ""
 
 
+@pytest.mark.slow
 def test_what_a_run_of_several_files_was_not_trained_on(demo, tmp_path):
     for i in range(2):
         scdiffkit.write(demo[i::2].copy(), tmp_path / "parts" / f"part{i}.h5ad")
@@ -145,6 +151,7 @@ def test_what_a_run_of_several_files_was_not_trained_on(demo, tmp_path):
     assert found.inputs["real"]["cells"] == pytest.approx(210, abs=4)
 
 
+@pytest.mark.slow
 def test_pipelines_end_with_3_below_what_they_ask_for(data, held, tmp_path):
     common = [
         "evaluate",
@@ -165,6 +172,7 @@ def test_pipelines_end_with_3_below_what_they_ask_for(data, held, tmp_path):
     scdiff(*common, "--fail-below", "best", code=2)
 
 
+@pytest.mark.slow
 def test_what_happened_is_in_the_report(data, tmp_path):
     run = scdiffkit.train(data, label="cell_type", out=tmp_path / "run", max_time=0.01,
                           overrides={**QUICK, "train.max_steps": 1500})  # fmt: skip
@@ -220,6 +228,7 @@ def test_cells_of_another_run_are_not_judged_by_what_this_one_held_out(data, hel
         scdiffkit.evaluate(None, cells, run=held[0], metrics="minimal")
 
 
+@pytest.mark.slow
 def test_training_cells_that_the_cells_contradict_are_not_believed(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run")
     train, test = scdiffkit.split(data, label="cell_type", out=(tmp_path / "train.h5ad", tmp_path / "test.h5ad"))

@@ -704,6 +704,7 @@ def test_what_happened_travels_with_the_cells(tiny, tmp_path, caplog):
     assert trained.describe()["remarks"] == trained.remarks() != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "ended", "undertrained"), [(80, 80, True), (500, 500, False), (1500, 267, True)])
 def test_an_undertrained_run_is_called_so_however_it_became_one(tiny, tmp_path, steps, ended, undertrained):
     def stop(status):

@@ -42,6 +42,7 @@ def stop(status):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_runs_are_listed_with_state_and_scores(folder):
     rows = scdiffkit.runs(folder / "scdiff-runs").set_index("run")
     assert set(rows.index) == {"complete", "stopped", "damaged"}

@@ -127,6 +127,7 @@ def test_files_that_do_not_go_together(tiny: AnnData, tmp_path: Path) -> None:
 
 
 def test_the_file_can_be_a_label_and_a_batch(tiny: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "scdiffkit")
     second = tiny[:90].copy()
     second.obs["file"] = "of another join"
     tiny = tiny.copy()

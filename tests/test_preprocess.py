@@ -174,12 +174,12 @@ def test_cells_that_lose_all_their_genes(tiny: AnnData) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"min_counts": 10**6}, "No cells are left: --min-counts 1000000 drops the last 240 of 240"),
-        ({"max_counts": 1}, "--max-counts 1 "),
-        ({"min_genes": 61}, "--min-genes 61 .*median"),
-        ({"max_genes": 1}, "--max-genes 1 "),
-        ({"max_mito": 0.0}, "--max-mito 0.0 "),
-        ({"min_cells": 241}, "No genes are left: --min-cells 241 drops all 60 genes"),
+        ({"min_counts": 10**6}, "No cells are left: `min_counts=1000000` drops the last 240 of 240"),
+        ({"max_counts": 1}, "`max_counts=1` "),
+        ({"min_genes": 61}, "`min_genes=61` .*median"),
+        ({"max_genes": 1}, "`max_genes=1` "),
+        ({"max_mito": 0.0}, "`max_mito=0.0` "),
+        ({"min_cells": 241}, "No genes are left: `min_cells=241` drops all 60 genes"),
     ],
 )
 def test_nothing_left_names_the_filter(options: dict[str, Any], said: str, tiny: AnnData) -> None:
@@ -413,7 +413,7 @@ def test_the_record_survives_a_file(tiny: AnnData, tmp_path: Path) -> None:
     assert is_prepared(back)
     assert prepared_config(back) == prepared_config(out) == config
     assert not is_prepared(tiny)
-    with pytest.raises(DataError, match="scdiff preprocess"):
+    with pytest.raises(DataError, match=r"scdiffkit\.preprocess"):
         prepared_config(tiny)
 
 

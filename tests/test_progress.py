@@ -38,6 +38,7 @@ def test_a_file_or_pipe_gets_nothing_unless_asked(run, capfd, monkeypatch):
     assert re.fullmatch(rf"sampling: {seen[1][0]} of 100, \d+ s left", lines[1])
 
 
+@pytest.mark.slow
 def test_every_long_verb_has_a_bar(tiny, demo, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     scdiffkit.train(tiny, label="cell_type", out=tmp_path / "run", overrides=QUICK, progress=True)

@@ -1,5 +1,6 @@
 """What the README says is run as it stands, on the bundled cells, with short training."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -64,14 +65,18 @@ def test_the_two_commands_are_those_of_the_script():
 
 def test_every_option_named_exists():
     help_of = {}
-    for command in ("train", "sample", "evaluate", "compare", "preprocess", "split", "info"):
+    for command in ("train", "sample", "evaluate", "compare", "preprocess", "split", "info", "runs"):
         done = subprocess.run(
             [Path(sys.executable).parent / "scdiff", command, "--help"],
-            capture_output=True, text=True, check=True, env={"COLUMNS": "250", "TERM": "dumb"},
+            capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "250", "TERM": "dumb"},
         )  # fmt: skip
         help_of[command] = done.stdout
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "metrics.md")
-    lines = [line for line in text.splitlines() if "torchrun" not in line and "python benchmarks" not in line]
+    lines = [
+        line
+        for line in text.splitlines()
+        if not any(other in line for other in ("torchrun", "python benchmarks", "./dev"))
+    ]
     options = set(re.findall(r"(?<!\w)--[a-z][a-z-]+", "\n".join(lines))) - {"--help", "--nproc-per-node"}
     assert len(options) > 30
     missing = [o for o in options if not any(o in text for text in help_of.values())]

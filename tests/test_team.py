@@ -393,9 +393,9 @@ def test_ctrl_c_saves_and_ends_all_processes(path: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.devices": 4096}, r"--devices 4096 is more than the \d+ processor cores"),
+        ({"train.devices": 4096}, r"`devices=4096` is more than the \d+ processor cores"),
         ({"train.devices": 2, "train.device": "cuda"}, "There is no device 'cuda'"),
-        ({"train.devices": 2, "train.batch_size": 1}, "--batch-size 1 cannot be shared by 2 processes"),
+        ({"train.devices": 2, "train.batch_size": 1}, "`batch_size=1` cannot be shared by 2 processes"),
         ({"train.num_nodes": 2}, r"torchrun --nnodes 2 --nproc-per-node 1 .* or with srun --nodes 2"),
     ],
 )

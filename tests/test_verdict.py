@@ -87,7 +87,7 @@ def test_too_few_cells_say_how_many_would_do() -> None:
 def test_no_claim_of_equivalence_without_cells_that_the_model_has_not_seen(basis: str, word: str) -> None:
     found = said((0.505, 0.50, 0.95), say={"basis": basis})
     assert found.word == word
-    assert str(found).startswith(found.basis)
+    assert found.text.startswith(found.basis)
     if basis == "none":
         assert "against the cells it was trained on" in found.basis
         assert found.sentence.startswith("Close to the cells it was trained on")

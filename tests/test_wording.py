@@ -36,7 +36,7 @@ OF_PYTHON_BY_ANOTHER_WAY = {"set", "ddim", "ddpm", "config", "num-nodes"}  # ove
         ("give -n instead of --like.", "give `n` instead of `like`."),
         (
             "Continue with `scdiff train DATA --resume --out runs/a`.",
-            "Go on with `scdiffkit.train(data, out='runs/a', resume=True)`.",
+            "Continue with `scdiffkit.train(data, out='runs/a', resume=True)`.",
         ),
         ("run `scdiff preprocess` on their raw counts", "run `scdiffkit.preprocess(...)` on their raw counts"),
         ("torchrun started 2 processes, but --devices 4", "torchrun started 2 processes, but --devices 4"),

@@ -90,6 +90,7 @@ def test_dispersions_are_recovered(known, recovered):
         assert np.median(theta[:, known[2] == true]) == pytest.approx(true, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_a_power_with_which_dispersion_follows_the_mean_is_recovered():
     rng = np.random.default_rng(0)
     kind, usual = np.arange(500) % 3, np.exp(rng.normal(1, 0.4, 80))
@@ -103,6 +104,7 @@ def test_a_power_with_which_dispersion_follows_the_mean_is_recovered():
     assert np.median(theta / true) == pytest.approx(1, rel=0.15)
 
 
+@pytest.mark.slow
 def test_tails_are_recovered():
     """Every gene has six times the usual level in one cell of 25; a negative binomial alone cannot tell of it."""
     rng = np.random.default_rng(0)
@@ -478,6 +480,7 @@ def test_same_seed_same_counts(run):
     assert (a.layers["counts"] != c.layers["counts"]).nnz > 0
 
 
+@pytest.mark.slow
 def test_same_seed_same_run(run, apart, tmp_path):
     again = scdiffkit.train(apart, label="cell_type", condition=["donor"], out=tmp_path / "run", overrides=TINY)
     assert again.provenance()["run_id"] == run.provenance()["run_id"]

@@ -146,6 +146,7 @@ def test_cfgen_is_the_mean_over_types_and_uncentred_cells_score_badly() -> None:
     assert values["cfgen_w2"] > 1.5 * values["cfgen_w2_centred"]
 
 
+@pytest.mark.slow
 def test_scdiffusion_of_one_distribution_and_of_another() -> None:
     rng = np.random.default_rng(32)
     real, fresh = rng.exponential(1, (2, 200, 30)) * np.linspace(0.2, 2, 30)
