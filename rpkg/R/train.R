@@ -70,9 +70,6 @@ scdiff_train <- function(data = NULL, label = NULL, condition = NULL, arch = NUL
     device = text(device, "device"), devices = whole(devices, "devices"), precision = text(precision, "precision"),
     set = if (length(set)) set
   )
-  if (is.null(data) && !flag(resume, "resume")) {
-    fail("`data` is missing: give the cells to train on.")
-  }
   check_columns(data, c(label, condition, holdout_by), obs, optional = TRUE)
   if (length(set) && (!is.list(set) || is.null(names(set)))) {
     fail("`set` must be a named list, such as list(model.ista_lambda = 0.2).")
@@ -81,7 +78,7 @@ scdiff_train <- function(data = NULL, label = NULL, condition = NULL, arch = NUL
     as = kind_of(data), assay = assay %||% active_assay(data), label = label, conditions = as.list(c(label, condition))
   )
   path <- call_python("train",
-    data = pack_cells(data, "data", assay, obs, optional = TRUE, labels = c(label, condition, holdout_by)), 
+    data = pack_cells(data, "data", assay, obs, optional = flag(resume, "resume"), labels = c(label, condition, holdout_by)), 
     origin = if (!is.null(data)) as.character(jsonlite::toJSON(about, auto_unbox = TRUE, null = "null")),
     options = options, arch = text(arch, "arch"), preset = text(preset, "preset"), label = text(label, "label"),
     condition = text(condition, "condition", several = TRUE), config = path_of(config, "config"),

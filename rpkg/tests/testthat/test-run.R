@@ -82,7 +82,7 @@ test_that("a run that was trained on a file is resumed without it, and listed", 
   expect_identical(runs$steps, 8L)
   expect_identical(runs$state, "complete")
   expect_identical(scdiff_info(folder)$runs[[1]]$run, "run")
-  expect_error(scdiff_train(label = "cell_type"), "`data` is missing")
+  expect_error(scdiff_train(label = "cell_type"), "`data` must be a Seurat object")
   expect_error(scdiff_runs(tempfile()), "no folder", class = "scdiffkit_file_error")
   expect_warning(
     scdiff_train(backed = FALSE, max_steps = 8, out = run$path, resume = TRUE), "`backed` is now `memory = \"ram\"`", fixed = TRUE
