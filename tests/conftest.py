@@ -48,6 +48,19 @@ def _as_before() -> Generator[None]:
     log.setLevel(level)
 
 
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose pictures hold a single pixel: drawing them takes most of the time of a small evaluation."""
+    import base64
+
+    from scdiffkit.evaluation.report import figures
+
+    pixel = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+    monkeypatch.setattr(figures, "picture", lambda _, alt, size: figures.Picture(pixel, pixel, alt, 1, 1))
+
+
 @pytest.fixture(scope="session")
 def wide() -> AnnData:
     """`tiny` with 120 genes: with fewer than 100, cells are not compared."""

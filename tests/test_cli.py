@@ -71,31 +71,7 @@ def with_a_run(cells, folder):
     return folder
 
 
-@pytest.mark.slow
-def test_the_main_job_as_the_readme_writes_it(wide_folder, tmp_path):
-    shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
-    drawn = scdiff("sample", "--ddim", 20, "-n", 200, cwd=tmp_path / "w")
-    assert drawn.stdout.strip() == "cells.h5ad"
-    assert "(the latest)" in drawn.stderr
-    assert "20 network calls a cell (T = 1000, speedup 50)" in drawn.stderr
-    assert ad.read_h5ad(tmp_path / "w" / "cells.h5ad").n_obs == 200
-    scored = scdiff("evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", cwd=tmp_path / "w")
-    assert "real cells" in scored.stdout
-    assert "report: report/report.html" in scored.stdout
-    report = tmp_path / "w" / "report"
-    page = (report / "report.html").read_text()
-    assert "scdiff evaluate data.h5ad cells.h5ad --label cell_type" in page
-    assert (report / "cells.png").read_bytes().startswith(b"\x89PNG")
-    scores = json.loads((report / "metrics.json").read_text())["scores"]
-    assert all(np.isfinite([s["value"], s["real_reference"]]).all() for s in scores)
-    as_json = scdiff(
-        "evaluate", "data.h5ad", "cells.h5ad", "--label", "cell_type", "--json", "--metrics", "minimal", "-o", "other",
-        cwd=tmp_path / "w",
-    )  # fmt: skip
-    assert json.loads(as_json.stdout) == json.loads((tmp_path / "w" / "other" / "metrics.json").read_text())
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures")
 def test_evaluate_with_another_papers_protocol_and_compare(wide_folder, tmp_path):
     shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
     for seed in (1, 2):

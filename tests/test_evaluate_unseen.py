@@ -21,7 +21,10 @@ SETS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={valu
 MINIMAL = {"metrics": "minimal", "resamples": 3}  # for a verdict
 FEW = {"metrics": "minimal", "resamples": 1, "max_cells": 60}  # to see which cells it rests on
 OF_FEW = ["--metrics", "minimal", "--fast", "--max-cells", 60]
-pytestmark = pytest.mark.filterwarnings("ignore::scdiffkit.errors.ScdiffWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::scdiffkit.errors.ScdiffWarning"),
+    pytest.mark.usefixtures("blank_pictures"),
+]
 
 
 def scdiff(*args, code=0):

@@ -30,8 +30,11 @@ def reports(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     real, synthetic = demo[order[:350]].copy(), demo[order[350:]].copy()
     wrong = synthetic.copy()
     wrong.X = wrong.X[:, ::-1].copy()
-    scdiffkit.evaluate(real, synthetic, label="cell_type", out=out, resamples=1, max_cells=150)
-    scdiffkit.compare(real, {"good": synthetic, "bad": wrong}, label="cell_type", out=out, resamples=1, max_cells=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
+        scdiffkit.evaluate(real, synthetic, label="cell_type", out=out, resamples=1, max_cells=150)
+        few = {"resamples": 1, "max_cells": 100, "metrics": "minimal"}
+        scdiffkit.compare(real, {"good": synthetic, "bad": wrong}, label="cell_type", out=out, **few)
     return {"report": out / "report.html", "comparison": out / "compare.html"}
 
 

@@ -513,8 +513,8 @@ import numpy as np, scdiffkit
 from anndata import AnnData
 from scipy import sparse
 rng = np.random.default_rng(0)
-types = rng.integers(0, 4, 500)
-rates = rng.gamma(0.3, 1.0, 1500) * rng.lognormal(0, 0.5, (4, 1500))[types]
+types = rng.integers(0, 4, 300)
+rates = rng.gamma(0.3, 1.0, 800) * rng.lognormal(0, 0.5, (4, 800))[types]
 cells = AnnData(sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), obs={"cell_type": types.astype(str)})
 quick = {"codec.max_steps": 30, "codec.tails_steps": 10, "train.max_steps": 2}
 scdiffkit.train(cells, label="cell_type", out=sys.argv[1], overrides=quick)
@@ -525,9 +525,9 @@ scdiffkit.train(cells, label="cell_type", out=sys.argv[1], overrides=quick)
 def test_another_process_gives_the_same_codec(tmp_path):
     """Memory lies elsewhere in each: no sum may hang on where."""
     found = []
-    for i, padding in enumerate(("", "x" * 777, "x" * 5000)):
+    for i, padding in enumerate(("", "x" * 5000)):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PADDING": padding}
         out = tmp_path / f"{'run' * (i + 1)}"
         subprocess.run([sys.executable, "-c", REPEAT, str(out)], env=env, check=True, capture_output=True)
         found.append((out / "codec.safetensors").read_bytes())
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
