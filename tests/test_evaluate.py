@@ -8,7 +8,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,12 @@ from scdiffkit.preprocessing.pipeline import preprocess
 pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)")
 
 
-@pytest.fixture(autouse=True)
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def few_trees() -> Iterator[None]:
     """What is tested here does not hang on the forest's size."""
-    monkeypatch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
+        yield
 
 
 def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
@@ -73,6 +75,12 @@ def values(evaluation: Evaluation) -> list[float]:
         for s in evaluation.scores
         for x in (*s.values, *s.real_references, *(v for c in s.baselines.values() for v in c))
     ]
+
+
+@pytest.fixture(scope="module")
+def scored(tiny: AnnData) -> Evaluation:
+    """All metrics between two halves of the cells."""
+    return evaluate(*halves(tiny))
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +228,7 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     real, other = halves(demo)
     lost = real.obs["cell_type"].value_counts().index[0]
     synthetic = other[other.obs["cell_type"] != lost].copy()
-    evaluation = evaluate(real, synthetic, label="cell_type")
+    evaluation = evaluate(real, synthetic, label="cell_type", metrics=MINIMAL)
     assert evaluation.missing_types() == evaluation.lost_types() == [lost]
     assert f"no synthetic cells of {lost}: where only the other types were to be" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
@@ -473,24 +481,24 @@ def test_library_size_stands_in_for_the_missing_genes(tiny: AnnData) -> None:
     assert values(evaluate(real, counts)) == pytest.approx(values(evaluate(real, made)), abs=2e-3)
 
 
-def test_prepared_and_raw_cells_score_the_same(tiny: AnnData) -> None:
+def test_prepared_and_raw_cells_score_the_same(tiny: AnnData, scored: Evaluation) -> None:
     real, synthetic = halves(tiny)
     prepared = [preprocess(cells, min_cells=0, n_top_genes=120) for cells in (real, synthetic)]
-    assert values(evaluate(*prepared)) == pytest.approx(values(evaluate(real, synthetic)))
+    assert values(evaluate(*prepared)) == pytest.approx(values(scored))
 
 
-def test_dense_cells_score_the_same(tiny: AnnData) -> None:
+def test_dense_cells_score_the_same(tiny: AnnData, scored: Evaluation) -> None:
     real, synthetic = halves(tiny)
     dense = [AnnData(X=c.X.toarray(), obs=c.obs, var=c.var) for c in (real, synthetic)]
-    assert values(evaluate(*dense)) == values(evaluate(real, synthetic))
+    assert values(evaluate(*dense)) == values(scored)
 
 
 @pytest.mark.slow
-def test_order_of_genes_does_not_matter(tiny: AnnData) -> None:
+def test_order_of_genes_does_not_matter(tiny: AnnData, scored: Evaluation) -> None:
     real, synthetic = halves(tiny)
     rng = np.random.default_rng(3)
     mixed = [cells[:, rng.permutation(120)].copy() for cells in (real, synthetic)]
-    assert values(evaluate(*mixed)) == pytest.approx(values(evaluate(real, synthetic)))
+    assert values(evaluate(*mixed)) == pytest.approx(values(scored))
 
 
 def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp_path: Path) -> None:
@@ -675,7 +683,7 @@ def test_an_earlier_report_is_kept_without_force(tiny: AnnData, tmp_path: Path) 
         evaluate(*halves(tiny), out=tmp_path / "metrics.json", force=True)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_report_leaves_the_old_one(
     tiny: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -816,7 +824,7 @@ def test_the_report_is_one_small_page_that_says_it_all(report: tuple[Evaluation,
     assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)|url\(|@import""", page)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures")
 def test_names_of_files_and_types_cannot_break_the_report(tiny: AnnData, tmp_path: Path) -> None:
     cells = tiny.copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "<script>alert(1)</script>")

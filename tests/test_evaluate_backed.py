@@ -156,7 +156,7 @@ def test_cells_stay_in_files_where_memory_is_short(
     assert "they stay in their files" not in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures")
 def test_of_many_cells_some_are_compared_and_that_is_said(
     many: AnnData, tmp_path: Path, few_held: int, small_blocks: None
 ) -> None:

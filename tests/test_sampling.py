@@ -47,7 +47,7 @@ def normal(generator):
 def test_a_perfect_network_gives_back_mean_and_spread(sampler, prediction_type, schedule):
     denoiser = exact(prediction_type, schedule)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+    x = torch.randn(8000, 1, generator=generator, dtype=torch.float64)
     if sampler == "ddpm":
         x = last(ddpm(denoiser, x, noise=normal(generator)))
     elif sampler == "dpm":

@@ -177,6 +177,7 @@ fit({data!r}, {out!r}, steps=60, codec={codec!r})
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("signal_number", "codec"),
     [(signal.SIGKILL, "count"), (signal.SIGKILL, "gene"), (signal.SIGINT, "count"), (signal.SIGTERM, "gene")],
