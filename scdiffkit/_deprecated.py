@@ -34,7 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
         "preprocessing.pipeline", "preprocessing.counts", "preprocessing.columns", "preprocessing.filters",
         "preprocessing.genes", "preprocessing.join", "preprocessing.normalise", "datasets",
     ),
-    "report": ("evaluation.report.page", "evaluation.report.pictures", "evaluation.report.render"),
+    "report": ("evaluation.report.page", "evaluation.report.pictures", "evaluation.render"),
     "resample": ("evaluation.resample",),
     "schedule": ("diffusion.schedule",),
     "team": ("training.distributed",),

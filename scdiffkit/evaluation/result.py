@@ -14,7 +14,7 @@ import pandas as pd
 from scdiffkit._deprecated import renamed_attributes
 from scdiffkit.errors import did_you_mean
 from scdiffkit.evaluation.facts import FAIR, Basis
-from scdiffkit.evaluation.report.render import render
+from scdiffkit.evaluation.render import render
 from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics import PROTOCOLS
 from scdiffkit.metrics.profiles import FULL, HEADLINES

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scdiffkit.evaluation.render import families, render
 from scdiffkit.evaluation.report.figures import Picture
-from scdiffkit.evaluation.report.render import families, render
 from scdiffkit.metrics.score import BASELINES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder with these values, as HTML."""
+    """A template of the folder report with these values, as HTML."""
     return _environment().get_template(template).render(**values)
 
 
