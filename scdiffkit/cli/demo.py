@@ -12,6 +12,7 @@ from scdiffkit.cli.console import choices, log, result
 from scdiffkit.cli.evaluate import evaluate
 from scdiffkit.cli.sample import sample
 from scdiffkit.cli.train import train
+from scdiffkit.config import ARCHS
 from scdiffkit.runtime.progress import seconds
 
 HELD_OUT = 0.3  # share of the cells: of 700 fewer would hardly tell anything
@@ -21,9 +22,7 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--out", "--output", help="Folder for the files of the demo.")] = Path(
         "scdiff-demo"
     ),
-    arch: Annotated[
-        str, typer.Option(help="Architecture of the denoiser.", **choices("dit", "whitebox", "unet"))
-    ] = "whitebox",
+    arch: Annotated[str, typer.Option(help="Architecture of the denoiser.", **choices(*ARCHS))] = "whitebox",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Train, sample and evaluate on 700 real blood cells, in about three minutes on two cores."""

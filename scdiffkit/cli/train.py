@@ -22,6 +22,7 @@ from scdiffkit.cli.console import (
     result,
     seconds_since_start,
 )
+from scdiffkit.config import ARCHS, CODEC_NAMES
 from scdiffkit.config.units import parse_duration
 from scdiffkit.runtime.progress import seconds
 
@@ -49,7 +50,7 @@ def train(
             help="Architecture of the denoiser.",
             show_default="the first of the preset",
             rich_help_panel=MODEL,
-            **choices("dit", "whitebox", "unet"),
+            **choices(*ARCHS),
         ),
     ] = None,
     preset: Annotated[
@@ -71,7 +72,7 @@ def train(
             help="count: integer counts of all genes; gene: log values of the highly variable genes (the papers).",
             show_default="count",
             rich_help_panel=MODEL,
-            **choices("count", "gene"),
+            **choices(*CODEC_NAMES),
         ),
     ] = None,
     n_top_genes: Annotated[

@@ -20,7 +20,6 @@ class Codec(Protocol):
     """Raw counts (B, G) and library sizes (B,), given condition codes (B, K) <-> x0 (B, D)."""
 
     name: ClassVar[str]
-    highly_variable: ClassVar[bool]  # whether it models the highly variable genes alone
     compact: ClassVar[
         bool
     ]  # whether D is far below G: x0 are computed once for all cells, and decoding loses something

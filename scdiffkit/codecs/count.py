@@ -60,7 +60,6 @@ class CountCodec:
     """
 
     name: ClassVar[str] = "count"
-    highly_variable: ClassVar[bool] = False
     compact: ClassVar[bool] = True
     takes_library_size: ClassVar[bool] = True
 

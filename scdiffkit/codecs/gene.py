@@ -30,7 +30,6 @@ class GeneCodec:
     """
 
     name: ClassVar[str] = "gene"
-    highly_variable: ClassVar[bool] = True
     compact: ClassVar[bool] = False
     takes_library_size: ClassVar[bool] = False  # a cell's own values tell it, see decode
 

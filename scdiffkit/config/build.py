@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from scdiffkit.config.schema import ARCHS, CODEC_NAMES, RunConfig, parse_yaml
+from scdiffkit.config.schema import ARCHS, CODEC_CONFIGS, CODEC_NAMES, RunConfig, parse_yaml
 from scdiffkit.errors import ConfigError, did_you_mean
 
 PRESETS = resources.files("scdiffkit.config") / "presets"
@@ -67,7 +67,7 @@ def build_run_config(
             f"Preset {preset!r} has no values for --codec {codec}, only for {next(iter(per_codec))!r}; "
             "try --preset small."
         )
-    if codec != "gene":
+    if not CODEC_CONFIGS[codec].highly_variable:
         for key in GENE_SELECTION & overrides.keys():
             option = "--" + key.removeprefix("preprocess.").replace("_", "-")
             raise ConfigError(

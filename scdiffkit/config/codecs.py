@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ FIRST_OF_CODEC = (  # the settings of codecs that every version had
 class GeneCodecConfig(_Config):
     """The papers' codec: log-normalised values of the chosen genes, zeros replaced by -zero_negation."""
 
+    highly_variable: ClassVar[bool] = True  # whether only the highly variable genes are modelled
+    spike_slab: ClassVar[bool] = True  # whether diffusion.output may be spike-slab
     name: Literal["gene"] = "gene"
     zero_negation: float = Field(10.0, ge=0, description="zeros become minus this; 0 leaves them")
     zero_threshold: float | None = Field(
@@ -31,6 +33,8 @@ class GeneCodecConfig(_Config):
 class CountCodecConfig(_Config):
     """Autoencoder with a count likelihood: integer counts of all genes, described by a few coordinates."""
 
+    highly_variable: ClassVar[bool] = False
+    spike_slab: ClassVar[bool] = False
     name: Literal["count"] = "count"
     likelihood: Literal["nb", "poisson"] = Field("nb", description="negative binomial, or Poisson")
     latent_dim: int | None = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -13,8 +13,6 @@ from scdiffkit.config.codecs import FIRST_OF_CODEC, CountCodecConfig, GeneCodecC
 from scdiffkit.errors import ConfigError, did_you_mean
 
 Arch = Literal["dit", "whitebox", "unet"]
-ARCHS: tuple[Arch, ...] = ("dit", "whitebox", "unet")
-CODEC_NAMES = ("count", "gene")
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
@@ -274,7 +272,15 @@ class SampleConfig(_Config):
 
 
 ModelConfig = Annotated[DiTConfig | WhiteBoxConfig | UNetConfig, Field(discriminator="arch")]
-CodecConfig = Annotated[GeneCodecConfig | CountCodecConfig, Field(discriminator="name")]
+CodecConfig = Annotated[CountCodecConfig | GeneCodecConfig, Field(discriminator="name")]
+
+
+def _by_name(union: Any, key: str) -> dict[str, Any]:
+    return {cls.model_fields[key].default: cls for cls in get_args(get_args(union)[0])}
+
+
+MODEL_CONFIGS, CODEC_CONFIGS = _by_name(ModelConfig, "arch"), _by_name(CodecConfig, "name")
+ARCHS, CODEC_NAMES = tuple(MODEL_CONFIGS), tuple(CODEC_CONFIGS)
 
 
 class RunConfig(_Config):
@@ -291,7 +297,7 @@ class RunConfig(_Config):
 
     @model_validator(mode="after")
     def _spike_slab_is_of_genes(self) -> RunConfig:
-        if self.diffusion.output == "spike-slab" and self.codec.name != "gene":
+        if self.diffusion.output == "spike-slab" and not self.codec.spike_slab:
             raise ValueError("diffusion.output 'spike-slab' is read only with --codec gene")
         return self
 
@@ -360,10 +366,7 @@ def _explain(cls: type[_Config], values: dict[str, Any], error: Any) -> str:
         if len(where) > 1:
             chosen = cls.model_fields[section].annotation
             if section in ("model", "codec"):
-                chosen = {
-                    "dit": DiTConfig, "whitebox": WhiteBoxConfig, "unet": UNetConfig,
-                    "count": CountCodecConfig, "gene": GeneCodecConfig,
-                }[where[1]]  # fmt: skip
+                chosen = (MODEL_CONFIGS | CODEC_CONFIGS)[where[1]]
         else:
             owner = "the configuration"
         return f"Option {key!r} is not read by {owner}; {did_you_mean(key, chosen.model_fields)}"

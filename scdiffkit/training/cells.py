@@ -11,7 +11,6 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scdiffkit.codecs import CODECS
 from scdiffkit.config import PreprocessConfig, RunConfig
 from scdiffkit.data.cells import TrainingCells, fingerprint
 from scdiffkit.data.conditions import Conditions
@@ -76,7 +75,7 @@ def read_training_set(
     source, loaded = open_cells(data, memory)
     prepared, run_config, known = _prepare(loaded, run_config, explicit)
     del loaded  # and with it the names of all cells
-    highly_variable = CODECS[run_config.codec.name].highly_variable
+    highly_variable = run_config.codec.highly_variable
     conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
     cells = TrainingCells.of(prepared, conditions, highly_variable=highly_variable)
     chosen = prepared.var["highly_variable"].to_numpy(dtype=bool) if highly_variable else slice(None)
@@ -125,7 +124,7 @@ def _prepare(
 
     if isinstance(cells, Mapping) or not is_prepared(cells):
         log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
-        choose = CODECS[run_config.codec.name].highly_variable
+        choose = run_config.codec.highly_variable
         raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
         for column in run_config.conditions:
             check_label(raw.obs, column)
