@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -52,6 +53,10 @@ class _TransformerConfig(_Config):
     patch_embedding: Literal["shared", "per-patch"] = Field(
         "shared", description="one linear map for all patches (the papers), or one for each"
     )
+
+    def layer_size(self, dim: int) -> int:
+        """Values in a layer's output for one vector of length `dim`."""
+        return self.hidden_size * math.ceil(dim / self.patch_size)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> _TransformerConfig:
@@ -107,6 +112,10 @@ class UNetConfig(_Config):
     num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
     kernel_size: int = Field(3, ge=1, description="width of a convolution, odd")
     num_heads: int = Field(4, ge=1, description="heads of the attention at the lowest level")
+
+    def layer_size(self, dim: int) -> int:
+        """Values in the first level's output for one vector of length `dim`."""
+        return self.channels * math.ceil(dim / self.patch_size)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> UNetConfig:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scdiffkit.config import DiTConfig, SampleConfig, UNetConfig, WhiteBoxConfig
+from scdiffkit.config import ModelConfig, SampleConfig
 from scdiffkit.data.cells import fingerprint
 from scdiffkit.errors import ConfigError
 from scdiffkit.run import TrainedModel
@@ -161,9 +161,7 @@ def batches_at_once(batches: int) -> tuple[int, int]:
     return at_once, cores // at_once
 
 
-def default_batch_size(model: DiTConfig | WhiteBoxConfig | UNetConfig, dim: int, accelerator: str) -> int:
+def default_batch_size(model: ModelConfig, dim: int, accelerator: str) -> int:
     """Cells at once so that a layer's activations stay within a fixed share of memory."""
-    width = model.channels if isinstance(model, UNetConfig) else model.hidden_size
-    floats_a_cell = 8 * width * math.ceil(dim / model.patch_size)
     budget = 2**21 if accelerator == "cpu" else 2**28
-    return max(8, min(4096, budget // floats_a_cell))
+    return max(8, min(4096, budget // (8 * model.layer_size(dim))))
