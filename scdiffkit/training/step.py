@@ -31,7 +31,8 @@ log = logging.getLogger("scdiffkit")
 def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> bool:
     """Return whether to compile a network by default for `steps` steps.
 
-    This is so for a transformer on a GPU that Triton supports, with a C compiler. No timing enters the decision, so runs are reproducible.
+    This is the case for a transformer on a GPU, with Triton and a C compiler. No timing enters the decision, so runs
+    are reproducible.
     """
     if device.type != "cuda" or steps < COMPILED_FROM or not isinstance(network, DiT):
         return False
