@@ -46,7 +46,7 @@ class GeneCodec:
         self.smallest, self.largest = torch.tensor(0.0), torch.tensor(0.0)  # nonzero log values in the training cells
         self.depth_coef = torch.zeros(4)  # regression of the log library size, see _depth_features
         self.depth_range = torch.zeros(2)  # smallest and largest library size in the training cells
-        self.log_odds = torch.zeros(num_genes)  # of detection
+        self.log_odds = torch.zeros(num_genes)  # log odds of detection
         self.slab_mean, self.slab_std = torch.zeros(num_genes), torch.ones(num_genes)  # of detected log values
 
     @property

@@ -152,7 +152,7 @@ def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     return np.concatenate([_order_of_epoch(seed, e, n)[place[epoch == e]] for e in range(epoch[0], epoch[-1] + 1)])
 
 
-@lru_cache(maxsize=2)  # one order serves all steps of an epoch
+@lru_cache(maxsize=2)  # all steps of an epoch share one order
 def _order_of_epoch(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 2, epoch]).permutation(n)
 

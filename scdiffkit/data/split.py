@@ -39,7 +39,7 @@ class TrainingData:
 
     `fingerprint` is that of all given cells, see `data_fingerprint`, and `cells` is their number. `columns` are the obs
     columns that the model is conditioned on, and `label` is the one with the cell types. `holdout`, `holdout_by`,
-    `val_fraction` and `seed` determine the split. `prepared` tells whether the cells were the output of `preprocess`.
+    `val_fraction` and `seed` determine the split. `prepared` is True if `preprocess` had made the cells.
     `filters` are the filters of PreprocessConfig.
     """
 

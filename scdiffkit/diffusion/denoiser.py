@@ -42,7 +42,7 @@ class SpikeSlab(nn.Module):
         std = self.log_std.exp()
         mean = torch.addcmul(self.mean, shift_mean, std)
         slab_part = signal * std.square()
-        variance = torch.addcmul(noise**2, slab_part, signal)  # of x_t if the gene is detected
+        variance = torch.addcmul(noise**2, slab_part, signal)  # variance of x_t if the gene is detected
         off = x_t - signal * mean
         share = off / variance
         of_spike = ((x_t - signal * self.spike) / noise).square() + 2 * noise.log()

@@ -83,7 +83,7 @@ def dpm(
     """
     alphas = denoiser.schedule.alphas_cumprod
     signal, noise = alphas.sqrt().tolist(), (1 - alphas).sqrt().tolist()
-    log_snr = (alphas / (1 - alphas)).log().div(2).tolist()  # the paper's lambda, half of log(SNR)
+    log_snr = (alphas / (1 - alphas)).log().div(2).tolist()  # lambda in the paper, log(SNR) / 2
     before: Tensor | None = None  # the previous prediction of x0
     for i, step in enumerate(timesteps):
         x0, _ = denoiser.predict(x, _at(step, x), conditions, cfg_scale)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UNKNOWN = 0  # the code of "no condition given"; categories count from 1
+UNKNOWN = 0  # the code of a condition that is not given; the codes of categories start at 1
 
 
 class PatchEmbed(nn.Module):

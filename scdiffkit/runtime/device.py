@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import, and not needed for sampling
 
 MIN_SPEEDUP = 1.5  # bfloat16 must be clearly faster: the measurement is noisy and the choice must be stable
-PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # as Fabric calls them
+PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # Fabric's names
 log = logging.getLogger("scdiffkit")
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides advice that every process would repeat
 
@@ -33,7 +33,7 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     accelerator, precision = accelerator_of(device), precision_of(device, precision)
     index = int(device.partition(":")[2] or 0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice for cluster users
+        warnings.simplefilter("ignore")  # hides advice for cluster users
         fabric = Fabric(
             accelerator=accelerator,
             devices=[index] if accelerator == "cuda" else 1,
@@ -123,7 +123,7 @@ def has_fast_bfloat16(accelerator: str) -> bool:
 def _seconds_of_product(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> float:
     a = torch.ones(size, size, dtype=dtype)
     times = []
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(repeats + 1):  # the first repeat is a warm-up
         start = time.perf_counter()
         a @ a
         times.append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ def _left_of_limits(root: Path = Path("/")) -> Iterator[float]:
     groups = root / "proc/self/cgroup"
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
+        if controllers == "":  # control groups, version 2
             top, limit, used, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
             top, cache = root / "sys/fs/cgroup/memory", "total_inactive_file"

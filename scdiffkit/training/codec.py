@@ -28,7 +28,7 @@ AUC_DRAWS = 3
 # Upper limits, as shares of the time that --max-time leaves when fitting or checking the codec begins.
 CODEC_SHARE_OF_TIME = 0.5
 CHECK_SHARE_OF_TIME = 0.25
-SECONDS_OF_A_DRAW = 5.0  # what one draw of the codec check takes on two cores
+SECONDS_OF_A_DRAW = 5.0  # time of one draw of the codec check on two cores
 
 
 def fit_codec(
@@ -103,7 +103,7 @@ def codec_auc(
         sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "real_reference": real(held_out)}
         for name, side in sides.items():
             aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
-    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC if nothing differs (Mann & Whitney 1947)
+    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # if nothing differs (Mann & Whitney 1947)
     return {name: round(float(np.mean(values)), 4) for name, values in aucs.items()} | {
         "standard_error": round(standard_error, 4)
     }

@@ -70,7 +70,7 @@ _groups: dict[timedelta, Any] = {}
 
 
 def _group(timeout: timedelta) -> Any:
-    """Return the gloo group of all ranks with this timeout. Unlike NCCL, it notices at once if a rank ends."""
+    """Return a CPU (gloo) group of all ranks, which may wait for `timeout` but notice at once if a rank ends."""
     if timeout not in _groups:
         _groups[timeout] = dist.new_group(backend="gloo", timeout=timeout)
     return _groups[timeout]
@@ -152,7 +152,7 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
     precision = precision_of(device, precision)
     strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice for cluster users
+        warnings.simplefilter("ignore")  # hides advice for cluster users
         try:
             fabric = Fabric(
                 accelerator=accelerator,

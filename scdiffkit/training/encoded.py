@@ -22,14 +22,14 @@ from scdiffkit.io.atomic import writing
 
 Values = Tensor | np.ndarray
 COMPLETE = "vectors.json"
-SHARE_OF_GPU = 0.2  # of a GPU's free memory at most, for x0 of all cells
+SHARE_OF_GPU = 0.2  # largest share of a GPU's free memory for x0 of all cells
 BYTES_ON_CPU = 1 << 28  # the limit on a CPU: x0 are many times as large as the counts
 CELLS_AT_ONCE = 1024
 log = logging.getLogger("scdiffkit")
 
 
 class EncodedCells(Protocol):
-    """x0 and condition codes of the n training cells."""
+    """The x0 and condition codes of the n training cells."""
 
     def __len__(self) -> int: ...
 
@@ -68,7 +68,7 @@ class Posteriors:
 
 
 class EncodedOnDemand:
-    """Cells that are encoded batch by batch, for a codec whose x0 has the length of the genes."""
+    """Cells that are encoded batch by batch, for a codec whose x0 has one value per gene."""
 
     def __init__(self, codec: Codec, cells: TrainingCells, rows: np.ndarray | None, device: torch.device) -> None:
         self.codec, self.cells, self.device = codec, cells, device

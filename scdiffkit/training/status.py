@@ -77,7 +77,7 @@ class Best:
 class Stopper:
     """Decide when to stop: at the last step, at the deadline, on an interrupt, or when the held-out loss plateaus.
 
-    `deadline` is on the monotonic clock. `validated` tells whether a held-out loss is computed.
+    `deadline` is on the monotonic clock. `validated` is True if a held-out loss is computed.
     """
 
     def __init__(
