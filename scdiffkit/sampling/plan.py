@@ -109,7 +109,7 @@ class SamplingPlan:
         return cls(request, config.model_copy(update=settled), steps, guidance, block)
 
     def requests(self, codes: np.ndarray, sizes: np.ndarray | None) -> list[BatchRequest]:
-        """Split cells with codes (n, K) and library sizes (n,), in the order in which they are drawn, into batches."""
+        """Split cells, in the order of drawing, into batches. `codes` (n, K) and `sizes` (n,) are theirs."""
         assert self.config.batch_size is not None
         step = self.block * max(1, self.config.batch_size // self.block)
         parts = [slice(start, start + step) for start in range(0, len(codes), step)]

@@ -64,9 +64,9 @@ def fit_codec(
 def codec_auc(
     codec: Codec, cells: TrainingCells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
 ) -> dict[str, float] | None:
-    """Measure how well a random forest separates decoded cells from real ones (AUC): the best diffusion can reach.
+    """Measure how well a random forest separates decoded cells from real ones (AUC).
 
-    The result has the keys `held_out` and `training` (held-out and training cells, encoded and decoded),
+    Diffusion can hardly do better than the codec. The result has the keys `held_out` and `training` (held-out and training cells, encoded and decoded),
     `real_reference` (held-out cells unchanged) and `standard_error` (of each AUC, by chance alone). All three are
     compared with the same further training cells, and averaged over AUC_DRAWS choices of these. `until` is a deadline
     on the monotonic clock, which may leave fewer draws or none. Returns None without a draw, or with too few held-out

@@ -96,8 +96,8 @@ def train(
     batch_size, lr, seed
         Cells per step, peak learning rate, random seed.
     holdout, holdout_by
-        Fraction of the cells of each combination of conditions that no stage of training sees; `evaluate` uses
-        them. With `holdout_by`, an obs column such as the donor, whole groups are held out, by default 0.2 of them.
+        Fraction of the cells of each combination of conditions to hold out of all stages of training, for
+        `evaluate`. With `holdout_by`, an obs column such as the donor, whole groups are held out, by default 0.2.
     val_fraction
         Fraction of the cells used for validation.
     device, devices, precision
