@@ -66,11 +66,11 @@ def codec_auc(
 ) -> dict[str, float] | None:
     """Measure how well a random forest separates decoded cells from real ones (AUC).
 
-    Diffusion can hardly do better than the codec. The result has the keys `held_out` and `training` (held-out and training cells, encoded and decoded),
-    `real_reference` (held-out cells unchanged) and `standard_error` (of each AUC, by chance alone). All three are
-    compared with the same further training cells, and averaged over AUC_DRAWS choices of these. `until` is a deadline
-    on the monotonic clock, which may leave fewer draws or none. Returns None without a draw, or with too few held-out
-    cells for a meaningful AUC.
+    Diffusion can hardly do better than the codec. The result has the keys `held_out` and `training` (held-out and
+    training cells, encoded and decoded), `real_reference` (held-out cells unchanged) and `standard_error` (of each AUC,
+    by chance alone). All three AUCs are against the same further training cells, averaged over AUC_DRAWS choices of
+    these. `until` is a deadline on the monotonic clock, which may leave fewer draws or none. Returns None without a
+    draw, or with too few held-out cells for a meaningful AUC.
     """
     if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
         return None
