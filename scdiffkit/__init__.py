@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from scdiffkit.sampling.pipeline import sample
     from scdiffkit.training.pipeline import train
 
-# Threads that wait for one another spin for some microseconds, and then sleep. Sleeping at once, a training step takes
-# nearly twice as long on an idle machine; spinning on, ten times and more on one with other work
-# (benchmarks/threads.py). Read once, when torch loads its OpenMP library.
+# Let OpenMP threads that wait for one another spin for some microseconds and then sleep. Without spinning, a training
+# step takes nearly twice as long on an idle machine. With endless spinning, it takes ten times as long or more on a
+# machine with other work (benchmarks/threads.py). torch's OpenMP library reads these variables once, when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -49,7 +49,7 @@ __all__ = [
     "write",
 ]
 
-# Loaded on first use, so that importing the package imports neither torch nor scanpy.
+# These are imported on first use, so that importing the package imports neither torch nor scanpy.
 _PUBLIC = {
     "read": "scdiffkit.io",
     "write": "scdiffkit.io",

@@ -1,4 +1,4 @@
-"""What had another name before: modules that were sorted into folders, and keywords. They still work, and warn."""
+"""Old names of modules, attributes, keywords and options. They still work, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOVED: dict[str, tuple[str, ...]] = {  # old module -> where its names are now
+MOVED: dict[str, tuple[str, ...]] = {  # old module -> modules that now hold its names
     "compare": ("evaluation.comparison", "evaluation.ranking"),
     "compared": ("evaluation.cell_sets", "evaluation.draws", "evaluation.loading", "evaluation.matching"),
     "data": ("data.cells", "data.conditions", "data.split"),
@@ -47,14 +47,14 @@ RENAMED = {"Cells": "TrainingCells", "nearest": "did_you_mean"}
 
 
 class _Moved(ModuleType):
-    """A module of before: its names are looked up where they are now."""
+    """An old module, which looks up its names in their new modules."""
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):
             return look_up(self.__name__.removeprefix("scdiffkit."), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
-    # scdiffkit.train and others are functions, also once a module of the same name was imported.
+    # scdiffkit.train and others must stay callable after an old module of the same name was imported.
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
@@ -89,14 +89,14 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def look_up(old: str, name: str) -> Any:
-    """A name of an old module, with a DeprecationWarning that says where it is now. Raises AttributeError."""
+    """Look up a name of an old module and warn (DeprecationWarning) with its new place. Raises AttributeError."""
     where, value = _find(old, name)
     warnings.warn(f"scdiffkit.{old}.{name} is now {where}.", DeprecationWarning, stacklevel=3)
     return value
 
 
 def install() -> None:
-    """Let old modules be imported."""
+    """Make old modules importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
 
@@ -107,25 +107,25 @@ def _find(old: str, name: str) -> tuple[str, Any]:
         module = importlib.import_module(f"scdiffkit.{place}")
         if hasattr(module, wanted):
             value = getattr(module, wanted)
-            defined_in = getattr(value, "__module__", module.__name__)  # the module may only import it
+            defined_in = getattr(value, "__module__", module.__name__)  # the module may have imported it from another
             return f"{defined_in}.{wanted}", value
     raise AttributeError(f"module 'scdiffkit.{old}' has no attribute {name!r}")
 
 
-MEMORY: dict[str, Any] = {  # two keywords that are one now
+MEMORY: dict[str, Any] = {  # two keywords that are now one
     "backed": ("memory", {True: "disk", False: "ram", None: "auto"}),
     "max_memory": ("memory", {None: "auto"}),
 }
 
 
 def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take keywords by the names they had before, with a DeprecationWarning.
+    """Decorate a function to accept the old names of keywords, with a DeprecationWarning.
 
-    old="new", or old=("new", {old value: new value}).
+    A keyword is given as old="new", or old=("new", {old value: new value}) if values are translated, too.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        today = signature(function).parameters  # `progress` was a callback, and is a switch
+        today = signature(function).parameters  # `progress` was a callback and is now a switch
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -147,12 +147,12 @@ def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[C
 
 
 def todays_codec_auc(stored: Mapping[str, float]) -> dict[str, float]:
-    """The AUCs of a codec alone as runs and cells store them; their `floor` is the `real_reference` now."""
+    """Rename the key `floor`, which older runs and cells store among the AUCs of the codec, to `real_reference`."""
     return {"real_reference" if name == "floor" else name: value for name, value in stored.items()}
 
 
 def renamed_attributes(**renamed: str) -> Callable[[Any, str], Any]:
-    """A class's __getattr__, with which attributes have the names they had before, too; old="new"."""
+    """Return a __getattr__ that lets a class keep the old names of attributes, given as old="new"."""
 
     def look_up_attribute(self: Any, name: str) -> Any:
         if name not in renamed:
@@ -168,7 +168,7 @@ OPTIONS = {"--backed": ["--memory", "disk"], "--in-memory": ["--memory", "ram"],
 
 
 def renamed_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line with today's names of options, and a message for each that had another before."""
+    """Replace old names of options in a command line. Also returns a message for each replacement."""
     now: list[str] = []
     messages = []
     for word in arguments:

@@ -1,4 +1,4 @@
-"""What a file, a run, or a folder of them is, without loading it."""
+"""Describe files, runs and folders of these without loading them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def info(data: AnnData | str | Path) -> dict[str, Any]:
-    """Describe cells, a run, or a folder of either, without loading it whole.
+    """Describe cells, a run, or a folder of either, without loading all of it.
 
     Parameters
     ----------
     data
-        AnnData, or h5ad, zarr, loom, 10x HDF5 file or 10x folder, the folder of a run, or a folder with several of
+        AnnData, an h5ad, zarr, loom or 10x HDF5 file, a 10x folder, the folder of a run, or a folder with several of
         these.
 
     Returns
     -------
-    Plain values. `format` says of what: "run", "folder" (with `runs` and `files`), or the format of a file, for which
-    `counts` says where the raw counts are and `obs` lists the columns.
+    A dict of plain values. `format` is "run", "folder" (with `runs` and `files`), or the format of a file, for which
+    `counts` names the place of the raw counts and `obs` lists the columns.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def info(data: AnnData | str | Path) -> dict[str, Any]:
     files = [file for file in files_in(path) if file != path]
     rows = rows_of_runs(path)
     if not rows and not files:
-        return describe(path)  # a 10x or zarr folder, or nothing that is known
+        return describe(path)  # a 10x or zarr folder; raises for any other
     return {
         "format": "folder",
         "path": str(path),
@@ -68,14 +68,14 @@ def runs(folder: str | Path = RUNS) -> pd.DataFrame:
 
     Returns
     -------
-    One row per run: `state` ("complete", "converged", "stopped early", "not trained", or what is wrong with it),
-    `steps` done of `planned`, what it was trained on, the best held-out loss, the AUC of the codec alone, and verdict
-    and random-forest AUC of the latest `evaluate` of the run.
+    A table with one row per run. It has the `state` ("complete", "converged", "stopped early", "not trained", or the
+    reason why the run cannot be read), the `steps` done and `planned`, the training data, the best held-out loss, the
+    AUC of the codec alone, and verdict and random-forest AUC of the latest `evaluate` of the run.
 
     Raises
     ------
     FileError
-        If there is no such folder.
+        If the folder does not exist.
 
     Examples
     --------
@@ -94,14 +94,14 @@ COLUMNS = [
 
 
 def rows_of_runs(folder: Path) -> list[dict[str, Any]]:
-    """A row of `runs` for each run in a folder. Raises FileError when there is no such folder."""
+    """Return a row of `runs` for each run in a folder. Raises FileError if the folder does not exist."""
     if not folder.is_dir():
         raise FileError(f"There is no folder {folder}, so there are no runs: train one with `scdiff train DATA`.")
     return [_row(path) for path in run_folders(folder)]
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The runs directly below a folder, newest first."""
+    """Return the runs directly in a folder, newest first."""
     found = [
         path for path in folder.iterdir() if path.name != LATEST and not path.name.startswith(".") and is_run(path)
     ]
@@ -109,7 +109,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """A run in a line; one that cannot be read says why."""
+    """Return the row of a run. If the run cannot be read, `state` holds the reason."""
     created = datetime.fromtimestamp((path / "genes.txt").stat().st_mtime).isoformat(" ", "minutes")
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
         "run": path.name, "latest": (path.parent / LATEST).resolve() == path.resolve(), "created": created,

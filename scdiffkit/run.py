@@ -1,16 +1,16 @@
-"""A run: the directory that holds a trained model. The only code that knows its file names.
+"""A run is the directory of a trained model. Only this module knows the names of its files.
 
-config.yaml           every setting, and where the run came from; `scdiff train --config` takes it back
+config.yaml           all settings and the provenance of the run; `scdiff train --config` accepts it
 genes.txt             the genes of the output, in order
-var.json              what the training data's var says of them
+var.json              the columns of the training data's var for these genes
 conditions.json       condition columns, categories, composition of the training cells
-codec.safetensors     what the codec learnt
+codec.safetensors     the fitted codec
 checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensors, state.json
-metrics.jsonl         one line of figures a time
-train.log             what was logged
+metrics.jsonl         one line of losses and speed per logged step
+train.log             log messages
 evaluations.jsonl     one line for each evaluation of the run
 
-Length: every file of a run is known here, and nowhere else.
+The module is long because all access to the files of a run is in one place.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from scdiffkit.io import atomic_write_bytes, atomic_write_text, columns
 
 RUNS = Path("scdiff-runs")
 LATEST = "latest"
-SHORT = 1 / 3  # of the steps that a preset has: a training planned shorter is called undertrained
+SHORT = 1 / 3  # share of the preset's steps; a run with fewer planned steps counts as undertrained
 log = logging.getLogger("scdiffkit")
 
 
 class Run:
-    """A run directory; holds nothing but its path, so it can be moved, copied and opened again anywhere."""
+    """A run directory. The object holds only the path, so runs can be moved, copied and opened elsewhere."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -70,13 +70,14 @@ class Run:
         var: pd.DataFrame | None = None,
         force: bool = False,
     ) -> Run:
-        """Make the directory and write all that is known before training. var: of the genes, in their order.
+        """Create the directory and write everything that is known before training.
 
-        Raises FileError when something is there already (force replaces an earlier run, and only a run).
+        `var` is the table of the genes, in their order. Raises FileError if `path` exists. `force` replaces an
+        existing run, but nothing else.
         """
         run = cls(path)
         check_new_run(run.path, force=force)
-        building = cls(run.path.with_name(f".{run.path.name}.tmp"))  # renamed when complete: no half-made runs
+        building = cls(run.path.with_name(f".{run.path.name}.tmp"))  # renamed when complete
         shutil.rmtree(building.path, ignore_errors=True)
         building._make_folder(building.path / "checkpoints")
         try:
@@ -99,9 +100,9 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Run:
-        """An existing run; None: the latest one below `scdiff-runs/`.
+        """Open an existing run, by default the latest one in `scdiff-runs/`.
 
-        Raises RunError when there is none, or when the folder is not a run.
+        Raises RunError if the run does not exist or the folder is not a run.
         """
         if path is None:
             path = RUNS / LATEST
@@ -112,11 +113,11 @@ class Run:
                     f"There is no latest run in {RUNS}/: train one with `scdiff train DATA`, or name its "
                     f"folder.{others}"
                 )
-            if path.is_symlink():  # a copy may hold the folder itself
+            if path.is_symlink():  # in a copied folder, `latest` may be a directory
                 path = path.parent / os.readlink(path)
         run = cls(path)
         if not run.path.is_dir() and (RUNS / run.path / "config.yaml").is_file():
-            run = cls(RUNS / run.path)  # a bare name, as `scdiff train` prints it
+            run = cls(RUNS / run.path)  # a name within scdiff-runs/
         if not run.path.exists():
             known = [p.name for p in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
             raise RunError(f"There is no run {run.path}; {did_you_mean(run.path.name, known)}")
@@ -124,7 +125,7 @@ class Run:
             raise RunError(f"{run.path} is not a run: it holds no config.yaml. Give the folder that training made.")
         return run
 
-    # What the run is
+    # Configuration and data
 
     @property
     def name(self) -> str:
@@ -141,7 +142,7 @@ class Run:
         return RunConfig.from_dict(values)
 
     def update_config(self, run_config: RunConfig) -> None:
-        """Record settings that a resumed run changed (its length, its device)."""
+        """Record settings that were changed when the run was resumed (length, device)."""
         self._write_config(run_config, self.provenance())
 
     def _write_config(self, run_config: RunConfig, provenance: dict[str, Any]) -> None:
@@ -149,11 +150,11 @@ class Run:
         atomic_write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def provenance(self) -> dict[str, Any]:
-        """Run id, versions, source and fingerprint of the data."""
+        """Return run id, versions, and source and fingerprint of the data."""
         return self._config_values()["provenance"]
 
     def data_files(self) -> list[Path]:
-        """The files of cells that training was given. Raises RunError where there were none, or they have gone."""
+        """Return the files of the training data. Raises RunError if it was in memory or a file is missing."""
         data = self.provenance()["data"]
         listed = data.get("files", [] if data["source"] == "memory" else data["source"].split(", "))  # older versions
         files = [Path(file) for file in listed]
@@ -167,9 +168,9 @@ class Run:
         return self._text("genes.txt").splitlines()
 
     def var(self) -> pd.DataFrame:
-        """What the training data's var says of the genes (ids, feature types ...), indexed by their names."""
+        """Return the training data's var of the genes (ids, feature types ...), indexed by gene names."""
         genes = pd.Index(self.genes(), dtype=object)
-        if not (self.path / "var.json").exists():  # a run of an older version, or nothing to tell
+        if not (self.path / "var.json").exists():  # older version, or var had no columns
             return pd.DataFrame(index=genes)
         stored = json.loads(self._text("var.json"))
         return pd.DataFrame(
@@ -177,7 +178,7 @@ class Run:
         )
 
     def conditions(self) -> dict[str, Any]:
-        """categories: column -> categories; combinations: the training composition (see data.Conditions)."""
+        """Return `categories` (by column), `combinations` (training composition) etc., see data.Conditions."""
         return json.loads(self._text("conditions.json"))
 
     def _text(self, name: str) -> str:
@@ -200,11 +201,11 @@ class Run:
         return self.load().codec
 
     def denoiser(self, step: int | None = None) -> Denoiser:
-        """The trained denoiser; see TrainedModel.denoiser."""
+        """Return the trained denoiser, see TrainedModel.denoiser."""
         return self.load().denoiser(step)
 
     def load(self) -> TrainedModel:
-        """The run's model, read once: without the denoiser's weights."""
+        """Read the run's model once. The denoiser's weights are not loaded yet."""
         values = self._config_values()
         provenance = values.pop("provenance")
         run_config = RunConfig.from_dict(values)
@@ -213,23 +214,23 @@ class Run:
         return TrainedModel(self, run_config, provenance, Conditions.from_dict(self.conditions()), codec)
 
     def weights(self, step: int | None = None) -> dict[str, Tensor]:
-        """The trained weights of a checkpoint: their moving average, where there is one.
+        """Return the trained weights of a checkpoint, or their moving average if there is one.
 
-        step None: that of the lowest held-out loss, or the newest where no cells were held out. Raises RunError
-        when there is no checkpoint.
+        The default step is that of the lowest held-out loss, or the newest if there is no held-out loss. Raises
+        RunError if there is no checkpoint.
         """
         folder = self._checkpoint(step or self.best_step())
         ema = folder / "ema.safetensors"
         return self._tensors(ema if ema.exists() else folder / "weights.safetensors")
 
-    # How far training came
+    # Progress of training
 
     def training(self) -> dict[str, Any]:
-        """How long diffusion and codec were trained: plain values.
+        """Return how long diffusion and codec were trained, as plain values.
 
-        steps, planned: of diffusion. ended: "complete", "converged" (the held-out loss fell no longer) or "stopped
-        early". usual: steps of this preset, where it counts in steps. codec_steps, codec_planned: of a codec that
-        was cut short.
+        `steps` and `planned` are steps of diffusion. `ended` is "complete", "converged" (the held-out loss stopped
+        improving) or "stopped early". `usual` is the number of steps in the preset, if it has one. `codec_steps` and
+        `codec_planned` are given if time ran out while the codec was fitted.
         """
         run_config, steps, metrics = self.config(), self.steps(), self.metrics()
         c, done = run_config.train, steps[-1] if steps else 0
@@ -245,7 +246,7 @@ class Run:
         return found | ({"codec_steps": cut["steps"], "codec_planned": cut["planned"]} if cut else {})
 
     def _usual_steps(self, run_config: RunConfig) -> int | None:
-        """Steps that the run's preset plans; None where it counts epochs, or is not known any more."""
+        """Return the steps of the run's preset, or None if it has epochs or no longer exists."""
         overrides = {"codec.name": run_config.codec.name}
         try:
             return config.build_run_config(run_config.preset, run_config.model.arch, {}, overrides).train.max_steps
@@ -253,7 +254,7 @@ class Run:
             return None
 
     def remarks(self) -> list[str]:
-        """What makes cells of this run less trustworthy, in sentences: training that was cut short."""
+        """Return sentences on what makes cells of this run less reliable: training that was too short."""
         found, of = [], self.training()
         steps, planned = of["steps"], of["planned"]
         if of["ended"] == "stopped early":
@@ -270,22 +271,22 @@ class Run:
             )
         return found
 
-    # The vectors that diffusion trains on, where memory does not hold them
+    # Cached encoded cells
 
     @property
     def vectors(self) -> Path:
-        """Folder of the training cells' vectors; there as long as training is not complete."""
+        """Folder of the cached encoded training cells. It may exist until training is complete."""
         return self.path / "vectors"
 
     # Checkpoints
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Return the steps of all complete checkpoints in ascending order."""
         folders = (self.path / "checkpoints").glob("step-*")
         return sorted(int(f.name.removeprefix("step-")) for f in folders if (f / "state.json").exists())
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the lowest held-out loss; the newest where there is none; None without any."""
+        """Return the step with the lowest held-out loss, else of the newest checkpoint, else None."""
         steps = self.steps()
         losses = {step: self._state(step).get("val_loss") for step in steps}
         scored = [(loss, step) for step, loss in losses.items() if loss is not None]
@@ -314,9 +315,9 @@ class Run:
         val_loss: float | None,
         keep: int,
     ) -> None:
-        """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep` and the best.
+        """Write a checkpoint atomically, and remove all others but the newest `keep` and the best.
 
-        val_loss: the held-out loss of these very weights, or None when it was not computed at this step.
+        `val_loss` is the held-out loss of exactly these weights, or None if it was not computed at this step.
         """
         final = self.path / "checkpoints" / f"step-{step:07d}"
         temporary = final.with_name(f".{final.name}.tmp")
@@ -334,7 +335,7 @@ class Run:
                 shutil.rmtree(self._checkpoint(old))
 
     def load_checkpoint(self, step: int | None = None) -> dict[str, Any]:
-        """weights, ema (or None), optimizer and state of a checkpoint."""
+        """Return the weights, ema (or None), optimizer and state of a checkpoint."""
         folder = self._checkpoint(step)
         has_ema = (folder / "ema.safetensors").exists()
         return {
@@ -344,38 +345,38 @@ class Run:
             "state": json.loads((folder / "state.json").read_text()),
         }
 
-    # What is said during training
+    # Metrics and logs
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first."""
+        """Return the lines of metrics.jsonl, oldest first."""
         return self._lines("metrics.jsonl")
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave an incomplete line
 
     def log_metrics(self, **figures: Any) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps(figures) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """A resumed run writes the figures after its checkpoint again."""
+        """Drop the metrics after `step`, because a resumed run logs them again."""
         kept = [json.dumps(m) + "\n" for m in self.metrics() if m["step"] <= step]
         atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
 
     def log_evaluation(self, **figures: Any) -> None:
-        """Remember what an evaluation of the run found; not where the folder cannot be written."""
+        """Record the result of an evaluation of the run, unless the folder is not writable."""
         with contextlib.suppress(OSError), (self.path / "evaluations.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps(figures) + "\n")
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The lines of evaluations.jsonl, oldest first."""
+        """Return the lines of evaluations.jsonl, oldest first."""
         return self._lines("evaluations.jsonl")
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
-        """Within the block, what the package logs also goes to train.log."""
+        """Also write the package's log messages to train.log within the block."""
         handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
@@ -389,7 +390,7 @@ class Run:
             handler.close()
 
     def describe(self) -> dict[str, Any]:
-        """What `scdiff info` prints of a run."""
+        """Return what `scdiff info` prints about the run."""
         run_config, provenance, metrics = self.config(), self.provenance(), self.metrics()
         conditions, steps = self.conditions(), self.steps()
         last = metrics[-1] if metrics else {}
@@ -424,7 +425,7 @@ class Run:
             raise FileError(f"The folder {path} cannot be made ({e.strerror}). Choose another with --out.") from e
 
     def _point_latest(self) -> None:
-        """`latest` beside the run points at it, when the run lies in a folder of runs."""
+        """Point the link `latest` at this run, if it is in a folder named like RUNS."""
         if self.path.parent.name != RUNS.name:
             return
         temporary = self.path.parent / f".{LATEST}.{os.getpid()}.tmp"
@@ -435,7 +436,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a run holds, read once."""
+    """The contents of a run, read once."""
 
     run: Run
     config: RunConfig
@@ -449,11 +450,11 @@ class TrainedModel:
 
     @cached_property
     def best_step(self) -> int | None:
-        """Step of the checkpoint that samples are drawn from; see Run.best_step."""
+        """Step of the checkpoint used for sampling, see Run.best_step."""
         return self.run.best_step()
 
     def new_denoiser(self) -> Denoiser:
-        """The denoiser as it is before training; the weights follow torch's seed."""
+        """Build an untrained denoiser, whose initial weights depend on torch's seed."""
         d, codec = self.config.diffusion, self.codec
         head = SpikeSlab(*codec.spike_slab()) if d.output == "spike-slab" else None
         outputs = 2 if head else 1
@@ -461,7 +462,7 @@ class TrainedModel:
         return Denoiser(network, Schedule.from_config(d), d.prediction_type, d.min_snr_gamma, codec.bounds, head)
 
     def denoiser(self, step: int | None = None) -> Denoiser:
-        """The trained denoiser of a checkpoint, by default the best. Raises RunError when there is none."""
+        """Return the trained denoiser of a checkpoint, by default the best. Raises RunError if there is none."""
         denoiser = self.new_denoiser()
         denoiser.load_state_dict(self.run.weights(step or self.best_step))
         return denoiser.eval().requires_grad_(False)
@@ -472,7 +473,7 @@ def is_run(path: Path) -> bool:
 
 
 def check_new_run(path: Path, *, force: bool = False) -> None:
-    """Raises FileError when a new run cannot go to `path`: it exists, or its folder cannot be written."""
+    """Raise FileError if a new run cannot be written to `path`: it exists, or its folder is not writable."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not force:
             raise FileError(

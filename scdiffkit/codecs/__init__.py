@@ -1,6 +1,6 @@
-"""Expression <-> the vector that is diffused. A codec knows tensors of counts; it knows no AnnData and no file.
+"""Codecs map expression to the vector that is diffused, and back. They take tensors of counts, not AnnData or files.
 
-`Codec` is what every codec provides. A new one is a file with a class, and a line in CODECS.
+`Codec` is the protocol of all codecs. To add one, write its class in a file of its own and register it in CODECS.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ CODECS: dict[str, type[Codec]] = {"count": CountCodec, "gene": GeneCodec}
 
 
 def build(config: CodecConfig, **settings: Any) -> Codec:
-    """The codec of `config.name`; settings as its `settings()` gives them."""
+    """Build the codec `config.name`. `settings` are those that its `settings()` returns."""
     return CODECS[config.name](config, **settings)

@@ -1,4 +1,4 @@
-"""Principal components that are cross-fitted: of each cell by axes that it had no part in."""
+"""Cross-fitted principal components: the axes for each cell are computed without that cell."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from scipy import sparse
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError
 
-NEVER_SEEN = 0  # the fold of a cell that was not in training; training cells are in folds 1..folds
-# with which there is a component that leaves out a fold
+NEVER_SEEN = 0  # fold of a cell that was not in training; folds of training cells count from 1
+# The smallest data from which a PCA that leaves out a fold has a component.
 FEWEST_CELLS = 3
 FEWEST_GENES = 2
 
 
 class CrossFittedPCA:
-    """Principal components of log-normalised cells (n, G), and those of models that left out a fold (n,) each.
+    """A PCA of log-normalised cells (n, G), and one PCA per fold that leaves out the cells of this fold.
 
-    Settings: config.latent_dim, or at most config.max_latent_dim; a component whose spread shrinks below
-    config.min_reproducible in unseen cells is noise. fold: 1..config.folds.
+    `fold` (n,) holds 1..config.folds. There are config.latent_dim components. If that is None, there are at most
+    config.max_latent_dim: they end at the first one whose standard deviation in unseen cells is below the fraction
+    config.min_reproducible of that in seen cells, as such a component is noise.
 
-    loadings (folds + 1, G, K) and offsets (folds + 1, K): components = values @ loadings - offsets. Index 0 is the fit
-    to all cells; the others are rotated to agree with it. Coordinates have unit spread in cells the fit has not seen.
+    `loadings` (folds + 1, G, K) and `offsets` (folds + 1, K) give components = values @ loadings - offsets. Index 0 is
+    the fit to all cells; the other fits are rotated to match it. Components have unit standard deviation in unseen
+    cells.
     """
 
     def __init__(self, values: sparse.csr_matrix, fold: np.ndarray, config: CountCodecConfig, seed: int) -> None:
@@ -41,7 +43,7 @@ class CrossFittedPCA:
         spread = np.maximum(unseen.std(axis=0), 1e-6)
         self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
         kept = full.shape[1]
-        if config.latent_dim is None:  # up to the first that is noise
+        if config.latent_dim is None:  # drop the first component that is noise and all after it
             noise = np.flatnonzero(self.share_of_spread < config.min_reproducible)
             kept = max(2, int(noise[0])) if len(noise) else kept
             kept = min(kept, full.shape[1])
@@ -53,7 +55,7 @@ class CrossFittedPCA:
 
 
 def check_variation(values: sparse.csr_matrix) -> None:
-    """DataError when no gene of the log-normalised cells (n, G) varies."""
+    """Raise DataError if no gene varies among the log-normalised cells (n, G)."""
     values = values.astype(np.float64)
     mean = np.asarray(values.mean(axis=0))
     if float((values.multiply(values).mean(axis=0) - mean**2).max()) < 1e-9:
@@ -63,16 +65,16 @@ def check_variation(values: sparse.csr_matrix) -> None:
 
 
 def _principal_axes(values: sparse.csr_matrix, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first k principal axes (G, k) of cells (n, G), and the mean cell (G,)."""
+    """Return the first k principal axes (G, k) of cells (n, G), and the mean cell (G,)."""
     from sklearn.decomposition import PCA
 
     k = min(k, min(values.shape) - 1)
-    if (values.max(axis=0) - values.min(axis=0)).max() < 1e-5:  # nothing varies: any axes do
+    if (values.max(axis=0) - values.min(axis=0)).max() < 1e-5:  # nothing varies, so any axes will do
         return np.eye(values.shape[1], k), np.asarray(values.mean(axis=0)).ravel()
     pca = PCA(k, svd_solver="arpack", random_state=seed).fit(values)
     return pca.components_.T, np.asarray(pca.mean_).ravel()
 
 
 def assign_folds(n: int, folds: int) -> np.ndarray:
-    """The fold, 1..folds, of each of n training cells in their order."""
+    """Return the folds (n,), 1..folds, of n training cells in order."""
     return np.arange(n) % folds + 1

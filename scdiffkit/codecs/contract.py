@@ -1,4 +1,4 @@
-"""What every codec provides, and what the others may rely on."""
+"""The protocol that every codec implements and all other code relies on."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from torch import Tensor
 
 from scdiffkit.codecs.source import CellSource
 
-# Called at times while a codec is fitted, with step, steps, loss, loss on held-out cells, and cells seen so far; when
-# it returns True, fitting ends.
+# Callback of `fit`, called at intervals with the step, the number of steps, the loss, the held-out loss and the number
+# of cells seen so far. If it returns True, fitting ends.
 OnStep = Callable[[int, int, float, float | None, int], bool | None]
 
 
 class Codec(Protocol):
-    """Raw counts (B, G) and library sizes (B,), given condition codes (B, K) <-> x0 (B, D)."""
+    """Maps raw counts (B, G) and library sizes (B,) to x0 (B, D) and back, given condition codes (B, K)."""
 
     name: ClassVar[str]
-    compact: ClassVar[
-        bool
-    ]  # whether D is far below G: x0 are computed once for all cells, and decoding loses something
-    takes_library_size: ClassVar[bool]  # whether it decodes at a library size that is asked for
+    compact: ClassVar[bool]  # whether D is far below G, so that x0 can be cached and decoding is lossy
+    takes_library_size: ClassVar[bool]  # whether `decode` accepts library sizes
     target_sum: float
 
     def __init__(
@@ -50,15 +48,15 @@ class Codec(Protocol):
         device: torch.device | str = "cpu",
         on_step: OnStep | None = None,
     ) -> None:
-        """Learn from the training cells `rows`; the held-out `val_rows`, if any, may say when to stop."""
+        """Fit to the training cells `rows`. Held-out cells `val_rows`, if any, may be used for early stopping."""
         ...
 
     def posteriors(
         self, cells: CellSource, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Mean and standard deviation (B, D) of x0 of all the training cells `rows`, in order, a block at a time.
+        """Yield mean and standard deviation (B, D) of x0 for blocks of the training cells `rows`, in order.
 
-        The deviation is None where x0 follows from the cell.
+        The standard deviation is None if x0 is a deterministic function of the cell.
         """
         ...
 
@@ -71,11 +69,11 @@ class Codec(Protocol):
         generator: torch.Generator | None = None,
         fold: Tensor | None = None,
     ) -> Tensor:
-        """x0 (B, D), drawn where it does not follow from the cell. fold (B,): of training cells, see `folds`."""
+        """Return x0 (B, D), sampled unless it is deterministic. `fold` (B,) is for training cells, see `folds`."""
         ...
 
     def folds(self, n: int) -> np.ndarray | None:
-        """The fold of each of n training cells in their order, of a codec that cross-fits."""
+        """Return the folds (n,) of n training cells, in order; None if the codec does not cross-fit."""
         ...
 
     def decode(
@@ -85,27 +83,27 @@ class Codec(Protocol):
         library_size: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Raw counts (B, G), integers in float32, and library sizes (B,); library_size: asked for, if it takes them."""
+        """Return raw counts (B, G), integers in float32, and library sizes (B,): the given ones if supported."""
         ...
 
     def library_size(self, x0: Tensor) -> Tensor:
-        """The library sizes (B,) that x0 (B, D) tells, of a codec that takes them."""
+        """Return the library sizes (B,) encoded in x0 (B, D), for a codec that takes library sizes."""
         ...
 
     def library_sizes(self) -> tuple[float, float]:
-        """Median and largest library size of the training cells, of a codec that takes them."""
+        """Return median and largest library size of the training cells, for a codec that takes library sizes."""
         ...
 
     def spike_slab(self) -> tuple[float, Tensor, Tensor, Tensor]:
-        """x0 of a coordinate as spike or slab, of a codec of genes: see GeneCodec. Raises ConfigError for others."""
+        """Return the parameters of a spike-slab head, see GeneCodec. Other codecs raise ConfigError."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `fit` learnt."""
+        """Return everything that `fit` learnt."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None: ...
 
     def settings(self) -> dict[str, Any]:
-        """What a run must record, beside the configuration, to build this codec again."""
+        """Return what a run must record, besides the configuration, to build this codec again."""
         ...

@@ -1,10 +1,10 @@
-"""Our codec: an autoencoder with a count likelihood, so that cells come back as integer counts for all genes.
+"""The count codec: an autoencoder with a count likelihood, which decodes integer counts of all genes.
 
-A cell is described by a few latent coordinates and its library size. The encoder starts from principal components
-of the log-normalised training cells, the decoder gives every gene's share of the counts. Two things keep few cells
-from being memorised: the decoder's weights carry a Gaussian prior, and the components of a training cell are
-those of a model that has not seen it (cross-fitting), as they will be for any new cell. When all that is learnt, genes
-that are seen often get tails: levels of their own for the few cells that hold far less or far more than expected.
+A few latent coordinates and the library size describe a cell. The encoder takes principal components of the
+log-normalised cell, and the decoder returns each gene's share of the counts. Two measures prevent memorisation of small
+data sets: the decoder's weights have a Gaussian prior, and the components of a training cell come from a PCA that has
+not seen the cell (cross-fitting), as for any new cell. In a last stage, abundant genes get tails: a mixture of levels
+for the few cells with far fewer or far more counts than expected.
 
 Sources: variational autoencoder with a negative binomial (scVI, Lopez et al. 2018); cross-fitting (Chernozhukov et al.
 2018).
@@ -45,18 +45,18 @@ from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.normalise import lognormalise
 
 log = logging.getLogger("scdiffkit")
-BEYOND_SAMPLE = 1.5  # times the range of x0 among config.max_pca_cells: cells of rare types lie further out
-OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # the codec's tensors in its state
+BEYOND_SAMPLE = 1.5  # factor on the range of x0 in a sample of cells, which may miss rare cell types
+OWN = {name: name for name in ("mean", "std", "lowest", "highest", "sizes")} | {  # key in the state -> attribute
     "net.loadings": "loadings",
     "net.offsets": "offsets",
 }
 
 
 class CountCodec:
-    """counts (B, G), library sizes (B,), condition codes (B, K) <-> x0 (B, D), D = latent coordinates + 1.
+    """Maps counts (B, G) and library sizes (B,) to x0 (B, D) and back, with D = latent coordinates + 1.
 
-    encode: a sample of the cell's posterior over the latent coordinates, and its log library size, standardised.
-    decode: rates = softmax(decoder(latent, conditions)), counts drawn so that they add up to the library size.
+    `encode` samples the posterior of the latent coordinates, appends the log library size, and standardises both.
+    `decode` computes rates = softmax(decoder(latent, conditions)) and draws counts that add up to the library size.
     """
 
     name: ClassVar[str] = "count"
@@ -76,10 +76,10 @@ class CountCodec:
         self.target_sum = target_sum
         self.num_categories = list(num_categories)
         self.latent_dim = latent_dim or config.latent_dim
-        self.mean = self.std = torch.empty(0)  # of x0's coordinates before standardising, (D,)
-        self.lowest = self.highest = torch.empty(0)  # of x0 among the training cells, (D,)
+        self.mean = self.std = torch.empty(0)  # (D,), of the coordinates of x0 before standardisation
+        self.lowest = self.highest = torch.empty(0)  # (D,), of x0 in the training cells
         self.sizes = torch.zeros(2)  # median and largest library size
-        self.loadings = self.offsets = torch.empty(0)  # of the principal components, (folds + 1, G, K), (folds + 1, K)
+        self.loadings = self.offsets = torch.empty(0)  # (folds + 1, G, K) and (folds + 1, K), see CrossFittedPCA
         self.net: Autoencoder | None = None
         if self.latent_dim:
             self.net = self._new_net()
@@ -98,11 +98,11 @@ class CountCodec:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Smallest and largest value of x0, with some room beyond the training cells'."""
+        """Smallest and largest value of x0 in the training cells, with a margin of 10%."""
         return 1.1 * float(self.lowest.min()), 1.1 * float(self.highest.max())
 
     def library_sizes(self) -> tuple[float, float]:
-        """Median and largest library size of the training cells."""
+        """Return median and largest library size of the training cells."""
         return float(self.sizes[0]), float(self.sizes[1])
 
     def fit(
@@ -115,11 +115,10 @@ class CountCodec:
         device: torch.device | str = "cpu",
         on_step: OnStep | None = None,
     ) -> None:
-        """Learn from the training cells `rows`; the held-out `val_rows`, if any, say when to stop.
+        """Fit to the training cells `rows`, with early stopping if there are held-out cells `val_rows`.
 
-        The losses that on_step gets are negative evidence lower bounds in nats a cell.
-
-        ScdiffWarning when config.latent_dim is more than the cells allow; DataError with fewer than 3 cells or 2 genes.
+        `on_step` receives losses that are negative evidence lower bounds in nats per cell. Warns (ScdiffWarning) if
+        config.latent_dim exceeds what the cells allow. Raises DataError with fewer than 3 cells or 2 genes.
         """
         c = self.config
         if len(rows) < FEWEST_CELLS or self.num_genes < FEWEST_GENES:
@@ -168,17 +167,19 @@ class CountCodec:
         self._standardise(components, cells.library_size[rows[sampled]], cells.library_size[rows], device)
 
     def _log_normalised(self, cells: CellSource, rows: np.ndarray) -> sparse.csr_matrix:
-        """log1p of counts per target_sum, sparse (n, G)."""
+        """Return log1p values normalised to target_sum, sparse (n, G)."""
         parts = [lognormalise(part.counts[:], self.target_sum, part.library_size) for part in batches(cells, rows)]
         return sparse.vstack(parts, format="csr")
 
     def components(self, counts: sparse.csr_matrix, library_size: np.ndarray, fold: np.ndarray) -> Tensor:
-        """Principal components (B, K) of cells, each by the model of its fold (B,); dense, they take many times as
-        long."""
+        """Return the principal components (B, K) of cells, each from the PCA that left out its fold (B,).
+
+        `counts` are sparse, because a dense product takes many times as long.
+        """
         return self._projected(lognormalise(counts, self.target_sum, library_size), fold)
 
     def _projected(self, values: sparse.csr_matrix, fold: np.ndarray) -> Tensor:
-        """The same from log values (B, G)."""
+        """Return the principal components of log-normalised values (B, G), see `components`."""
         components = torch.empty(len(fold), self.dim - 1)
         for k in np.unique(fold):
             here = np.flatnonzero(fold == k)
@@ -189,9 +190,10 @@ class CountCodec:
     def _standardise(
         self, components: Tensor, library_size: np.ndarray, of_all: np.ndarray, device: torch.device | str
     ) -> None:
-        """Mean, spread and range of every coordinate over training cells, each as a cell never seen.
+        """Compute mean, standard deviation and range of each coordinate of x0 in the training cells.
 
-        Of cells with these components (n, K) and library sizes (n,), and of all training cells' sizes, of_all.
+        `components` (n, K) are cross-fitted, so the statistics are those of unseen cells. They and `library_size` (n,)
+        may be of a sample of the training cells; `of_all` are the library sizes of all.
         """
         self.mean, self.std = torch.zeros(self.dim), torch.ones(self.dim)
         generator = torch.Generator(device).manual_seed(1)
@@ -219,9 +221,9 @@ class CountCodec:
     def posterior(
         self, counts: Tensor, library_size: Tensor, codes: Tensor | None = None, fold: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, D) of x0 given a cell; the library size is known, its deviation 0.
+        """Return mean and standard deviation (B, D) of x0 given a cell; that of the known library size is 0.
 
-        fold (B,): of a training cell, see `folds`; None for cells that were not in training.
+        `fold` (B,) is given for training cells, see `folds`, and None for other cells.
         """
         of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
         rows = sparse.csr_matrix(counts.cpu().numpy())
@@ -230,7 +232,7 @@ class CountCodec:
     def posteriors(
         self, cells: CellSource, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same of all the training cells `rows`, in order, a block at a time."""
+        """Yield the posteriors of the training cells `rows` in order, block by block."""
         folds, done = self.folds(len(rows)), 0
         for part in batches(cells, rows):
             components = self.components(part.counts[:], part.library_size, folds[done : done + len(part)])
@@ -238,7 +240,7 @@ class CountCodec:
             done += len(part)
 
     def _posterior(self, components: Tensor, library_size: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Of cells with these principal components (B, K)."""
+        """Return the posterior of cells with these principal components (B, K)."""
         size = library_size.to(device, torch.float32)
         mean, log_var = self._net().to(device).encode(components.to(device), size)
         center, spread = self.mean.to(mean), self.std.to(mean)
@@ -255,9 +257,10 @@ class CountCodec:
         generator: torch.Generator | None = None,
         fold: Tensor | None = None,
     ) -> Tensor:
-        """Raw counts (B, G) and total counts (B,) -> x0 (B, D), one sample of each cell's posterior.
+        """Encode raw counts (B, G) and library sizes (B,) as x0 (B, D), one sample of each cell's posterior.
 
-        fold (B,): of training cells, as for `posterior`; without it they lie further out than cells never seen.
+        `fold` (B,) is given for training cells, as in `posterior`. Without it, their coordinates spread more widely
+        than those of unseen cells.
         """
         return _draw(*self.posterior(counts, library_size, codes, fold), generator)
 
@@ -265,7 +268,7 @@ class CountCodec:
         return assign_folds(n, self.config.folds)
 
     def library_size(self, x0: Tensor) -> Tensor:
-        """The library sizes (B,) that x0 (B, D) tells."""
+        """Return the library sizes (B,) encoded in x0 (B, D)."""
         log_size = x0[:, -1].float() * self.std[-1].to(x0) + self.mean[-1].to(x0)
         return log_size.exp().clamp(1, 2 * float(self.sizes[1]))
 
@@ -276,10 +279,10 @@ class CountCodec:
         library_size: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x0 (B, D) -> raw counts (B, G), integers in float32, and their sums, the library sizes (B,).
+        """Decode x0 (B, D) to raw counts (B, G), integers in float32, and their sums, the library sizes (B,).
 
-        codes (B, K): conditions, 0 unknown; None: all unknown. library_size (B,): counts to draw for each cell
-        instead of x0's own.
+        `codes` (B, K) are condition codes, 0 for unknown; None means that all are unknown. `library_size` (B,), if
+        given, replaces the library sizes in x0.
         """
         net = self._net().to(x0.device)
         if codes is None:
@@ -299,7 +302,7 @@ class CountCodec:
         raise ConfigError("diffusion.output 'spike-slab' is read only with --codec gene.")
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `fit` learnt, as tensors."""
+        """Return everything that `fit` learnt, as tensors."""
         own = {key: getattr(self, name).contiguous() for key, name in OWN.items()}
         return own | {f"net.{k}": v.contiguous() for k, v in self._net().state_dict().items()}
 
@@ -310,7 +313,7 @@ class CountCodec:
         self._net().load_state_dict(learnt)
 
     def settings(self) -> dict[str, Any]:
-        """What a run must record, beside the configuration, to build this codec again."""
+        """Return what a run must record, besides the configuration, to build this codec again."""
         return {
             "num_genes": self.num_genes,
             "target_sum": self.target_sum,
@@ -325,12 +328,12 @@ class CountCodec:
 
 
 def _draw(mean: Tensor, deviation: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A sample (B, D) of posteriors."""
+    """Draw one sample (B, D) from each posterior."""
     return mean + torch.randn(mean.shape, generator=generator, device=mean.device) * deviation
 
 
 def _sums(counts: Rows, rows: np.ndarray) -> np.ndarray:
-    """Sum of each gene's counts over `rows`, (G,)."""
+    """Return the sum (G,) of each gene's counts over `rows`."""
     sums = np.zeros(counts.shape[1])
     for _, block in iter_row_blocks(Selected(counts, rows)):
         sums += np.bincount(block.indices, block.data, len(sums))

@@ -1,4 +1,4 @@
-"""How the count codec's autoencoder learns."""
+"""Fit the autoencoder of the count codec."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
 
-Components = Callable[[sparse.csr_matrix, np.ndarray, np.ndarray], Tensor]  # of counts, library sizes and folds
+Components = Callable[[sparse.csr_matrix, np.ndarray, np.ndarray], Tensor]  # from counts, library sizes, folds
 
 
 class Batch(NamedTuple):
-    """Cells to learn from: counts (B, G), library sizes (B,), condition codes (B, columns), components (B, K)."""
+    """A batch: counts (B, G), library sizes (B,), condition codes (B, columns), principal components (B, K)."""
 
     counts: Tensor
     size: Tensor
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class AutoencoderFit:
-    """Fits a network to the training cells `rows`; components: gives a cell's principal components (B, K)."""
+    """Fits a network to the training cells `rows`. `components` computes principal components (B, K)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class AutoencoderFit:
         self.cells, self.rows, self.seed, self.device = cells, rows, seed, device
 
     def train(self, val_rows: np.ndarray, on_step: OnStep | None) -> None:
-        """Learn everything but the tails; the held-out `val_rows`, if any, say when to stop."""
+        """Fit everything but the tails, with early stopping if there are held-out cells `val_rows`."""
         c, net, cells, rows = self.config, self.net, self.cells, self.rows
         net.requires_grad_(True).train()
         noise = {"log_dispersion", "dispersion_slope", "tail_odds", "tail_levels"}
@@ -99,7 +99,7 @@ class AutoencoderFit:
             log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
 
     def tails(self) -> None:
-        """Learn dispersion and tails of the genes that are seen often, everything else as it is."""
+        """Fit dispersions and tails while all other parameters are frozen. Only abundant genes have tails."""
         c, net = self.config, self.net
         generator = torch.Generator(self.device).manual_seed(self.seed)
         learnt = [net.log_dispersion, net.dispersion_slope, net.tail_odds, net.tail_levels]
@@ -128,25 +128,25 @@ class AutoencoderFit:
             p.requires_grad_(False)
 
     def _shuffled(self, batch_size: int, stream: int) -> Generator[Batch]:
-        """Endless batches of training cells in random order, the next made while one is worked on."""
+        """Yield endless shuffled batches of training cells. The next batch is prefetched."""
         folds = assign_folds(len(self.rows), self.config.folds)
         shuffled = self.cells.shuffled(self.rows, batch_size, [self.seed, stream])
         return prefetch(self._batch(part, folds[places]) for places, part in shuffled)
 
     def _batch(self, cells: CellSource, fold: np.ndarray) -> Batch:
-        """Cells in memory, of these folds (B,)."""
+        """Make a batch of cells in memory with the given folds (B,)."""
         components = self.components(cells.counts[:], cells.library_size, fold)
         return Batch(*cells.batch(np.arange(len(cells)), self.device), components.to(self.device))
 
     def _elbo(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mean negative log likelihood and mean KL divergence of a batch, nats a cell."""
+        """Return mean negative log likelihood and mean KL divergence of a batch, in nats per cell."""
         rates, mean, log_var = self._rates(batch, generator)
         nll = negative_log_likelihood(batch.counts, rates, self.net.dispersion()).mean()
         kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
         return nll, kl
 
     def _rates(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Expected counts (B, G) at a sample of each cell's posterior, and its mean and log variance (B, K)."""
+        """Sample the posteriors; return expected counts (B, G), and posterior means and log variances (B, K)."""
         net = self.net
         mean, log_var = net.encode(batch.components, batch.size)
         z = mean + torch.randn(mean.shape, generator=generator, device=mean.device) * (0.5 * log_var).exp()

@@ -1,6 +1,6 @@
-"""The papers' codec: a cell is the vector of its log-normalised values, with zeros pushed far below the rest.
+"""The gene codec of the papers: a cell is the vector of its log-normalised values, with zeros moved far below them.
 
-Source: scRDiT (arXiv 2404.06153), zero-negation. Counts are ours: the papers stop at log values.
+Source: scRDiT (arXiv 2404.06153), zero-negation. Decoding to counts is an addition: the papers stop at log values.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from scdiffkit.errors import ConfigError, DataError
 
 NO_LIBRARY_SIZE = "The gene codec reads each cell's library size off its own values: ask for none."
 MAX_CELLS_TO_ORDER = 20_000
-MAX_GENES_TO_ORDER = 10_000  # ordering by correlation holds a genes x genes matrix
+MAX_GENES_TO_ORDER = 10_000  # ordering by correlation needs a genes x genes matrix
 
 
 class GeneCodec:
-    """counts (B, G) and library sizes (B,) <-> x0 (B, D), D = G genes.
+    """Maps counts (B, G) and library sizes (B,) to x0 (B, D) and back, with D = G genes.
 
-    encode: counts / library size * target_sum -> log1p -> zeros to -zero_negation -> order -> (x - mean) / std.
-    decode: the way back, to integers; values below the threshold are exact zeros.
+    `encode` computes counts / library size * target_sum -> log1p -> zeros to -zero_negation -> order ->
+    (x - mean) / std. `decode` inverts this and rounds to integers; values below the threshold become exact zeros.
     """
 
     name: ClassVar[str] = "gene"
     compact: ClassVar[bool] = False
-    takes_library_size: ClassVar[bool] = False  # a cell's own values tell it, see decode
+    takes_library_size: ClassVar[bool] = False  # it is estimated from the values, see decode
 
     def __init__(
         self, config: GeneCodecConfig, num_genes: int, target_sum: float, num_categories: Sequence[int] = ()
@@ -42,11 +42,11 @@ class GeneCodec:
         self.order = torch.arange(num_genes)
         self.mean, self.std = torch.tensor(0.0), torch.tensor(1.0)
         self.threshold = torch.tensor(config.zero_threshold or 0.0)
-        self.smallest, self.largest = torch.tensor(0.0), torch.tensor(0.0)  # log values seen, zeros aside
-        self.depth_coef = torch.zeros(4)  # log library size from features of log values, see _depth_features
-        self.depth_range = torch.zeros(2)  # smallest and largest library size seen
-        self.log_odds = torch.zeros(num_genes)  # of being detected
-        self.slab_mean, self.slab_std = torch.zeros(num_genes), torch.ones(num_genes)  # log values where detected
+        self.smallest, self.largest = torch.tensor(0.0), torch.tensor(0.0)  # nonzero log values in the training cells
+        self.depth_coef = torch.zeros(4)  # regression of the log library size, see _depth_features
+        self.depth_range = torch.zeros(2)  # smallest and largest library size in the training cells
+        self.log_odds = torch.zeros(num_genes)  # log odds of detection
+        self.slab_mean, self.slab_std = torch.zeros(num_genes), torch.ones(num_genes)  # of detected log values
 
     @property
     def dim(self) -> int:
@@ -69,9 +69,9 @@ class GeneCodec:
         device: torch.device | str = "cpu",
         on_step: OnStep | None = None,
     ) -> None:
-        """Learn scaling, threshold, gene order and depth from the cells `rows`; the other arguments are not used.
+        """Fit scaling, threshold, gene order and library sizes to the cells `rows`. Other arguments are not used.
 
-        Scaling sees every cell; gene order and depth the first MAX_CELLS_TO_ORDER.
+        Scaling and threshold use all cells, gene order and library sizes the first MAX_CELLS_TO_ORDER.
         """
         total = squares = n = 0.0
         detected, slab, slab_squares = torch.zeros(3, self.num_genes, dtype=torch.float64)
@@ -111,7 +111,7 @@ class GeneCodec:
     def posteriors(
         self, cells: CellSource, rows: np.ndarray, device: torch.device | str
     ) -> Iterator[tuple[Tensor, None]]:
-        """x0 (B, D) of the cells `rows`, in order, a block at a time."""
+        """Yield x0 (B, D) for blocks of the cells `rows`, in order."""
         for part in batches(cells, rows):
             counts, library_size, _ = part.batch(np.arange(len(part)), device)
             yield self.encode(counts, library_size), None
@@ -125,7 +125,7 @@ class GeneCodec:
         generator: torch.Generator | None = None,
         fold: Tensor | None = None,
     ) -> Tensor:
-        """Raw counts (B, G) and total counts of each cell (B,) -> x0 (B, D); the other arguments are not used."""
+        """Encode raw counts (B, G) and library sizes (B,) as x0 (B, D). Other arguments are not used."""
         y = self._negate_zeros(self._log_normalise(counts, library_size))
         return (y[:, self.order] - self.mean) / self.std
 
@@ -139,12 +139,12 @@ class GeneCodec:
         library_size: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x0 (B, D) -> raw counts (B, G), integers in float32, and library sizes (B,).
+        """Decode x0 (B, D) to raw counts (B, G), integers in float32, and library sizes (B,).
 
-        Real log values lie on a lattice, log1p(k * target_sum / library size). A cell's library size is read off
-        its own values, as learnt from the training cells, and its values go to the nearest k, at least 1 above
-        the threshold. Deterministic, whatever the conditions: generator and codes are not used. Raises ConfigError
-        for a library size, which this codec cannot honour.
+        Real log values lie on a lattice, log1p(k * target_sum / library size). The library size of a cell is estimated
+        from its values by a regression on the training cells. Each value is rounded to the nearest k, which is at
+        least 1 for values above the threshold. Decoding is deterministic: `generator` and `codes` are not used. Raises
+        ConfigError if a library size is given, which this codec does not support.
         """
         if library_size is not None:
             raise ConfigError(NO_LIBRARY_SIZE)
@@ -152,7 +152,7 @@ class GeneCodec:
         y[:, self.order.to(x0.device)] = x0 * self.std + self.mean
         y = y.clamp(max=float(self.largest))
         detected = y > self.threshold
-        values = y.clamp(min=float(self.smallest)).expm1()  # in counts per target_sum
+        values = y.clamp(min=float(self.smallest)).expm1()  # normalised counts, which sum to target_sum
         library_size = self._library_size(values, detected)
         counts = (values * (library_size / self.target_sum)[:, None]).round().clamp(min=1)
         return torch.where(detected, counts, 0.0), library_size
@@ -164,12 +164,12 @@ class GeneCodec:
         raise ConfigError(NO_LIBRARY_SIZE)
 
     def spike_slab(self) -> tuple[float, Tensor, Tensor, Tensor]:
-        """x0 of a gene as spike or slab: the value of a zero, then log odds, mean and std (D,) when detected."""
+        """Return the value of a zero in x0, the log odds of detection, and mean and std of detected values (D,)."""
         mean, std = (self.slab_mean[self.order] - self.mean) / self.std, self.slab_std[self.order] / self.std
         return self.bounds[0], self.log_odds[self.order], mean, std
 
     def _fit_spike_slab(self, detected: Tensor, slab: Tensor, squares: Tensor, n: float, prior: float = 5.0) -> None:
-        """Per gene, from sums over n cells; rare genes lean on all genes together, with the weight of `prior` cells."""
+        """Fit each gene from sums over n cells, with a prior from all genes that has the weight of `prior` cells."""
         share = (detected + 0.5) / (n + 1)
         self.log_odds = (share / (1 - share)).log().float()
         mean = (slab.sum() / detected.sum()).item()
@@ -180,7 +180,7 @@ class GeneCodec:
         self.slab_std = ((spread + prior * variance) / (detected + prior)).clamp(min=1e-4).sqrt().float()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `fit` learnt, as tensors."""
+        """Return everything that `fit` learnt, as tensors."""
         names = (
             "order",
             "mean",
@@ -201,7 +201,7 @@ class GeneCodec:
             setattr(self, name, value)
 
     def settings(self) -> dict[str, Any]:
-        """What a run must record, beside the configuration, to build this codec again."""
+        """Return what a run must record, besides the configuration, to build this codec again."""
         return {"num_genes": self.num_genes, "target_sum": self.target_sum}
 
     def _log_normalise(self, counts: Tensor, library_size: Tensor) -> Tensor:
@@ -211,7 +211,10 @@ class GeneCodec:
         return torch.where(x > 0, x, -self.config.zero_negation)
 
     def _depth_features(self, values: Tensor, detected: Tensor) -> Tensor:
-        """(B, 4): most detected genes hold one count, so low quantiles of a cell's values tell its depth."""
+        """Return features (B, 4) that predict the log library size.
+
+        Most detected genes have one count, so low quantiles of a cell's values reflect its library size.
+        """
         values = torch.where(detected, values, torch.nan)
         low, mid = values.nanquantile(torch.tensor([0.2, 0.5], device=values.device), dim=1).log()
         number = detected.sum(1).clamp(min=1).log()
@@ -230,7 +233,7 @@ class GeneCodec:
 
 
 def _coexpressed_neighbours(log_values: Tensor) -> Tensor:
-    """An order of genes, (G,), in which correlated genes are neighbours: leaves of average linkage."""
+    """Return an order (G,) that places correlated genes side by side: the leaves of average linkage."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 

@@ -1,6 +1,6 @@
-"""How counts scatter about their expectation: likelihoods to learn from, and draws.
+"""The distribution of counts around their expectation: likelihoods for fitting, and sampling.
 
-Sources: negative binomial as a gamma mixture of Poissons; Poisson counts of a known total are multinomial.
+Sources: a negative binomial is a gamma mixture of Poissons; Poisson counts given their total are multinomial.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEGLIGIBLE_OVERDISPERSION = 0.02  # of a Poisson variance
-NEGLIGIBLE_PAIRS = 0.001  # twice the change of the probability of a zero, or of two counts, that nobody sees
-RARE = 0.05  # counts a cell, below which it is quicker to draw counts than genes
+NEGLIGIBLE_OVERDISPERSION = 0.02  # share of the Poisson variance
+NEGLIGIBLE_PAIRS = 0.001  # twice a change in the probability of 0 or 2 counts that does not matter
+RARE = 0.05  # expected counts per cell below which drawing count by count is faster than by gene
 LEAST_RATE = 1e-8
-LOG_THETA = (-3.0, 8.0)  # range
-MAX_CHUNK = 2**21  # values of a dense block: the memory of larger ones is fetched anew each time
+LOG_THETA = (-3.0, 8.0)  # range of log theta
+MAX_CHUNK = 2**21  # values in a dense block; memory of larger ones is not reused but allocated again
 LOW, USUAL, HIGH = range(3)
 
 
 @dataclass(frozen=True)
 class Tails:
-    """Of some genes, that a few cells hold far less or far more than the others: a mixture of three levels.
+    """A mixture of three levels for genes with far fewer or far more counts than expected in a few cells.
 
-    genes: (M,) their places. log_weights, log_factors: (M, 3), of cells at the low, usual and high level, and of the
-    level over the expectation; the weighted mean of the factors is 1.
+    `genes` (M,) are their indices. `log_weights` (M, 3) are the log shares of cells at the low, usual and high level.
+    `log_factors` (M, 3) are the logs of these levels relative to the expectation, whose weighted mean is 1.
     """
 
     genes: Tensor
@@ -34,11 +34,11 @@ class Tails:
 
 @dataclass(frozen=True)
 class Dispersion:
-    """Theta of the negative binomial, variance = rate + rate^2 / theta: every gene's own, times a power of the rate.
+    """Inverse dispersion theta of the negative binomial, variance = rate + rate^2 / theta.
 
-    genes: (M,) places, in order, of those that it is for; the others are Poisson. log_theta, slope, usual: (M,);
-    theta = exp(log_theta + slope * (log rate - usual)). A gene that is on in one cell type and off in others is not
-    equally noisy in both.
+    Each gene has its own theta, times a power of its rate: theta = exp(log_theta + slope * (log rate - usual)), because
+    the noise of a gene differs between cell types that express it and those that do not. `genes` (M,) are the sorted
+    indices of these genes; all others are Poisson. `log_theta`, `slope` and `usual` are (M,).
     """
 
     genes: Tensor
@@ -47,7 +47,7 @@ class Dispersion:
     usual: Tensor
 
     def at(self, rates: Tensor, which: Tensor | None = None) -> Tensor:
-        """Theta at rates, whose last dimension are genes[which], or all."""
+        """Return theta at `rates`, whose last dimension is genes[which], or all of `genes`."""
         log_theta, slope, usual = self.log_theta, self.slope, self.usual
         if which is not None:
             log_theta, slope, usual = (values.index_select(0, which) for values in (log_theta, slope, usual))
@@ -56,9 +56,10 @@ class Dispersion:
 
 
 def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Dispersion | None) -> Tensor:
-    """Minus the log probability of counts (B, G) a cell, (B,), in nats, with means `rates` (B, G).
+    """Return the negative log likelihood (B,) of counts (B, G) with means `rates` (B, G), in nats per cell.
 
-    dispersion: of the negative binomial; None: Poisson. What only counts above zero need is computed for those alone.
+    Counts are negative binomial with `dispersion`, or Poisson if it is None. Terms that vanish for zero counts are
+    computed for nonzero counts only.
     """
     row, column = counts.nonzero(as_tuple=True)
     k = counts[row, column]
@@ -80,7 +81,7 @@ def negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Dispersio
 
 
 def mixture_negative_log_likelihood(counts: Tensor, rates: Tensor, dispersion: Dispersion, tails: Tails) -> Tensor:
-    """The same, of the genes that `tails` names alone: negative binomial within each of their three levels."""
+    """Return the negative log likelihood (B,) of the genes in `tails`: negative binomial at each of three levels."""
     counts, rates = counts[:, tails.genes], rates[:, tails.genes]
     theta = dispersion.at(rates, torch.searchsorted(dispersion.genes, tails.genes))
     level = rates.clamp(min=LEAST_RATE)[..., None] * tails.log_factors.exp() / theta[..., None]  # (B, M, 3)
@@ -97,11 +98,11 @@ def draw_counts(
     generator: torch.Generator | None,
     tails: Tails | None = None,
 ) -> Tensor:
-    """Counts (B, G), float32 integers that add up to library_size (B,), of genes with the given shares (B, G).
+    """Draw counts (B, G), float32 integers that add up to library_size (B,), given the genes' shares (B, G).
 
-    A negative binomial is a Poisson whose rate is gamma distributed, and Poisson counts of a given total are
-    multinomial: rates are drawn, then counts. Where dispersion adds next to nothing to the variance of a gene in a
-    cell, the rate is taken as it is.
+    A negative binomial is a Poisson with a gamma-distributed rate, and Poisson counts given their total are
+    multinomial. So the rates are drawn first, and then the counts. If dispersion adds a negligible amount to the
+    variance of a gene in a cell, its rate is not drawn.
     """
     if dispersion is not None:
         rates = shares.index_select(1, dispersion.genes) * library_size[:, None]
@@ -125,11 +126,11 @@ def draw_counts(
 
 
 def _multinomial(shares: Tensor, total: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Counts (B, G) that add up to total (B,), with chances in proportion to shares (B, G).
+    """Draw counts (B, G) that add up to `total` (B,), with probabilities proportional to `shares` (B, G).
 
-    Most come from Poisson draws that fall a little short of the total, where rare genes share one draw among them, and
-    the rest one by one. Should the first be too many, a random choice of them is taken away. Either way the result is
-    multinomial.
+    Most counts come from Poisson draws with an expectation slightly below the total, in which all rare genes share one
+    draw. The missing counts are drawn one by one. If the Poisson draws exceed the total, randomly chosen counts are
+    removed. The result is multinomial in both cases.
     """
     shares = shares / shares.sum(1, keepdim=True)
     counts = torch.zeros_like(shares)
@@ -141,7 +142,7 @@ def _multinomial(shares: Tensor, total: Tensor, generator: torch.Generator | Non
     n = torch.poisson(of_rare.sum(1) * short, generator=generator)
     counts.index_copy_(1, rare, _one_by_one(of_rare, n, generator))
     missing = total - counts.sum(1)
-    for row in (missing < 0).nonzero()[:, 0].tolist():  # one cell in tens of thousands
+    for row in (missing < 0).nonzero()[:, 0].tolist():  # rare: one cell in tens of thousands
         gene = torch.arange(shares.shape[1], device=shares.device).repeat_interleave(counts[row].long())
         taken = torch.randperm(len(gene), generator=generator, device=shares.device)[: int(-missing[row])]
         counts[row] -= torch.bincount(gene[taken], minlength=shares.shape[1])
@@ -149,7 +150,7 @@ def _multinomial(shares: Tensor, total: Tensor, generator: torch.Generator | Non
 
 
 def _one_by_one(shares: Tensor, total: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The same, with time that grows with the total; none where it is negative or there are no genes."""
+    """Draw multinomial counts in time proportional to `total` (B,). Negative totals, or no genes, give zeros."""
     counts = torch.zeros_like(shares)
     if not shares.shape[1]:
         return counts

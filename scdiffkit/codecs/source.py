@@ -1,4 +1,4 @@
-"""Where a codec reads its training cells."""
+"""The interface through which codecs read training cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scdiffkit.runtime.prefetch import prefetch
 
 
 class CellSource(Protocol):
-    """n cells by row: raw counts (n, G) in memory or in files, library sizes (n,), condition codes (n, K)."""
+    """n cells: raw counts (n, G) in memory or on disk, library sizes (n,) and condition codes (n, K)."""
 
     @property
     def counts(self) -> Rows: ...
@@ -25,20 +25,20 @@ class CellSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """Raw counts (B, G), dense, library sizes (B,) and condition codes (B, K) of the cells in `rows`."""
+        """Return dense raw counts (B, G), library sizes (B,) and condition codes (B, K) of the cells in `rows`."""
         ...
 
     def take(self, rows: np.ndarray) -> CellSource:
-        """Some of the cells, in memory."""
+        """Load the cells in `rows` into memory."""
         ...
 
     def shuffled(
         self, rows: np.ndarray, batch_size: int, seed: Sequence[int]
     ) -> Generator[tuple[np.ndarray, CellSource]]:
-        """Endless batches of `rows` in random order: places (B,) in `rows`, and the cells, in memory."""
+        """Yield endless shuffled batches: the positions (B,) of cells in `rows`, and these cells in memory."""
         ...
 
 
 def batches(cells: CellSource, rows: np.ndarray, size: int = 1024) -> Iterator[CellSource]:
-    """All `rows` in order, `size` cells at a time, in memory; the next are read while one batch is worked on."""
+    """Yield the cells `rows` in order, `size` at a time, in memory. The next batch is prefetched."""
     return prefetch(cells.take(rows[start : start + size]) for start in range(0, len(rows), size))

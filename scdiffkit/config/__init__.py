@@ -1,4 +1,4 @@
-"""Every setting of the tool. `RunConfig` holds all that is needed to repeat a training run."""
+"""All settings. `RunConfig` holds everything that is needed to repeat a training run."""
 
 from scdiffkit.config.build import (
     build_run_config,

@@ -1,7 +1,7 @@
-"""How a run's configuration is put together: a preset, then a YAML file, then single options.
+"""Build the configuration of a run from a preset, a YAML file and options; later ones take precedence.
 
-A preset is a YAML file in `presets/` with one partial configuration per codec, whose `model` section has one entry per
-architecture, so that one preset serves several.
+A preset is a YAML file in `presets/` with one partial configuration per codec. Its `model` section has one entry per
+architecture, so that a preset covers several architectures.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SECTIONS = ("preprocess", "codec", "diffusion", "model", "train")
 
 
 def presets() -> list[str]:
-    """Names of the presets that come with the package."""
+    """Return the names of the presets in the package."""
     return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The values of a preset as a nested dict, or ConfigError listing the presets there are."""
+    """Return the values of a preset as a nested dict. Raises ConfigError, which suggests presets, if it is unknown."""
     if name not in presets():
         raise ConfigError(f"There is no preset {name!r}; {did_you_mean(name, presets())}")
     text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
@@ -33,13 +33,13 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML configuration file."""
+    """Return the values of a YAML configuration file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"The configuration file {path} cannot be read: {e}") from e
     values = parse_yaml(text, str(path))
-    values.pop("provenance", None)  # a run's config.yaml says where it came from; that is not a setting
+    values.pop("provenance", None)  # part of a run's config.yaml, but not a setting
     return values
 
 
@@ -49,10 +49,10 @@ def build_run_config(
     file_values: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> RunConfig:
-    """Preset, then file, then overrides (dotted keys such as "train.lr"); later ones win.
+    """Merge preset, file and overrides (dotted keys such as "train.lr"). Later ones take precedence.
 
-    Raises ConfigError for an unknown preset, an architecture that the preset has no values for, and any option
-    that the chosen architecture or codec does not read.
+    Raises ConfigError for an unknown preset, for a codec or an architecture without values in the preset, and for any
+    option that the selected architecture or codec does not read.
     """
     file_values = _without_empty_sections(file_values or {})
     overrides = _without_empty_sections(overrides or {})
@@ -88,13 +88,13 @@ def build_run_config(
         _merge(values, layer)
         length = {"max_steps", "max_epochs"}
         given = {key for key in length if layer.get("train", {}).get(key) is not None}
-        if len(given) == 1:  # one way to give the training's length replaces the other
+        if len(given) == 1:  # max_steps replaces max_epochs, and vice versa
             values["train"].update(dict.fromkeys(length - given))
     values["preset"], values["model"]["arch"] = preset, arch
     return RunConfig.from_dict(values)
 
 
-# Options of `scdiff train` and where their values go.
+# Options of `scdiff train` and the settings that they change.
 TRAINING_OPTIONS = {
     "codec": "codec.name",
     "n_top_genes": "preprocess.n_top_genes",
@@ -121,9 +121,9 @@ TRAINING_OPTIONS = {
 
 
 def training_overrides(**options: Any) -> dict[str, Any]:
-    """Options by their names on the command line -> dotted keys, as `train` takes overrides; None is left out.
+    """Convert options by their names on the command line to overrides by dotted keys. None values are dropped.
 
-    Raises ConfigError for an option that there is not.
+    Raises ConfigError for an unknown option.
     """
     for name in options:
         if name not in TRAINING_OPTIONS:
@@ -134,9 +134,9 @@ def training_overrides(**options: Any) -> dict[str, Any]:
 def sampler_options(
     sampler: str | None = None, steps: int | None = None, ddim: int | None = None, ddpm: bool = False
 ) -> dict[str, Any]:
-    """--sampler and --steps, or what is short for them: --ddim STEPS, --ddpm -> sampler and steps of SampleConfig.
+    """Convert --sampler and --steps, or their short forms --ddim STEPS and --ddpm, to settings of SampleConfig.
 
-    Raises ConfigError where two of them contradict one another.
+    Raises ConfigError if two of them contradict each other.
     """
     if ddpm and ddim is not None:
         raise ConfigError("Give --ddim or --ddpm, not both.")
@@ -149,7 +149,7 @@ def sampler_options(
 
 
 def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values less sections that hold nothing; ConfigError for a section that is no section."""
+    """Return the values without empty sections. Raises ConfigError if a section is not a mapping."""
     for section in SECTIONS:
         if not isinstance(values.get(section), Mapping | None):
             raise ConfigError(
@@ -160,7 +160,7 @@ def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
-    """{"train.lr": 1} -> {"train": {"lr": 1}}."""
+    """Nest dotted keys: {"train.lr": 1} -> {"train": {"lr": 1}}."""
     nested: dict[str, Any] = {}
     for key, value in dotted.items():
         section = nested
@@ -172,7 +172,7 @@ def _nested(dotted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
-    """Merge nested dicts."""
+    """Merge the nested dict `other` into `into`, in place."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from scdiffkit.config.base import _Config
 
-FIRST_OF_CODEC = (  # the settings of codecs that every version had
+FIRST_OF_CODEC = (  # the codec settings that all versions have
     "name", "likelihood", "latent_dim", "hidden_size", "condition_decoder", "kl_weight", "weight_prior", "max_steps",
     "batch_size", "lr", "val_every_steps", "patience", "zero_negation", "zero_threshold", "scale", "gene_order",
 )  # fmt: skip
 
 
 class GeneCodecConfig(_Config):
-    """The papers' codec: log-normalised values of the chosen genes, zeros replaced by -zero_negation."""
+    """Settings of the gene codec of the papers: log-normalised values of selected genes, zeros at -zero_negation."""
 
     highly_variable: ClassVar[bool] = True  # whether only the highly variable genes are modelled
     spike_slab: ClassVar[bool] = True  # whether diffusion.output may be spike-slab
@@ -31,7 +31,7 @@ class GeneCodecConfig(_Config):
 
 
 class CountCodecConfig(_Config):
-    """Autoencoder with a count likelihood: integer counts of all genes, described by a few coordinates."""
+    """Settings of the count codec: an autoencoder with a count likelihood and few latent coordinates for all genes."""
 
     highly_variable: ClassVar[bool] = False
     spike_slab: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The settings of the tool: validated, frozen, and the same in YAML, in Python and on the command line."""
+"""The settings. They are validated and frozen, and have the same names in YAML, Python and on the command line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Arch = Literal["dit", "whitebox", "unet"]
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
-HOLDOUT = 0.2  # share of the groups that are left out, unless told
-MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which holds every integer up to here
+HOLDOUT = 0.2  # default share of the groups to hold out
+MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which is exact for integers up to this one
 
 
 class PreprocessConfig(_Config):
-    """How raw counts become training data. A filter that is None is off; shares are fractions in 0..1."""
+    """Settings of preprocessing. A filter that is None is off. Shares are fractions in 0..1."""
 
     min_counts: int = Field(1, ge=0, description="cells with fewer counts are dropped")
     max_counts: int | None = Field(None, ge=1, description="cells with more counts are dropped")
@@ -68,14 +68,14 @@ class _TransformerConfig(_Config):
 
 
 class DiTConfig(_TransformerConfig):
-    """Diffusion transformer with adaLN-Zero blocks (scRDiT)."""
+    """Settings of the diffusion transformer with adaLN-Zero blocks (scRDiT)."""
 
     arch: Literal["dit"] = "dit"
     mlp_ratio: float = Field(4.0, gt=0, description="width of the MLP over hidden_size")
 
 
 class WhiteBoxConfig(_TransformerConfig):
-    """White-box diffusion transformer: MSSA for attention, ISTA for the MLP (CRATE)."""
+    """Settings of the white-box diffusion transformer, with MSSA for attention and ISTA for the MLP (CRATE)."""
 
     arch: Literal["whitebox"] = "whitebox"
     attention: Literal["mssa", "mhsa"] = Field("mssa", description="'mhsa' puts DiT's attention back")
@@ -103,7 +103,7 @@ class WhiteBoxConfig(_TransformerConfig):
 
 
 class UNetConfig(_Config):
-    """One-dimensional convolutional U-Net over the genes."""
+    """Settings of the one-dimensional convolutional U-Net over the genes."""
 
     arch: Literal["unet"] = "unet"
     patch_size: int = Field(1, ge=1, description="genes in one position of the first convolution")
@@ -127,7 +127,7 @@ class UNetConfig(_Config):
 
 
 class DiffusionConfig(_Config):
-    """The forward process and what the network predicts."""
+    """Settings of the forward process and of what the network predicts."""
 
     schedule: Literal["linear", "cosine"] = "cosine"
     num_train_timesteps: int = Field(1000, ge=2, description="T")
@@ -159,7 +159,7 @@ class DiffusionConfig(_Config):
 
 
 class TrainConfig(_Config):
-    """Optimisation. Length is given in steps or in epochs, whichever is set."""
+    """Settings of training. The length is set in steps or in epochs, exactly one of them."""
 
     batch_size: int = Field(64, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -220,7 +220,7 @@ def _guidance_scale(value: Any) -> float:
 
 
 class SampleConfig(_Config):
-    """How cells are drawn from a run."""
+    """Settings of sampling from a run."""
 
     sampler: Sampler = Field("ddim", description="'dpm++': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
     steps: int | None = Field(None, ge=1, description="network calls per cell of ddim and dpm++")
@@ -293,7 +293,7 @@ ARCHS, CODEC_NAMES = tuple(MODEL_CONFIGS), tuple(CODEC_CONFIGS)
 
 
 class RunConfig(_Config):
-    """Everything needed to repeat a training run, as it stands in `config.yaml`."""
+    """All settings that are needed to repeat a training run, as stored in `config.yaml`."""
 
     preset: str | None = None
     conditions: tuple[str, ...] = Field((), description="obs columns the model is conditioned on")
@@ -312,11 +312,11 @@ class RunConfig(_Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Validate nested plain values; a wrong one raises ConfigError naming the option."""
+        """Validate nested plain values. An invalid value raises ConfigError with the name of the option."""
         return _validated(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, ready for YAML or JSON."""
+        """Return nested plain values for YAML or JSON."""
         return self.model_dump(mode="json")
 
     @classmethod
@@ -327,8 +327,10 @@ class RunConfig(_Config):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def identity(self) -> str:
-        """What tells this configuration from others, for the id of a run: settings that came later, and are as they
-        always were, are left out, so that ids stay."""
+        """Return a text that identifies this configuration in the id of a run.
+
+        Codec settings of later versions are left out while they have their defaults, so that ids do not change.
+        """
         values = self.to_dict()
         defaults = type(self.codec)().model_dump(mode="json")
         values["codec"] = {
@@ -341,7 +343,7 @@ C = TypeVar("C", bound=_Config)
 
 
 def make(cls: type[C], **values: Any) -> C:
-    """Build a configuration from keyword arguments; None means "the default"; ConfigError when one is wrong."""
+    """Build a configuration from keyword arguments. None selects the default. Raises ConfigError for invalid values."""
     return _validated(cls, {k: v for k, v in values.items() if v is not None})
 
 
@@ -366,7 +368,7 @@ def _validated(cls: type[C], values: dict[str, Any]) -> C:
 
 
 def _explain(cls: type[_Config], values: dict[str, Any], error: Any) -> str:
-    """One line a user can act on, from pydantic's description of one wrong field."""
+    """Convert pydantic's error for one field to a line that tells the user what to change."""
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         key, section = where[-1], where[0]

@@ -1,4 +1,4 @@
-"""Times and amounts of memory as people write them."""
+"""Parse durations and amounts of memory such as "10m" and "8G"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from scdiffkit.errors import ConfigError
 
 
 def parse_duration(text: str | float | None) -> float | None:
-    """ "90", "90s", "10m", "2h" -> seconds. Numbers are taken as they are. Raises ConfigError."""
+    """Convert "90", "90s", "10m" or "2h" to seconds. Numbers are returned unchanged. Raises ConfigError."""
     if text is None or isinstance(text, int | float):
         return text
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
@@ -20,7 +20,7 @@ def parse_duration(text: str | float | None) -> float | None:
 
 
 def parse_bytes(text: str | float | None) -> float | None:
-    """ "8G", "2500M", "8GB", "1e9" -> bytes. Numbers are taken as they are. Raises ConfigError."""
+    """Convert "8G", "2500M", "8GB" or "1e9" to bytes. Numbers are returned unchanged. Raises ConfigError."""
     if text is None or isinstance(text, int | float):
         return text
     number = text.strip().upper().removesuffix("B").removesuffix("I")

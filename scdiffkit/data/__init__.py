@@ -1,4 +1,4 @@
-"""Prepared cells and their conditions as the models take them, and how they are split."""
+"""Training cells and their conditions in the form that models use, and how cells are split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training cells: batches of counts, library sizes and condition codes, from memory or from files."""
+"""Training cells: batches of counts, library sizes and condition codes, from memory or from disk."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scdiffkit.runtime.memory import trim_memory
 from scdiffkit.runtime.prefetch import prefetch
 
 log = logging.getLogger("scdiffkit")
-LIBRARY_SIZE = TOTAL  # the obs column of prepared and of synthetic cells
-BLOCK = 64  # cells read together when training reads from files
-BUFFER = 8192  # cells that are mixed then
+LIBRARY_SIZE = TOTAL  # the obs column of preprocessed and of synthetic cells
+BLOCK = 64  # adjacent cells that are read together from disk
+BUFFER = 8192  # cells from random blocks that are shuffled together
 
 
 @dataclass(frozen=True)
 class TrainingCells:
     """Training cells: raw counts of the codec's genes (n, G), library sizes (n,), condition codes (n, K).
 
-    The counts are in memory, or read from files when asked for.
+    The counts are in memory, or are read from disk on access.
     """
 
     counts: Rows
@@ -40,10 +40,10 @@ class TrainingCells:
 
     @classmethod
     def of(cls, prepared: Prepared, conditions: Conditions, *, highly_variable: bool) -> TrainingCells:
-        """All genes, and library sizes over them; or the highly variable ones, and library sizes over all.
+        """Take all genes, with library sizes over these, or highly variable genes, with the stored library sizes.
 
-        Library sizes over the genes that are there differ from those of when cells were prepared, where genes were
-        left out since then. DataError when a cell has no counts.
+        Library sizes over the genes differ from the stored ones if genes were dropped after preprocessing. Raises
+        DataError if a cell has no counts.
         """
         counts: Rows = prepared.counts
         stored = prepared.obs[TOTAL].to_numpy(dtype=np.float32)
@@ -72,27 +72,27 @@ class TrainingCells:
         return self.counts.shape[0]
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """Counts (B, G) dense float32, library sizes (B,), codes (B, K) of the cells in `rows`."""
+        """Return counts (B, G) dense float32, library sizes (B,) and codes (B, K) of the cells in `rows`."""
         arrays = (self.counts[rows].toarray(), self.library_size[rows], self.codes[rows])
         return tuple(to_device(a, device) for a in arrays)  # type: ignore[return-value]
 
     def take(self, rows: np.ndarray) -> TrainingCells:
-        """Some of the cells, in memory."""
+        """Load the cells in `rows` into memory."""
         return TrainingCells(self.counts[rows], self.library_size[rows], self.codes[rows])
 
     def shuffled(
         self, rows: np.ndarray, batch_size: int, seed: Sequence[int]
     ) -> Generator[tuple[np.ndarray, TrainingCells]]:
-        """Endless batches of `rows` in random order: places (B,) in `rows`, and the cells, in memory.
+        """Yield endless shuffled batches: the positions (B,) of cells in `rows`, and these cells in memory.
 
-        In memory: all shuffled, epoch after epoch. From files: blocks of BLOCK neighbours in random order, and cells
-        of BUFFER of them mixed, the next read while one is worked on (scDataset, D'Ascenzo & Cultrera di Montesano
-        2025).
+        In memory, all cells are shuffled in each epoch. From disk, blocks of BLOCK adjacent cells are read in random
+        order, and about BUFFER cells at a time are shuffled, with prefetching (scDataset, D'Ascenzo & Cultrera di
+        Montesano 2025).
         """
         if not self.on_disk:
             rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
             while True:
-                while len(order) < batch_size:  # next epoch; more than one where cells are fewer than a batch
+                while len(order) < batch_size:  # next epoch, or several if a batch has more cells than there are
                     order = np.concatenate([order, rng.permutation(len(rows))])
                 places, order = order[:batch_size], order[batch_size:]
                 yield places, self.take(rows[places])
@@ -116,17 +116,16 @@ class TrainingCells:
             world_size=1,
             seed=int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
         )
-        while True:  # an epoch each
+        while True:  # one iteration per epoch
             yield from prefetch(iter(dataset), fetch_factor)
 
     def digest(self) -> str:
-        """A hash of everything, the same in memory and in files."""
+        """Return a hash of everything, which is the same in memory and on disk."""
         return fingerprint(*digests_of(self.counts), self.library_size, self.codes)
 
 
 def digests_of(counts: Rows) -> list[str]:
-    """Hashes of the values, of the places of genes and of the lengths of the rows of counts (n, G), in memory or in a
-    file."""
+    """Return hashes of the values, column indices and row lengths of counts (n, G), in memory or on disk."""
     parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]
     for _, block in iter_row_blocks(counts):
         block.sort_indices()
@@ -136,7 +135,7 @@ def digests_of(counts: Rows) -> list[str]:
 
 
 def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
-    """An array as a tensor on a device; pinned on its way to a GPU, where others wait for all that is computed."""
+    """Copy an array to a device. For a GPU it is pinned, since other copies would wait for all running kernels."""
     tensor = torch.from_numpy(values)
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
@@ -144,22 +143,22 @@ def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def rows_of_step(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
-    """The cells, as positions in 0..n-1, that training step `step` sees: shuffled anew every epoch.
+    """Return the positions, in 0..n-1, of the cells of training step `step`. Each epoch is shuffled separately.
 
-    A function of its arguments alone, so that a resumed run goes on exactly where it stopped.
+    The result depends only on the arguments, so a resumed run continues exactly where it stopped.
     """
     position = np.arange(step * batch_size, (step + 1) * batch_size)
     epoch, place = position // n, position % n
     return np.concatenate([_order_of_epoch(seed, e, n)[place[epoch == e]] for e in range(epoch[0], epoch[-1] + 1)])
 
 
-@lru_cache(maxsize=2)  # one order serves all steps of an epoch
+@lru_cache(maxsize=2)  # all steps of an epoch share one order
 def _order_of_epoch(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 2, epoch]).permutation(n)
 
 
 def fingerprint(*parts: str | np.ndarray) -> str:
-    """A short hash of texts and arrays, the same on every machine."""
+    """Return a short hash of texts and arrays, which is the same on every machine."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part.tobytes())

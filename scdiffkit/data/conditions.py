@@ -1,4 +1,4 @@
-"""Conditions: obs columns as integer codes and back, their composition, and combinations that were never seen."""
+"""Conditions: integer codes of obs columns, the composition of cells, and combinations that were never seen."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.preprocessing.columns import color_lists, colors_of
 
 log = logging.getLogger("scdiffkit")
-FEW_OF_A_CATEGORY = 10  # training cells: fewer teach a model next to nothing of it
+FEW_OF_A_CATEGORY = 10  # a model learns next to nothing from fewer training cells
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The condition columns, their categories in order, and how many training cells had each combination.
+    """The condition columns, their categories in order, and the number of training cells of each combination.
 
-    Code 0 means "unknown"; category i of a column has code i + 1. colors: column -> category -> colour, of columns
-    for which scanpy's uns["COLUMN_colors"] was there. ordered: columns whose categories have an order.
+    Code 0 means "unknown"; category i of a column has code i + 1. `colors` (column -> category -> colour) has the
+    columns with scanpy's uns["COLUMN_colors"]. `ordered` are the columns with ordered categories.
     """
 
     categories: dict[str, list[str]]  # column -> categories
-    combinations: list[tuple[tuple[int, ...], int]]  # codes of the columns, cells
+    combinations: list[tuple[tuple[int, ...], int]]  # (codes of the columns, number of cells)
     colors: dict[str, dict[str, str]] = field(default_factory=dict)
     ordered: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, obs: pd.DataFrame, columns: Sequence[str], uns: Mapping[str, Any] | None = None) -> Conditions:
-        """Categories that occur in `obs` (n rows), in their own order, and the counts of combinations."""
+        """Collect the categories that occur in `obs` (n rows), in their order, and count the combinations."""
         categories, ordered = {}, []
         for column in columns:
             values = obs[column].astype("category").cat.remove_unused_categories()
@@ -55,7 +55,7 @@ class Conditions:
         return [len(c) for c in self.categories.values()]
 
     def code(self, column: str, value: str) -> int:
-        """Code of one category, or DataError naming the nearest."""
+        """Return the code of a category. Raises DataError, which suggests the most similar name, if it is unknown."""
         self.check_column(column)
         if value not in self.categories[column]:
             raise DataError(
@@ -64,7 +64,7 @@ class Conditions:
         return self.categories[column].index(value) + 1
 
     def check_column(self, column: str) -> None:
-        """DataError naming the nearest, and the remedy, when `column` is none of the conditions."""
+        """Raise DataError, with the most similar name and a remedy, if `column` is not a condition."""
         if column not in self.categories:
             raise DataError(
                 f"The run was not trained with the condition {column!r}; {did_you_mean(column, self.categories)} "
@@ -72,7 +72,7 @@ class Conditions:
             )
 
     def encode(self, obs: pd.DataFrame) -> np.ndarray:
-        """Codes (n, K) of the condition columns of `obs`; a category never seen in training is a DataError."""
+        """Return the codes (n, K) of `obs`. Raises DataError for a category that was not seen in training."""
         codes = np.zeros((len(obs), len(self.categories)), dtype=np.int64)
         for k, column in enumerate(self.categories):
             if column not in obs:
@@ -85,7 +85,7 @@ class Conditions:
         return codes
 
     def decode(self, codes: np.ndarray) -> pd.DataFrame:
-        """Codes (n, K) -> categorical columns with the training data's categories; "unknown" is missing."""
+        """Convert codes (n, K) to categorical columns with the categories of training; "unknown" becomes missing."""
         return pd.DataFrame(
             {
                 column: pd.Categorical.from_codes(
@@ -112,7 +112,7 @@ class Conditions:
         )
 
     def present(self, codes: np.ndarray) -> Present:
-        """The categories that cells with these codes (n, K) have."""
+        """Return the categories that occur in codes (n, K)."""
         return Present(
             {
                 column: [categories[code - 1] for code in np.unique(codes[:, k]) if code]
@@ -122,7 +122,7 @@ class Conditions:
         )
 
     def remarks(self, codes: np.ndarray) -> list[str]:
-        """What a user of cells drawn with these codes (n, K) must know about what the model has seen of their kind."""
+        """Return remarks on cells drawn with codes (n, K): combinations that are extrapolated or have few cells."""
         found = []
         drawn = list(map(tuple, np.unique(codes, axis=0).tolist()))
         seen = {c for c, _ in self.combinations}
@@ -145,14 +145,13 @@ class Conditions:
         return found
 
     def compose(self, n: int, where: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
-        """Codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
+        """Return codes (n, K) with the training composition, restricted to `where` (column -> allowed values).
 
-        Exact up to rounding, by largest remainders. Where training cells had some of the combinations asked for,
-        those are drawn, and no others. Where they had none, each is drawn all the same, with a ScdiffWarning: its
-        share is as if the asked columns were independent of one another, and the other columns follow the
-        training cells that match most of the asked values.
-        Raises DataError for a column or value never seen, ConfigError for a column without a value and for a
-        value given twice.
+        Numbers are rounded by largest remainders. If training cells had some of the requested combinations, only these
+        are drawn. If they had none, all are drawn, with a ScdiffWarning: their shares assume that the requested columns
+        are independent, and the other columns follow the training cells that match most of the requested values.
+        Raises DataError for an unknown column or value, and ConfigError for a column without values or a repeated
+        value.
         """
         allowed = {column: self._codes(column, values) for column, values in (where or {}).items()}
         columns = [self.columns.index(column) for column in allowed]
@@ -172,7 +171,7 @@ class Conditions:
         return self.apportion(n, kept)
 
     def _codes(self, column: str, values: Sequence[str]) -> list[int]:
-        """Codes of the values that `where` asks for in one column."""
+        """Return the codes of the values that `where` requests in one column."""
         if not values:
             self.check_column(column)
             raise ConfigError(f"--where asks for no value of {column!r}: give one or more, or leave the column out.")
@@ -185,10 +184,10 @@ class Conditions:
         return [self.code(column, value) for value in values]
 
     def _extrapolated(self, asked: Mapping[int, int]) -> list[tuple[tuple[int, ...], float]]:
-        """Codes and shares to draw one combination of values that no training cell had; asked: column number -> code.
+        """Return codes and shares with which to draw a combination (column index -> code) that no training cell had.
 
-        The shares come to that of the combination if its columns were independent, so that of several
-        combinations the commoner one has more cells.
+        The shares add up to that of the combination if its columns were independent, so more frequent values get more
+        cells.
         """
         total = sum(cells for _, cells in self.combinations)
         share = math.prod(
@@ -210,7 +209,7 @@ class Conditions:
         )
 
     def _named(self, columns: Sequence[int], combinations: Sequence[tuple[int, ...]], at_most: int = 5) -> str:
-        """ "cell_type=B and condition=stim, or ..." for codes of the columns with these numbers."""
+        """Format codes of the columns with these indices: "cell_type=B and condition=stim, or ..."."""
         named = [
             " and ".join(
                 f"{self.columns[k]}={self.categories[self.columns[k]][code - 1]}"
@@ -222,9 +221,9 @@ class Conditions:
         return ", or ".join(named) + (f", or {more} more combinations" if more > 0 else "")
 
     def composition_of(self, obs: pd.DataFrame, n: int | None = None) -> np.ndarray:
-        """Codes (n, K) with the composition of `obs`; n None: as many cells as obs has.
+        """Return codes (n, K) with the composition of `obs`. The default n is its number of cells.
 
-        ScdiffWarning for combinations that no training cell had; DataError for a value never seen.
+        Warns (ScdiffWarning) about combinations that no training cell had. Raises DataError for an unknown value.
         """
         if not len(obs):
             raise DataError("There are no cells whose composition could be copied.")
@@ -237,7 +236,7 @@ class Conditions:
         return self.apportion(n or len(obs), shares)
 
     def apportion(self, n: int, combinations: Sequence[tuple[tuple[int, ...], float]]) -> np.ndarray:
-        """n rows of codes in the proportions given, by largest remainders."""
+        """Return n rows of codes in the given proportions, rounded by largest remainders."""
         shares = np.array([cells for _, cells in combinations], dtype=np.float64)
         exact = n * shares / shares.sum()
         rows = np.floor(exact).astype(int)
@@ -249,18 +248,18 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Present:
-    """The categories that some synthetic cells have, in their order, and the colours of all there are."""
+    """The categories that occur in synthetic cells, in order, and the colours of all categories."""
 
     categories: dict[str, list[str]]  # column -> categories
     colors: dict[str, dict[str, str]]
 
     def drop_absent(self, obs: pd.DataFrame) -> None:
-        """Leave no categories in obs that no cell has: scanpy and Seurat take each for a group."""
+        """Drop categories without cells from obs, because scanpy and Seurat would treat each as a group."""
         for column, categories in self.categories.items():
             obs[column] = obs[column].cat.set_categories(pd.Index(categories, dtype=object))
 
     def uns(self) -> dict[str, list[str]]:
-        """uns["COLUMN_colors"] as scanpy has them, a colour a category."""
+        """Return uns["COLUMN_colors"] in scanpy's format, one colour per category."""
         return color_lists(self.categories, self.colors)
 
 

@@ -1,7 +1,7 @@
-"""Which cells a model learns from, and which it must not see.
+"""Split cells into those a model is trained on and those it must not see.
 
-The split follows from the data and the settings, so nothing is stored of single cells: neither a run nor synthetic
-cells tell whether a cell was in the training data.
+The split depends only on the data and the settings, so nothing is stored about single cells: neither a run nor
+synthetic cells reveal whether a cell was in the training data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FEWEST = 2  # groups, or cells, to be split
+FEWEST = 2  # the smallest number of groups that can be split
 FILTERS = ("min_counts", "max_counts", "min_genes", "max_genes", "max_mito", "mito_prefix", "min_cells")
 Kind = Literal["holdout", "validation", "none"]
 log = logging.getLogger("scdiffkit")
@@ -35,12 +35,12 @@ log = logging.getLogger("scdiffkit")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What identifies the cells that a run was trained on and those it was not, without naming any.
+    """A record that identifies the training cells and the unseen cells of a run, without naming single cells.
 
-    fingerprint: of all cells that were given, see `data_fingerprint`; cells: how many these are. columns: obs columns
-    that the model is conditioned on; label: the one with the types. holdout, holdout_by, val_fraction, seed: how the
-    cells were split.
-    prepared: whether `preprocess` had prepared them. filters: those of PreprocessConfig that drop cells.
+    `fingerprint` is that of all given cells, see `data_fingerprint`, and `cells` is their number. `columns` are the obs
+    columns that the model is conditioned on, and `label` is the one with the cell types. `holdout`, `holdout_by`,
+    `val_fraction` and `seed` determine the split. `prepared` is True if `preprocess` had made the cells.
+    `filters` are the filters of PreprocessConfig.
     """
 
     fingerprint: str
@@ -55,14 +55,14 @@ class TrainingData:
     filters: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in files, which know no None."""
+        """Return a dict for files, without values that are None, as files cannot hold these."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         values["filters"] = {key: value for key, value in self.filters.items() if value is not None}
         return values | {"columns": list(self.columns)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingData | None:
-        """None for what an older version left."""
+        """Read the dict of `to_dict`. Returns None for that of an older version."""
         if "fingerprint" not in values:
             return None
         known: Any = {field.name: columns.plain(values.get(field.name)) for field in fields(cls)}
@@ -70,11 +70,11 @@ class TrainingData:
         return cls(**known)
 
     def held_out(self, obs: pd.DataFrame) -> np.ndarray:
-        """Which cells, (n,) bool, of the data given are left out of everything."""
+        """Return a mask (n,) of the given cells that are held out of all training."""
         return held_out(obs, self.holdout, by=self.holdout_by, within=self.columns, seed=self.seed, of=self.fingerprint)
 
     def find_in(self, cells: AnnData | Backed) -> Unseen | None:
-        """Which of these cells the run has seen; None when they are not those that it was trained on."""
+        """Return which of these cells the run has seen, or None if they are not the data of the run."""
         needed = [*self.columns, *([self.holdout_by] if self.holdout_by else [])]
         if any(column not in cells.obs for column in needed) or self.prepared != is_prepared(cells):
             return None
@@ -101,19 +101,21 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Unseen:
-    """Places of cells in a data set that a run was trained on: not seen, by being held out from everything or from the
-    fit alone (validation), and trained on."""
+    """Indices of the unseen cells and the training cells in the data set of a run.
+
+    With `kind` "holdout", unseen cells were held out of everything; with "validation", only of fitting.
+    """
 
     kind: Kind
     unseen: np.ndarray
     trained: np.ndarray
-    by: str | None = None  # obs column of which whole groups were held out
+    by: str | None = None  # obs column whose groups were held out as a whole
 
 
 def data_fingerprint(raw: RawCells | Prepared, columns: Sequence[str]) -> str:
-    """Of raw counts, names of genes, and values of obs columns: the same in memory and in files, on every machine.
+    """Return a hash of raw counts, gene names and obs columns. It is the same in memory, on disk and on every machine.
 
-    Whoever has all the cells can tell whether they are the same; of single cells it says nothing.
+    The hash shows whether two data sets are equal, but reveals nothing about single cells.
     """
     texts = ["\n".join([column, *map(str, raw.obs[column])]) for column in columns]
     return fingerprint("\n".join(map(str, raw.var.index)), *digests_of(raw.counts), *texts)
@@ -128,11 +130,11 @@ def held_out(
     seed: int = 0,
     of: str = "",
 ) -> np.ndarray:
-    """Which cells of obs (n rows) are held out, (n,) bool.
+    """Return a mask (n,) of the cells of obs (n rows) that are held out.
 
-    A fraction of each combination of the obs columns `within`, at random; or, with the obs column `by`, of its groups
-    (donors), whole. of: text that the choice depends on, with the seed. At least one cell of each combination, or one
-    group, stays. Raises DataError when nothing can be held out.
+    A random fraction of each combination of the obs columns `within` is held out, or, with the obs column `by`, a
+    fraction of its groups (donors) as a whole. The choice depends on the seed and the text `of`. At least one cell of
+    each combination, or one group, is kept. Raises DataError if nothing can be held out.
     """
     if not fraction:
         return np.zeros(len(obs), dtype=bool)
@@ -155,7 +157,7 @@ def held_out(
     for i in np.unique(combination):
         rows = np.flatnonzero(combination == i)
         order = rng.permutation(len(rows))
-        # Evenly spaced from a random start, so that rounding favours no combination.
+        # Use evenly spaced points from a random start, so that rounding is unbiased for every combination.
         held[rows] = ((order + rng.random()) / len(rows) < fraction) & (order < len(rows) - 1)
     if not held.any():
         raise DataError(f"A share of {fraction:g} of {len(obs)} cells is none to hold out: give a larger one.")
@@ -174,39 +176,39 @@ def split(
     memory: str | float = "auto",
     force: bool = False,
 ) -> tuple[AnnData, AnnData] | tuple[Path, Path]:
-    """Split cells into some to train on and some to test with, for any tool.
+    """Split cells into a training set and a test set, for use with any tool.
 
     Parameters
     ----------
     data
-        AnnData, or a file of cells in any format that `read` takes.
+        AnnData, or a file of cells in any format that `read` accepts.
     fraction
-        Share of the cells, or of the groups of `by`, that becomes the test set.
+        Fraction of the cells, or of the groups of `by`, in the test set.
     label
-        obs column of which every value keeps its share in both sets.
+        obs column to stratify by: its values have the same shares in both sets.
     by
-        obs column of which whole groups (donors, say) go to one of the two sets.
+        obs column, such as the donor, whose groups are kept together in one of the two sets.
     seed
-        The same data, settings and seed give the same split.
+        Random seed. Equal data, settings and seed give the same split.
     out
-        Files for the training and the test cells; formats by their suffixes. Cells that do not fit into memory are
-        copied block by block: X, layers, obs and var.
+        Files for the training and the test cells. Their suffixes select the formats. Cells that do not fit into memory
+        are copied in blocks (X, layers, obs and var).
     memory
-        Where the cells of files (h5ad, zarr) are kept: "ram", "disk", or "auto", which leaves them in their files if
-        free memory does not hold them; an amount such as "8G" sets the limit.
+        Where cells of h5ad and zarr files are kept: "ram", "disk", or "auto", which leaves them on disk if they do not
+        fit into free memory. An amount such as "8G" sets the limit.
     force
         Replace the files of `out`.
 
     Returns
     -------
-    Training and test cells as AnnData, or the paths of the two files.
+    The training and the test cells as AnnData, or the paths of the two files if `out` is given.
 
     Raises
     ------
     DataError
-        When a column is missing or nothing can be held out.
+        If a column is missing or nothing can be held out.
     FileError
-        When a file is missing, in the way (without `force`) or cannot be written.
+        If a file of `data` is missing, or a file of `out` exists (without `force`) or cannot be written.
 
     Examples
     --------
@@ -243,7 +245,7 @@ def split(
 
 
 def _copy(cells: Backed, rows: np.ndarray, path: Path, *, force: bool) -> None:
-    """Some cells of a file to another one, a block at a time."""
+    """Copy the cells `rows` of a file to another file, in blocks."""
     layers = {place[len('layers["') : -2]: place for place in cells.matrices if place.startswith("layers")}
     first = "X" if "X" in cells.matrices else next(iter(layers.values()), None)
     if first is None:
@@ -258,9 +260,10 @@ def _copy(cells: Backed, rows: np.ndarray, path: Path, *, force: bool) -> None:
 
 
 def split_for_validation(codes: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and for validation, each sorted, of cells with codes (n, K); the same for the same seed.
+    """Return sorted row indices for training and for validation of cells with codes (n, K).
 
-    Cells are held out at random, but none of a combination of conditions that training would not see at all.
+    The seed determines the random split. A combination of conditions that training would not see otherwise has no
+    validation cells.
     """
     n = len(codes)
     order = np.random.default_rng([seed, 1]).permutation(n)

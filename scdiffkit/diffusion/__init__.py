@@ -1,1 +1,1 @@
-"""The diffusion process: noise schedules, the denoiser and its samplers."""
+"""The diffusion process: noise schedules, the denoiser and the samplers."""

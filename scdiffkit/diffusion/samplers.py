@@ -1,8 +1,8 @@
-"""From noise to x0, one step after another. Knows vectors and steps; knows nothing of cells.
+"""Samplers that turn noise into x0 step by step. They deal with vectors and steps, not with cells.
 
-Each sampler is a generator that yields `(t, x)` after every step: the caller owns progress and interruption, and
-the last x is the sample. cfg_scale is one guidance scale, or one for each column of conditions (see Denoiser.predict).
-noise(x) draws standard normal noise of the shape of x (B, D).
+Each sampler is a generator that yields `(t, x)` after every step, so the caller can show progress and stop. The last x
+is the sample. `cfg_scale` is one guidance scale, or one for each column of conditions (see Denoiser.predict).
+`noise(x)` draws standard normal noise of the shape of x (B, D).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def ddim(
     cfg_scale: float | Sequence[float] = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
-    """DDIM from x (B, D) at timesteps[0] (T-1 first) down; eta 0 is deterministic, 1 as noisy as DDPM.
+    """Sample with DDIM, from x (B, D) at timesteps[0] = T-1 downwards. eta 0 is deterministic, 1 as noisy as DDPM.
 
     Source: DDIM (Song et al. 2021), eq. 12 and 16.
     """
@@ -49,7 +49,7 @@ def ddpm(
     cfg_scale: float | Sequence[float] = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Ancestral sampling through all T steps, with the posterior variance.
+    """Sample with DDPM (ancestral sampling) over all T steps, with the posterior variance.
 
     Source: DDPM (Ho et al. 2020), eq. 6-7.
     """
@@ -72,18 +72,19 @@ def dpm(
     conditions: Tensor | None = None,
     cfg_scale: float | Sequence[float] = 1.0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """DPM-Solver++(2M) from x (B, D) at timesteps[0] (T-1 first) down; deterministic, one network call a step.
+    """Sample with DPM-Solver++(2M), from x (B, D) at timesteps[0] = T-1 downwards.
 
-    The same equation as DDIM's at eta 0, but x0 between two steps lies on the line through the last two predictions
-    instead of being the last one: the error falls with the square of the number of steps. The first step has only
-    one prediction, and the last goes to infinite log-SNR, where a line leads nowhere: both are DDIM's.
+    The sampler is deterministic and calls the network once per step. It uses DDIM's equation at eta 0, but extrapolates
+    x0 between two steps linearly from the last two predictions, so the error falls with the square of the number of
+    steps. The first step has only one prediction, and the last step goes to infinite log-SNR, where there is no linear
+    extrapolation. Both are DDIM steps.
 
     Source: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), algorithm 2.
     """
     alphas = denoiser.schedule.alphas_cumprod
     signal, noise = alphas.sqrt().tolist(), (1 - alphas).sqrt().tolist()
-    log_snr = (alphas / (1 - alphas)).log().div(2).tolist()  # the paper's lambda, half of log(SNR)
-    before: Tensor | None = None  # x0 as predicted one step earlier
+    log_snr = (alphas / (1 - alphas)).log().div(2).tolist()  # lambda in the paper, log(SNR) / 2
+    before: Tensor | None = None  # the previous prediction of x0
     for i, step in enumerate(timesteps):
         x0, _ = denoiser.predict(x, _at(step, x), conditions, cfg_scale)
         if i + 1 == len(timesteps):

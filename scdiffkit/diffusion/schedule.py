@@ -1,4 +1,4 @@
-"""The forward process: how much signal is left at step t of T.
+"""The forward process: noise schedules, and the remaining signal at step t of T.
 
 Source: DDPM (Ho et al. 2020) for the linear schedule, Nichol & Dhariwal 2021 for the cosine one.
 """
@@ -21,9 +21,9 @@ Spacing = Literal["linspace", "trailing"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """betas (T,) in float64; everything else follows from them.
+    """A noise schedule, defined by betas (T,) in float64.
 
-    `x_t = sqrt(alphas_cumprod[t]) * x0 + sqrt(1 - alphas_cumprod[t]) * eps`, t in 0..T-1.
+    The forward process is `x_t = sqrt(alphas_cumprod[t]) * x0 + sqrt(1 - alphas_cumprod[t]) * eps`, t in 0..T-1.
     """
 
     betas: Tensor  # (T,)
@@ -59,35 +59,35 @@ class Schedule:
         return len(self.betas)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each (B, 1), in the dtype of `like`."""
-        a = self._alphas_cumprod_at(t)[:, None]  # float64 until the root is taken: 1 - a is tiny at t=0
+        """Return sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each (B, 1), in the dtype of `like`."""
+        a = self._alphas_cumprod_at(t)[:, None]  # float64 up to the square root: 1 - a is tiny at t=0
         return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x0 (B, D), eps (B, D), t (B,) -> x_t (B, D)."""
+        """Return x_t (B, D) for x0 (B, D), eps (B, D) and t (B,)."""
         signal, noise = self.signal_and_noise(t, x0)
         return signal * x0 + noise * eps
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio at t (B,), float64."""
+        """Return the signal-to-noise ratio (B,) at t (B,), in float64."""
         a = self._alphas_cumprod_at(t)
         return a / (1 - a)
 
     def _alphas_cumprod_at(self, t: Tensor) -> Tensor:
-        """alphas_cumprod[t] (B,), float64, from a table that stays on the device of t: copies would hold up a GPU."""
+        """Return alphas_cumprod[t] (B,) in float64. The table stays on the device of t: copies would stall a GPU."""
         table = self._tables.get(t.device)
         if table is None:
             table = self._tables[t.device] = self.alphas_cumprod.to(t.device)
         return table[t]
 
     def timesteps(self, n: int, spacing: Spacing = "linspace") -> list[int]:
-        """n evenly spaced steps from T-1 down: "linspace" to 0 (n=1: T-1 alone), "trailing" to T/n - 1.
+        """Return n evenly spaced steps from T-1 down to 0 ("linspace"; only T-1 for n=1) or T/n - 1 ("trailing").
 
-        "trailing" leaves the last step as long as the others, where "linspace" spends a network call on the little
-        noise that is left at 0, and gives a multistep sampler two steps of very different length in log-SNR before.
-        Raises ConfigError when n is not in 1..T.
+        With "trailing", the last step is as long as the others. "linspace" spends a network call on the little noise
+        that is left at 0, and the two steps before it differ widely in log-SNR, which harms a multistep sampler.
+        Raises ConfigError if n is not in 1..T.
 
-        Source: the names are those of Lin et al. 2023 (arXiv 2305.08891), table 2.
+        Source: the names follow Lin et al. 2023 (arXiv 2305.08891), table 2.
         """
         T = self.num_train_timesteps
         if not 1 <= n <= T:

@@ -1,6 +1,6 @@
-"""The networks: `forward(x_t (B, D), t (B,), conditions (B, K)) -> (B, D)`, all with the same constructor.
+"""The networks. All have one constructor signature and `forward(x_t (B, D), t (B,), conditions (B, K)) -> (B, D)`.
 
-With several outputs a coordinate, (B, outputs, D).
+A network with several outputs per coordinate returns (B, outputs, D).
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DiT, "whitebox": WhiteBoxDiT
 
 
 def build(dim: int, config: ModelConfig, num_categories: Sequence[int] = (), outputs: int = 1) -> nn.Module:
-    """The network of `config.arch` for vectors of length `dim`, with so many outputs a coordinate."""
+    """Build the network `config.arch` for vectors of length `dim`, with `outputs` outputs per coordinate."""
     return ARCHITECTURES[config.arch](dim, config, num_categories, outputs)

@@ -26,7 +26,7 @@ from scdiffkit.models.layers import (
 
 
 class DiTBlock(nn.Module):
-    """x += gate * attn(modulate(norm(x))); x += gate * mlp(modulate(norm(x))); the gates start at zero."""
+    """Computes x += gate * attn(modulate(norm(x))) and x += gate * mlp(modulate(norm(x))). Gates start at zero."""
 
     def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens back to patches, (B, N, H) -> (B, outputs, N * P); starts at zero."""
+    """Maps tokens to patches, (B, N, H) -> (B, outputs, N * P). The weights start at zero."""
 
     def __init__(self, hidden_size: int, patch_size: int, num_patches: int | None, outputs: int = 1) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """x_t (B, D), t (B,), conditions (B, K) or None -> prediction (B, D).
+    """Maps x_t (B, D), t (B,) and conditions (B, K) or None to a prediction (B, D).
 
-    num_categories: categories per condition column; empty for an unconditional model.
+    `num_categories` are the numbers of categories of the condition columns, empty for an unconditional model.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class DiT(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, conditions: Tensor | None = None) -> Tensor:
         x = self.x_embedder(x_t) + self.pos_embed  # (B, N, H)
         which = None
-        if not self.training:  # when sampling, all cells are at the same step
+        if not self.training:  # when sampling, all cells are at one step: embed each distinct pair once
             t, conditions, which = distinct(t, conditions)
-        c = self.embedder(t, conditions)  # (B, H), or of each distinct pair
+        c = self.embedder(t, conditions)  # (B, H), or (distinct, H)
         for block in self.blocks:
             x = block(x, c, which)
         return self.final_layer(x, c, which)[..., : self.dim].squeeze(1)  # (B, D), or (B, outputs, D)

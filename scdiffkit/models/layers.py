@@ -1,6 +1,6 @@
-"""What the architectures share: tokens out of genes, embeddings of step and conditions, attention, MLP.
+"""Layers that the architectures share: patch embedding, embeddings of timestep and conditions, attention, MLP.
 
-Shapes: B cells, D coordinates, N tokens, P = patch_size, H = hidden_size, K condition columns.
+Shapes are written with B cells, D coordinates, N tokens, P = patch_size, H = hidden_size and K condition columns.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UNKNOWN = 0  # the code of "no condition given"; categories count from 1
+UNKNOWN = 0  # the code of a condition that is not given; the codes of categories start at 1
 
 
 class PatchEmbed(nn.Module):
     """Cuts a cell into patches of P neighbouring coordinates and maps each to a token: (B, D) -> (B, N, H).
 
-    shared: one linear map for every patch (the papers). per-patch: one each, since genes, unlike pixels, are
-    not interchangeable.
+    The papers use one linear map for all patches. `per_patch` gives each patch its own map, because genes, unlike
+    pixels, are not interchangeable.
     """
 
     def __init__(self, dim: int, patch_size: int, hidden_size: int, per_patch: bool = False) -> None:
@@ -31,12 +31,12 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, self.padding))
-        # By cell in memory too, as everything that follows is.
+        # Contiguous by cell, like everything that follows.
         return self.proj(x.unflatten(1, (self.num_patches, self.patch_size))).contiguous()  # (B, N, H)
 
 
 class PatchLinear(nn.Module):
-    """A linear map of tokens, shared by all (num_patches None) or with its own weights for each."""
+    """A linear map of tokens, shared by all tokens (`num_patches` None) or with separate weights for each."""
 
     def __init__(self, num_patches: int | None, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class PatchLinear(nn.Module):
 
 
 def sincos_positions(num_patches: int, hidden_size: int) -> Tensor:
-    """Fixed sine-cosine position table (N, H), all H channels used."""
+    """Return a fixed sine-cosine table of positions (N, H) that uses all H channels."""
     position = torch.arange(num_patches, dtype=torch.float64)[:, None]
     omega = 10000 ** (-torch.arange(hidden_size // 2, dtype=torch.float64) / (hidden_size / 2))
     return torch.cat([torch.sin(position * omega), torch.cos(position * omega)], dim=1).float()
 
 
 class TimestepEmbedder(nn.Module):
-    """Step t (B,) -> (B, H), through sinusoids and a two-layer MLP (DiT)."""
+    """Embeds timesteps t (B,) as (B, H), with sinusoids and a two-layer MLP (DiT)."""
 
     def __init__(self, hidden_size: int, frequency_size: int = 256, max_period: float = 10000.0) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """Codes of K conditions (B, K) -> (B, H), the sum of one embedding a column; code 0 is "unknown"."""
+    """Embeds condition codes (B, K) as the sum (B, H) of one embedding per column. Code 0 is "unknown"."""
 
     def __init__(self, num_categories: Sequence[int], hidden_size: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class LabelEmbedder(nn.Module):
 
 
 class StepAndConditions(nn.Module):
-    """The vector c (B, H) that steers every block: step plus conditions."""
+    """Embeds timestep and conditions as their sum c (B, H), which modulates every block."""
 
     def __init__(self, hidden_size: int, num_categories: Sequence[int]) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU between."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -146,23 +146,23 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def distinct(t: Tensor, conditions: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The distinct pairs of step t (B,) and conditions (B, K), and which of them each cell has (B,)."""
+    """Return the distinct pairs of timestep t (B,) and conditions (B, K), and the index of each cell's pair (B,)."""
     key = t
     for column in conditions.unbind(1) if conditions is not None else ():
         key = key * (column.max() + 1) + column
     _, which = key.unique(return_inverse=True)
     first = torch.empty(int(which.max()) + 1, dtype=torch.long, device=t.device)
-    first[which] = torch.arange(len(t), device=t.device)  # any cell with the pair
+    first[which] = torch.arange(len(t), device=t.device)  # the index of any cell with the pair
     return t[first], None if conditions is None else conditions[first], which
 
 
 def of_cells(values: Tensor, which: Tensor | None) -> Tensor:
-    """values (distinct, H) of each cell (B, H); which None: they are of the cells."""
+    """Expand values (distinct, H) to cells (B, H). If `which` is None, they already are per cell."""
     return values if which is None else values.index_select(0, which)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x (B, N, H), shift and scale (B, H); as precise as these, since products follow, which round x anyway."""
+    """Apply adaLN to x (B, N, H) with shift and scale (B, H), in their dtype: later products round x to it anyway."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None]).to(shift.dtype)
 
 

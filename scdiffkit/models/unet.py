@@ -1,6 +1,6 @@
-"""A one-dimensional convolutional U-Net over the genes, the papers' point of comparison.
+"""A one-dimensional convolutional U-Net over the genes, the baseline of the papers.
 
-Source: DDPM's U-Net (Ho et al. 2020) with one spatial dimension, as scRDiT compares against.
+Source: the U-Net of DDPM (Ho et al. 2020) with one spatial dimension, as in the comparison of scRDiT.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scdiffkit.models.layers import Attention, StepAndConditions, zero_
 
 
 class ResBlock(nn.Module):
-    """Two convolutions steered by c: (B, C_in, L), (B, E) -> (B, C_out, L); starts as the skip connection."""
+    """Two convolutions modulated by c: (B, C_in, L), (B, E) -> (B, C_out, L). It starts as the skip connection."""
 
     def __init__(self, channels_in: int, channels_out: int, embedding_size: int, kernel_size: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions with a residual, (B, C, L) -> (B, C, L); starts as the identity."""
+    """Self-attention over positions with a residual, (B, C, L) -> (B, C, L). It starts as the identity."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class AttentionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x_t (B, D), t (B,), conditions (B, K) or None -> prediction (B, D)."""
+    """Maps x_t (B, D), t (B,) and conditions (B, K) or None to a prediction (B, D)."""
 
     def __init__(self, dim: int, config: UNetConfig, num_categories: Sequence[int] = (), outputs: int = 1) -> None:
         super().__init__()
         self.dim = dim
-        self.multiple = config.patch_size * 2 ** (len(config.channel_mults) - 1)  # every level halves evenly
+        self.multiple = config.patch_size * 2 ** (len(config.channel_mults) - 1)  # so that every level can be halved
         p, k, e = config.patch_size, config.kernel_size, 4 * config.channels
         levels = [config.channels * m for m in config.channel_mults]
         self.embedder = StepAndConditions(e, num_categories)

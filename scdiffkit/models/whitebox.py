@@ -17,7 +17,7 @@ from scdiffkit.models.layers import Attention, Mlp, merge_heads, modulate, of_ce
 
 
 class MSSA(nn.Module):
-    """Multi-head subspace self-attention: one projection U_k a head is query, key and value (CRATE eq. 11-12)."""
+    """Multi-head subspace self-attention: per head, one projection U_k is query, key and value (CRATE eq. 11-12)."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class MSSA(nn.Module):
 
 
 class ISTA(nn.Module):
-    """One step of sparse coding, ReLU(Z + eta * D^T (Z - D Z) - eta * lambda), D complete (CRATE eq. 17)."""
+    """One step of sparse coding, ReLU(Z + eta * D^T (Z - D Z) - eta * lambda) with complete D (CRATE eq. 17)."""
 
     def __init__(self, hidden_size: int, step_size: float, lambda_: float) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ISTA(nn.Module):
         D, eta = self.D, self.step_size
         threshold = D.new_full((len(D),), -eta * self.lambda_)
         if z.numel() > 2 * D.numel():
-            # More tokens than twice the width: D^T - D^T D first, then one product with the tokens instead of two.
+            # With more tokens than twice the width, compute D^T - D^T D first: one product with the tokens, not two.
             step = F.linear(z, torch.addmm(D.T, D.T, D, beta=eta, alpha=-eta), threshold)
         else:
             step = F.linear(z - F.linear(z, D), eta * D.T, threshold)
@@ -51,7 +51,7 @@ class ISTA(nn.Module):
 
 
 class CrateBlock(nn.Module):
-    """CRATE's own reading: x += gate * MSSA(.), then x = ISTA(.) without a residual, so tokens end sparse, >= 0."""
+    """The original CRATE block: x += gate * MSSA(.), then x = ISTA(.) without a residual. Tokens are sparse, >= 0."""
 
     def __init__(self, hidden_size: int, attn: nn.Module, ista: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class CrateBlock(nn.Module):
 
 
 class WhiteBoxDiT(DiT):
-    """DiT with MSSA and ISTA; switches put DiT's attention or MLP back, one at a time, for ablation."""
+    """A DiT with MSSA and ISTA. For ablation, the config restores DiT's attention or MLP separately."""
 
     def make_block(self, config: DiTConfig | WhiteBoxConfig) -> nn.Module:
         config = cast(WhiteBoxConfig, config)

@@ -1,1 +1,1 @@
-"""The machine: devices, memory, threads, signals, versions of libraries."""
+"""Everything about the machine: devices, memory, threads, signals, versions of libraries."""

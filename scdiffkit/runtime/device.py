@@ -1,4 +1,4 @@
-"""Which device and precision to compute with; for training through Lightning Fabric."""
+"""Choose the device and the precision. Training uses them through Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from joblib import cpu_count
 from scdiffkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric  # a third of what importing a training takes, and sampling does without
+    from lightning_fabric import Fabric  # slow to import, and not needed for sampling
 
 MIN_SPEEDUP = 1.5  # bfloat16 must be clearly faster: the measurement is noisy and the choice must be stable
-PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # as Fabric calls them
+PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "32": "32-true"}  # Fabric's names
 log = logging.getLogger("scdiffkit")
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its advice, anew from every process
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides advice that every process would repeat
 
 
 def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
-    """A Fabric on one device. precision "auto": bfloat16 where the device computes it fast, else float32.
+    """Make a Fabric on one device. Precision "auto" is bfloat16 if it is fast on the device, else float32.
 
-    Raises ConfigError when the device is not there.
+    Raises ConfigError if the device does not exist.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
@@ -33,12 +33,12 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     accelerator, precision = accelerator_of(device), precision_of(device, precision)
     index = int(device.partition(":")[2] or 0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice for cluster users
+        warnings.simplefilter("ignore")  # hides advice for cluster users
         fabric = Fabric(
             accelerator=accelerator,
             devices=[index] if accelerator == "cuda" else 1,
             precision=PRECISIONS[precision],
-            plugins=[LightningEnvironment()],  # this process alone, also in a job of several
+            plugins=[LightningEnvironment()],  # a single process, even within a distributed job
         )
     fabric.launch()
     log_device(accelerator, fabric.device, precision)
@@ -46,26 +46,26 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in a precision, bf16 or 32, as Fabric's."""
+    """Return the autocast context of a forward pass in precision bf16 or 32, equal to that of Fabric."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def device_of(device: str) -> torch.device:
-    """The device that `make_fabric` would compute on."""
+    """Return the device that `make_fabric` would use."""
     return torch.device(device if ":" in device else accelerator_of(device))
 
 
 def precision_of(device: str, precision: str = "auto") -> str:
-    """The precision to compute with, bf16 or 32: the one asked for, or what "auto" comes to."""
+    """Return the precision, bf16 or 32, with "auto" resolved for the device."""
     if precision != "auto":
         return precision
     return "bf16" if has_fast_bfloat16(accelerator_of(device)) else "32"
 
 
 def devices_of(device: str, n: int) -> list[str]:
-    """The device of each of n processes: GPUs 0 to n-1, or the cores of the CPU, which they share.
+    """Return the device of each of n processes: GPUs 0 to n-1, or the CPU, whose cores they share.
 
-    Raises ConfigError when there are not so many, or when one device alone is asked for.
+    Raises ConfigError if there are fewer than n GPUs or cores, or if `device` names a single device.
     """
     accelerator = accelerator_of(device)
     if n == 1:
@@ -87,10 +87,10 @@ def devices_of(device: str, n: int) -> list[str]:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an error says that a device's memory, or the machine's, is full."""
+    """Return whether an error means that memory of the device or the machine has run out."""
     if isinstance(e, MemoryError | torch.OutOfMemoryError):
         return True
-    return "DefaultCPUAllocator" in str(e) or "not enough memory" in str(e)  # what torch says on a CPU
+    return "DefaultCPUAllocator" in str(e) or "not enough memory" in str(e)  # torch's messages on a CPU
 
 
 def log_device(accelerator: str, device: torch.device, precision: str) -> None:
@@ -99,7 +99,7 @@ def log_device(accelerator: str, device: torch.device, precision: str) -> None:
 
 
 def accelerator_of(device: str) -> str:
-    """cpu, cuda or mps; ConfigError when the device is not there."""
+    """Return cpu, cuda or mps. Raises ConfigError if the device does not exist."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
@@ -112,7 +112,7 @@ def accelerator_of(device: str) -> str:
 
 @lru_cache
 def has_fast_bfloat16(accelerator: str) -> bool:
-    """Whether bfloat16 matrix products beat float32 by MIN_SPEEDUP: known for GPUs, measured once on a CPU."""
+    """Return whether bfloat16 is fast: known for GPUs, measured once on a CPU (MIN_SPEEDUP over float32)."""
     if accelerator == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator == "mps":
@@ -123,7 +123,7 @@ def has_fast_bfloat16(accelerator: str) -> bool:
 def _seconds_of_product(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> float:
     a = torch.ones(size, size, dtype=dtype)
     times = []
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(repeats + 1):  # the first repeat is a warm-up
         start = time.perf_counter()
         a @ a
         times.append(time.perf_counter() - start)

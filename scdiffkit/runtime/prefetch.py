@@ -1,4 +1,4 @@
-"""Items made in another thread before they are needed."""
+"""Prefetch the items of an iterator in another thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T], n: int = 1) -> Generator[T]:
-    """The same items, the next n of them made in another thread meanwhile."""
+    """Yield the items unchanged, while another thread prepares the next n."""
     done = object()
     with ThreadPoolExecutor(1) as worker:
         futures = [worker.submit(next, items, done) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal or in a notebook, lines in a log elsewhere."""
+"""Progress of long tasks: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_EVERY = 10.0  # seconds between lines
 
 
 class Update(Protocol):
-    """How far the work is; the total may become known on the way."""
+    """Callback for progress. The total may be given later than the first call."""
 
     def __call__(self, done: float, note: str = "", total: float | None = None) -> None: ...
 
@@ -25,10 +25,10 @@ def shown_progress(
     on_progress: Callable[..., None] | None,
     step: Callable[..., tuple[float, str, float | None]],
 ) -> Iterator[Callable[..., None] | None]:
-    """The callback to report to: on_progress, with a bar beside it if `shown`.
+    """Yield the callback to call with progress: `on_progress`, plus a progress bar if `shown`.
 
-    shown: None shows a bar where nobody else follows the work (no on_progress) and somebody can see it. step: makes
-    the arguments of Update from those of on_progress.
+    With `shown` None, there is a bar if no `on_progress` is given and stderr is a terminal or a notebook. `step`
+    converts the arguments of `on_progress` to those of Update.
     """
     if not (on_progress is None and is_watched() if shown is None else shown):
         yield on_progress
@@ -44,7 +44,7 @@ def shown_progress(
 
 
 def is_watched() -> bool:
-    """Whether a bar can be drawn: on a terminal, or in a notebook with its widgets."""
+    """Return whether a bar can be shown: on a terminal, or in a notebook with ipywidgets."""
     if sys.stderr.isatty():
         return True
     if "ipykernel" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
@@ -56,7 +56,7 @@ def is_watched() -> bool:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: float | None = None) -> Iterator[Update]:
-    """A bar on stderr with the time left."""
+    """Show a progress bar with the time left on stderr."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -75,13 +75,13 @@ def progress_bar(what: str, total: float | None = None) -> Iterator[Update]:
         task = bar.add_task(what, total=total, note="")
 
         def update(done: float, note: str = "", total: float | None = None) -> None:
-            bar.update(task, completed=done, note=note, total=total)  # total None: as it was
+            bar.update(task, completed=done, note=note, total=total)  # None keeps the total
 
         yield update
 
 
 def plain_lines(what: str, write: Callable[[str], None], total: float | None = None) -> Update:
-    """A line every few seconds, with the time left."""
+    """Return a callback that writes a line with the time left every few seconds."""
     started = last = time.monotonic()
     first: float | None = None
     before = 0.0
@@ -89,7 +89,7 @@ def plain_lines(what: str, write: Callable[[str], None], total: float | None = N
     def update(done: float, note: str = "", total: float | None = total) -> None:
         nonlocal started, last, first, before
         now = time.monotonic()
-        if first is None or done < before:  # a resumed run does not start at 0, and after the codec comes diffusion
+        if first is None or done < before:  # a resumed run starts above 0; diffusion starts over after the codec
             started, first = now, done
         before = done
         if now - last < PLAIN_EVERY:
@@ -104,7 +104,7 @@ def plain_lines(what: str, write: Callable[[str], None], total: float | None = N
 
 
 def seconds(value: float) -> str:
-    """12.3 -> "12 s", 90 -> "1 min 30 s"."""
+    """Format seconds: 12.3 -> "12 s", 90 -> "1 min 30 s"."""
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

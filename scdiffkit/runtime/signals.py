@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, put off until work is at a point where it can stop."""
+"""Defer Ctrl-C and SIGTERM until work can stop cleanly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def deferred_interrupts() -> Iterator[threading.Event]:
-    """Within the block, Ctrl-C and SIGTERM set the event, so that nothing is cut in half; again: at once.
+    """Yield an event that Ctrl-C and SIGTERM set within the block; a second signal raises KeyboardInterrupt.
 
-    An exception would be lost where it is raised while a library tidies up.
+    An exception could leave work half done, and would be lost if it were raised while a library cleans up.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

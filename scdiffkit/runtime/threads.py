@@ -1,4 +1,4 @@
-"""How many threads libraries compute with."""
+"""The number of threads that libraries use."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def openmp_threads_kept() -> Iterator[None]:
-    """After the block, OpenMP has as many threads as before, which decide how torch's sums are rounded.
+    """Restore OpenMP's number of threads after the block, because the rounding of torch's sums depends on it.
 
-    numba, with which scanpy computes, sets them to the number of cores, whatever OMP_NUM_THREADS says.
+    numba, which scanpy uses, sets it to the number of cores and ignores OMP_NUM_THREADS.
     """
     before = {lib.filepath: lib.num_threads for lib in _openmp()}
     try:
@@ -24,7 +24,7 @@ def openmp_threads_kept() -> Iterator[None]:
         for lib in _openmp():
             if lib.filepath in before:
                 lib.set_num_threads(before[lib.filepath])
-            elif asked.isdigit():  # loaded within the block
+            elif asked.isdigit():  # the library was loaded within the block
                 lib.set_num_threads(int(asked))
 
 

@@ -1,4 +1,4 @@
-"""Versions of the libraries that results depend on, as runs, cells and reports record them."""
+"""Versions of the libraries that results depend on; runs, cells and reports record them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OF_SCORES = ("scdiffkit", "numpy", "scipy", "scikit-learn", "umap-learn", "pot",
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package; "unknown" where it runs from a source tree that was not installed."""
+    """Return the installed version of a package, "unknown" for a source tree that is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""Sampling: a run in, labelled cells out."""
+"""Sampling: draw labelled cells from a trained run."""

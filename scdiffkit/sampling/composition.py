@@ -1,4 +1,4 @@
-"""Which cells are drawn: the codes of their conditions, and their library sizes."""
+"""The cells to draw: their condition codes and library sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.counts import counts_of
 
 DEFAULT_CELLS = 1000
-FAR_DEEPER = 10  # times the deepest training cell: a library size beyond that is asked of the model with a warning
+FAR_DEEPER = 10  # larger multiples of the largest training library size give a warning
 
 
 def composition_of(
@@ -28,7 +28,7 @@ def composition_of(
     like: AnnData | Backed | None,
     depth_too: bool,
 ) -> np.ndarray:
-    """Codes (n, K) of the cells to draw; depth_too: whether `like` tells more than the composition."""
+    """Return the codes (n, K) of the cells to draw. `depth_too`: library sizes are also taken from `like`."""
     if n is not None and n < 1:
         raise ConfigError(f"The number of cells must be at least 1, not {n}.")
     if like is not None:
@@ -52,7 +52,7 @@ def library_sizes_of(
     like: AnnData | Backed | None,
     config: SampleConfig,
 ) -> np.ndarray | None:
-    """The library size (n,) at which each cell of codes (n, K) is decoded; None: as the model draws it."""
+    """Return the library size (n,) at which to decode each cell of `codes` (n, K); None if the model draws it."""
     median, largest = codec.library_sizes()
     if config.library_size == "like":
         depths = None if like is None else _depths(like, genes)
@@ -70,8 +70,8 @@ def library_sizes_of(
 
 
 def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
-    """Library sizes (m,) of cells over the run's genes; None, with a ScdiffWarning, where they have no raw counts."""
-    if "scdiffkit" in cells.uns and LIBRARY_SIZE in cells.obs:  # over all genes, also where few were kept
+    """Return library sizes (m,) of `cells` over the run's genes, or warn and return None without raw counts."""
+    if "scdiffkit" in cells.uns and LIBRARY_SIZE in cells.obs:  # sums over all genes, even if genes were filtered
         depths = pd.to_numeric(cells.obs[LIBRARY_SIZE], errors="coerce").to_numpy(dtype=np.float32)
     else:
         try:
@@ -99,7 +99,7 @@ def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
 
 
 def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
-    """Sums (m,) of each cell's counts over the genes that are `there`, (genes,) bool; from a file a block at a time."""
+    """Return each cell's sum (m,) of counts over the genes with `there` (genes,) True, in blocks of rows."""
     sums = np.empty(counts.shape[0], dtype=np.float32)
     for part, block in iter_row_blocks(counts):
         sums[part] = block @ there.astype(np.float64)
@@ -107,10 +107,10 @@ def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
 
 
 def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
-    """Depths (m,) of cells with codes of_cells (m, K), each to a row of codes (n, K) with the same codes -> (n,).
+    """Assign the library sizes `depths` (m,) of cells with codes `of_cells` (m, K) to rows (n, K) with equal codes.
 
-    As many rows as cells with some codes: each depth once. More or fewer: as equally often as can be, which ones
-    by chance.
+    Each combination of codes is permuted at random. Equal numbers of rows and cells use each library size once;
+    otherwise all are used equally often, give or take one. Returns (n,).
     """
     rng = np.random.default_rng([seed, 0, 1])
     sizes = np.empty(len(codes), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The sampling pipeline: a run in, labelled cells out."""
+"""The sampling pipeline: it takes a run and returns labelled cells."""
 
 from __future__ import annotations
 
@@ -62,49 +62,50 @@ def sample(
     run
         A Run, its folder, or None for the latest run.
     n
-        Number of cells; 1000, or with `like` as many as there are.
+        Number of cells. Default: the number of cells in `like`, else 1000.
     where
-        Condition column -> value(s) to draw. Combinations that no training cell had are extrapolated, with a
-        ScdiffWarning. Without `where` and `like`, cells have the composition of the training cells.
+        Mapping from condition column to the value(s) to draw. Combinations that no training cell had are extrapolated,
+        with a ScdiffWarning. Without `where` and `like`, the composition is that of the training cells.
     like
-        Cells whose composition is copied and, with the count codec, their library sizes.
+        Cells whose composition and, with the count codec, library sizes are copied.
     seed
-        The same call gives the same cells; another seed gives others (0).
+        Random seed, by default 0. Equal calls give equal cells.
     sampler, steps, speedup, eta
-        "ddim" (default, 50 steps), "dpm++" (DPM-Solver++, 20 steps) or "ddpm" (all steps of training); `speedup` asks
-        for T/speedup steps; `eta` is the noise of ddim, 0 to 1.
+        Sampler: "ddim" (default, 50 steps), "dpm++" (DPM-Solver++, 20 steps) or "ddpm" (all T steps of training).
+        Number of steps, or `speedup` for T/speedup steps. `eta`, 0 to 1, is the noise of ddim.
     cfg_scale
-        Scale of classifier-free guidance, 1 for none; for all conditions together, or condition column -> scale.
+        Scale of classifier-free guidance; 1 means no guidance. A number applies to all conditions together, a mapping
+        gives the scale of each condition column.
     library_size
-        Counts per cell: "like" the training cells (or `like`), their "median", or a number; the last two need the count
-        codec.
+        Counts per cell: "like" the training cells (or `like`), the "median" of the training cells, or a number. The
+        last two need the count codec.
     batch_size, device, devices, precision
-        Cells per batch, device ("auto", "cpu", "cuda", "cuda:1", "mps"), number of processes that share the work, and
-        precision. The cells do not depend on the number of processes, and on the batch size by rounding alone.
+        Cells per batch, device ("auto", "cpu", "cuda", "cuda:1", "mps"), number of worker processes, and precision.
+        The cells do not depend on the number of processes; the batch size affects them only through rounding.
     config
-        The options from `seed` to `precision` as an object; single ones replace its fields.
+        The options from `seed` to `precision` as an object. Options given separately take precedence.
     out
-        File to which the cells are streamed, by its suffix h5ad, loom or a 10x format.
+        File to which the cells are streamed. Its suffix selects the format: h5ad, loom or a 10x format.
     force
         Replace `out` if it exists.
     progress
-        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
+        Show a progress bar. Default: on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
-        Called as on_progress(done, n) after each batch.
+        Callback that is called as on_progress(done, n) after each batch.
 
     Returns
     -------
-    AnnData, or the path if `out` is given. `X` holds log1p values normalised as in training, `layers["counts"]`
-    integers, `obs` the condition columns and `total_counts`.
+    AnnData, or the path if `out` is given. `X` holds log1p values normalised as in training, `layers["counts"]` holds
+    integer counts, and `obs` holds the condition columns and `total_counts`.
 
     Raises
     ------
     RunError
-        If the run cannot be used, or memory or a process fails.
+        If the run cannot be used, if memory runs out, or if a worker process fails.
     DataError
-        For conditions that the run has never seen.
+        If a condition has a value that the run was not trained on.
     ConfigError
-        For options that the run or the machine does not support.
+        If the run or the machine does not support an option.
     FileError
         If `out` exists or cannot be written.
 
@@ -122,7 +123,7 @@ def sample(
     config = make(SampleConfig, **(config.model_dump() if config else {}) | asked)
     model = run.load()
     conditions, codec = model.conditions, model.codec
-    steps_of(config, model.config.diffusion.num_train_timesteps)  # refused before anything is written
+    steps_of(config, model.config.diffusion.num_train_timesteps)  # raises before anything is written
     devices_of(config.device, config.devices)
     if out is not None:
         check_output(Path(out), force=force)
@@ -140,7 +141,7 @@ def sample(
         sizes = library_sizes_of(codec, model.genes, conditions, codes, like, config)
     plan = SamplingPlan.of(model, codes, sizes, config)
     order = plan.request.rng().permutation(len(codes))
-    codes, sizes = codes[order], None if sizes is None else sizes[order]  # any first cells are a fair sample
+    codes, sizes = codes[order], None if sizes is None else sizes[order]  # so that the first cells are a fair sample
     of_run = run.remarks()
     remarks = [*of_run, *conditions.remarks(codes)]
     for remark in of_run:
@@ -188,10 +189,10 @@ def _batches(
     sizes: np.ndarray | None,
     interrupted: threading.Event,
 ) -> Generator[Batch]:
-    """The cells with the given codes (n, K), a batch at a time, so that memory does not grow with n.
+    """Yield the cells with the given codes (n, K) in batches, so that memory does not grow with n.
 
-    sizes: their library sizes (n,), or None where the model draws them. Several batches are drawn at once, on threads
-    and, where the plan says so, on several devices; what a cell holds depends on none of that.
+    `sizes` are their library sizes (n,), or None if the model draws them. Several batches are drawn at the same time,
+    on threads and, if the plan asks for it, on several devices. The cells do not depend on how the work is shared.
     """
     config, T = plan.config, model.config.diffusion.num_train_timesteps
     devices, kind = devices_of(config.device, config.devices), accelerator_of(config.device)
@@ -227,9 +228,9 @@ def _in_words(cfg_scale: float | dict[str, float]) -> str:
 
 
 def _provenance(model: TrainedModel, config: SampleConfig, steps: int, n: int, remarks: list[str]) -> dict[str, Any]:
-    """`uns["scdiffkit"]` of the output: how the cells were drawn; their labels are in obs.
+    """Return `uns["scdiffkit"]` of the output, which records how the cells were drawn.
 
-    remarks: what makes these cells less trustworthy, in sentences; evaluate and info repeat them.
+    `remarks` are sentences on what makes these cells less reliable; `evaluate` and `info` show them again.
     """
     run_config, provenance = model.config, model.provenance
     return {

@@ -1,4 +1,4 @@
-"""What a call of `sample` asks for: its random numbers, steps, guidance and batches."""
+"""The plan of a call of `sample`: random numbers, steps, guidance and batches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from scdiffkit.errors import ConfigError
 from scdiffkit.run import TrainedModel
 from scdiffkit.runtime.device import accelerator_of, precision_of
 
-BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # share a stream of random numbers and are decoded together: fewer is slower
-BLOCK_OF_DEPTHS = 256  # where library sizes are dealt among the cells of a block
+BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # cells that share a random stream and are decoded together; smaller is slower
+BLOCK_OF_DEPTHS = 256  # block size if given library sizes are assigned within a block
 DEFAULT_STEPS = {"ddim": 50, "dpm++": 20}
-MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores each has several
-SLOTS_OF_GPU = 2  # what is drawn on the processor, and turned sparse, overlaps with the next batch's diffusion
+MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores, each batch uses several threads
+SLOTS_OF_GPU = 2  # overlaps sparse conversion on the CPU with the next batch's diffusion
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of `sample` asks for, as far as it decides about the cells.
+    """The identity of a call of `sample`: a hash (`key`) of everything that determines the cells.
 
-    The key enters the cells' names and all random numbers, so that calls that differ give cells that are independent
-    of one another and can be put together, and the same call gives the same cells.
+    The key enters the names of the cells and all random numbers. Equal calls therefore give equal cells, and different
+    calls give independent cells with distinct names, which can be concatenated.
     """
 
     run_id: str
@@ -37,12 +37,12 @@ class Request:
         return np.random.default_rng([*self._words(), 0])
 
     def seed_of_block(self, number: int) -> int:
-        """Of the random numbers of one block of cells."""
+        """Return the seed of the random numbers of block `number`."""
         words = np.random.SeedSequence([*self._words(), 1, number]).generate_state(1, np.uint64)
         return int(words[0] >> 1)
 
     def names(self, start: int, n: int) -> pd.Index:
-        """Of n cells, of which the first is number `start`."""
+        """Return the names of n cells, the first of which has number `start`."""
         return pd.Index([f"{self.run_id[:6]}-{self.key[:8]}-{i}" for i in range(start, start + n)])
 
     def _words(self) -> tuple[int, int]:
@@ -51,9 +51,9 @@ class Request:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Cells to draw together: codes (B, K), and library sizes (B,) unless the model draws them.
+    """A batch of cells to draw: codes (B, K), and library sizes (B,) unless the model draws them.
 
-    start: number of the first cell, among all; block: cells in a block.
+    `start` is the number of the first cell among all cells of the call, `block` the number of cells per block.
     """
 
     start: int
@@ -63,7 +63,7 @@ class BatchRequest:
 
     @property
     def blocks(self) -> list[tuple[int, slice]]:
-        """Number and cells of each block."""
+        """Return the number of each block and the slice of its cells."""
         return [
             ((self.start + at) // self.block, slice(at, at + self.block))
             for at in range(0, len(self.codes), self.block)
@@ -72,10 +72,11 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How the cells of one call are drawn, the same in every process.
+    """How to draw the cells of one call, identical in every process.
 
-    config: its precision and batch_size are settled. steps: network calls a cell. guidance: the scale of all condition
-    columns together, or of each. block: cells that share a stream of random numbers; batches are of whole blocks.
+    `config` has its precision and batch_size resolved. `steps` is the number of network calls per cell. `guidance` is
+    one scale for all condition columns together, or one for each. `block` is the number of cells that share a stream
+    of random numbers; batches consist of whole blocks.
     """
 
     request: Request
@@ -86,11 +87,11 @@ class SamplingPlan:
 
     @classmethod
     def of(cls, model: TrainedModel, codes: np.ndarray, sizes: np.ndarray | None, config: SampleConfig) -> SamplingPlan:
-        """codes (n, K), sizes (n,): of the cells to draw, in the order of the composition."""
+        """Make the plan. `codes` (n, K) and `sizes` (n,) are of the cells to draw, in the order of the composition."""
         steps = steps_of(config, model.config.diffusion.num_train_timesteps)
         guidance = guidance_of(model, config)
         scales = 1.0 if isinstance(guidance, list) and set(guidance) <= {1.0} else guidance
-        sampler = config.sampler.removesuffix("++")  # as it was called when the first cells were drawn
+        sampler = config.sampler.removesuffix("++")  # the name in older versions, so that the same calls keep their key
         settings = (config.seed, sampler, steps, config.eta, scales, config.library_size)
         run_id = model.provenance["run_id"]
         parts = (run_id, str(model.best_step), repr(settings), codes, np.empty(0) if sizes is None else sizes)
@@ -100,7 +101,7 @@ class SamplingPlan:
         if sizes is not None and np.ptp(sizes) > 0:
             block = BLOCK_OF_DEPTHS
         batch_size = config.batch_size
-        if batch_size is None:  # equal ones, so that threads and devices end together
+        if batch_size is None:  # equal batches, so that threads and devices finish together
             most = default_batch_size(model.config.model, model.codec.dim, kind)
             batch_size = math.ceil(len(codes) / math.ceil(len(codes) / most))
             batch_size = block * math.ceil(batch_size / block)
@@ -108,7 +109,7 @@ class SamplingPlan:
         return cls(request, config.model_copy(update=settled), steps, guidance, block)
 
     def requests(self, codes: np.ndarray, sizes: np.ndarray | None) -> list[BatchRequest]:
-        """A batch each, of cells with codes (n, K) and library sizes (n,), in the order in which they are drawn."""
+        """Split cells, in the order of drawing, into batches. `codes` (n, K) and `sizes` (n,) are theirs."""
         assert self.config.batch_size is not None
         step = self.block * max(1, self.config.batch_size // self.block)
         parts = [slice(start, start + step) for start in range(0, len(codes), step)]
@@ -118,7 +119,7 @@ class SamplingPlan:
 
 
 def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
-    """Network calls per cell that the configuration comes to for a run with T steps."""
+    """Return the number of network calls per cell for a run with T = `num_train_timesteps`."""
     if config.sampler == "ddpm":
         return num_train_timesteps
     if config.speedup:
@@ -131,9 +132,9 @@ def steps_of(config: SampleConfig, num_train_timesteps: int) -> int:
 
 
 def guidance_of(model: TrainedModel, config: SampleConfig) -> float | list[float]:
-    """The guidance scale of all columns together, or of each of the K columns.
+    """Return the guidance scale of all columns together, or of each of the K columns.
 
-    Raises ConfigError for a run that cannot be guided, DataError for a column that it does not have.
+    Raises ConfigError if the run does not support guidance, and DataError for a column that the run does not have.
     """
     scales = config.cfg_scale if isinstance(config.cfg_scale, dict) else {"": config.cfg_scale}
     guided = any(scale != 1 for scale in scales.values())
@@ -150,11 +151,11 @@ def guidance_of(model: TrainedModel, config: SampleConfig) -> float | list[float
 
 
 def batches_at_once(batches: int) -> tuple[int, int]:
-    """How many batches to draw at once on a CPU, and with how many threads each.
+    """Return how many batches to draw at the same time on a CPU, and the number of threads of each.
 
-    One thread a batch, where there are batches enough, is up to twice as fast as all threads for each batch in turn,
-    which wait for one another. The numbers do not depend on the number of processes: sums differ in their last bits
-    with the number of threads.
+    With enough batches, one thread per batch is up to twice as fast as all threads on one batch after another, because
+    threads wait for one another. The result must not depend on the number of processes: the last bits of sums depend
+    on the number of threads.
     """
     cores = torch.get_num_threads()
     at_once = min(batches, cores, MOST_AT_ONCE)
@@ -162,6 +163,6 @@ def batches_at_once(batches: int) -> tuple[int, int]:
 
 
 def default_batch_size(model: ModelConfig, dim: int, accelerator: str) -> int:
-    """Cells at once so that a layer's activations stay within a fixed share of memory."""
+    """Return the batch size at which the activations of a layer stay within a fixed amount of memory."""
     budget = 2**21 if accelerator == "cpu" else 2**28
     return max(8, min(4096, budget // (8 * model.layer_size(dim))))

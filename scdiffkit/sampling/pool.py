@@ -1,8 +1,8 @@
-"""Jobs shared out to threads and to processes, and their results in order. Knows nothing of cells.
+"""A pool of threads or worker processes that runs jobs and returns their results in order. It is not about cells.
 
-A process is a program of its own that is told over its pipes what to do, rather than one of `multiprocessing`, which
-would run the user's script once more in each: so this works from any script, a notebook, a terminal and R. Ctrl-C
-reaches the parent alone, which ends its workers; a worker whose parent is gone ends too.
+A worker process is a separate program that receives jobs over its pipes. `multiprocessing` would run the user's script
+again in each process; this works from any script, a notebook, a terminal and R. Ctrl-C reaches only the parent, which
+stops its workers. A worker also exits if its parent is gone.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ import torch
 
 from scdiffkit.errors import RunError, ScdiffError
 
-AHEAD = 2  # results a thread may be ahead of the one that takes them
+AHEAD = 2  # jobs under way per thread, including results not taken yet
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from scdiffkit.sampling.pool import worker_main; worker_main()"
 )
 log = logging.getLogger("scdiffkit")
 
-LogMessage = tuple[int, str] | tuple[type[Warning], str]  # a log line with its level, or a warning
+LogMessage = tuple[int, str] | tuple[type[Warning], str]  # a level and a log message, or a category and a warning
 
 
 class Worker(Protocol):
-    """What takes jobs: `slots` at a time, each on a thread of its own."""
+    """A worker that runs `slots` jobs at a time, each on its own thread."""
 
     slots: int
-    said: collections.deque[LogMessage]  # what is to be passed on
+    said: collections.deque[LogMessage]  # messages that the parent has yet to log
 
     def submit(self, job: Any) -> Future[Any]: ...
     def close(self) -> None: ...
 
 
 def map_ordered(members: Sequence[Worker], jobs: Iterable[Any], interrupted: threading.Event) -> Generator[Any]:
-    """The result of each job, in order; a few are worked at ahead of it. Raises the first error, once it is known.
+    """Yield the result of each job in order, while the workers process the next ones. Raises the first error at once.
 
-    What the members say is passed on from the thread that takes the results; what several say, once. KeyboardInterrupt
-    when the event is set.
+    Log messages and warnings of the workers are emitted in the thread that takes the results, repeated ones once.
+    Raises KeyboardInterrupt if the event is set.
     """
     changed = threading.Event()
     under_way: collections.deque[tuple[Worker, Future[Any]]] = collections.deque()
@@ -85,7 +85,7 @@ def map_ordered(members: Sequence[Worker], jobs: Iterable[Any], interrupted: thr
                 under_way.popleft()
                 loads[id(member)] -= 1
                 return future.result()
-            changed.wait(0.5)  # not for ever: Ctrl-C is noticed, and logs are passed on
+            changed.wait(0.5)  # a timeout, to notice Ctrl-C and emit messages
 
     for job in jobs:
         if len(under_way) == sum(AHEAD * member.slots for member in members):
@@ -101,7 +101,7 @@ def map_ordered(members: Sequence[Worker], jobs: Iterable[Any], interrupted: thr
 
 
 class Threads:
-    """work(job) on threads of this process, each with so many threads of torch; None: as many as there are."""
+    """A worker that runs work(job) on threads of this process. `torch_threads`, if given, is torch's number in each."""
 
     def __init__(
         self, work: Callable[[Any], Any], slots: int, torch_threads: int | None, stop: Callable[[], None]
@@ -116,13 +116,13 @@ class Threads:
     def close(self) -> None:
         self._stop()
         self._executor.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(torch.get_num_threads())  # this thread's own number again for threads to come
+        torch.set_num_threads(torch.get_num_threads())  # restore torch's number of threads for new threads
 
 
 class Process:
-    """A worker process: make(*arguments) once, and what that returns for each job, on so many threads.
+    """A worker process that calls make(*arguments) once and the returned function on each job, on `slots` threads.
 
-    make is a function that can be imported. name is what messages call the process.
+    `make` must be importable. `name` is the name of the process in messages.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Process:
         self._number = 0
         self._broken: BaseException | None = None
         executable = os.fsdecode(multiprocessing.spawn.get_executable() or "")
-        apart: dict[str, Any] = {"process_group": 0}  # Ctrl-C in the terminal is not for it
+        apart: dict[str, Any] = {"process_group": 0}  # a terminal's Ctrl-C does not reach it
         if sys.platform == "win32":
             apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         try:
@@ -157,11 +157,11 @@ class Process:
             self._waiting[number] = future
         self._send((number, job))
         if self._broken:
-            self._fail(self._broken)  # the listener may have ended before this job was there
+            self._fail(self._broken)  # the listener may have ended before this job was registered
         return future
 
     def close(self) -> None:
-        """It holds nothing that must be saved."""
+        """Kill the process, which has nothing to save."""
         self._process.kill()
         self._process.wait()
         self._listener.join()
@@ -169,7 +169,7 @@ class Process:
             self._to.close()
 
     def _send(self, message: Any) -> None:
-        with suppress(OSError):  # a worker that is gone: the listener says so
+        with suppress(OSError):  # the listener reports a worker that is gone
             pickle.dump(message, self._to)
             self._to.flush()
 
@@ -190,7 +190,7 @@ class Process:
                             future.set_result(value)
                         else:
                             future.set_exception(value)
-            except Exception:  # the end, or half an answer
+            except Exception:  # end of file, or a truncated answer
                 self._fail(self._broken or RunError(self._exit_message(self._process.wait())))
 
     def _fail(self, error: BaseException) -> None:
@@ -211,9 +211,9 @@ class Process:
 
 
 def worker_main() -> None:
-    """What a worker process does: see Process. Ends when its parent closes the pipe, or is gone."""
+    """Run a worker process, see Process. It exits when its parent closes the pipe or is gone."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between answers
+    os.dup2(2, 1)  # stdout carries the answers: send what libraries print to stderr
     questions = sys.stdin.buffer
     lock = threading.Lock()
 
@@ -241,7 +241,7 @@ def worker_main() -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of imports, which the parent has had
+            warnings.simplefilter("ignore")  # the parent has already shown the warnings of imports
             make, arguments, slots, torch_threads, level = pickle.load(questions)
         log.addHandler(Telling())
         log.propagate = False
@@ -258,18 +258,18 @@ def worker_main() -> None:
         try:
             number, job = pickle.load(questions)
         except EOFError:
-            os._exit(0)  # at once: nobody waits for what is under way
+            os._exit(0)  # exit at once: nobody waits for running jobs
         executor.submit(answer, number, lambda job=job: work(job))  # type: ignore[misc]
 
 
 def _use(torch_threads: int | None) -> None:
-    """Let torch work on so many threads where it is called from this thread."""
+    """Set torch's number of threads in this thread, unless it is None."""
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
 
 
 def _portable(error: BaseException) -> BaseException:
-    """What a parent can raise: errors that a user can act on as they are, others in words."""
+    """Return an error that the parent can raise: a ScdiffError unchanged, any other as a RunError with its message."""
     if isinstance(error, ScdiffError):
         return error
     log.debug("%s", "".join(traceback.format_exception(error)))

@@ -1,4 +1,4 @@
-"""What draws the cells of a batch, on one device."""
+"""Draw the cells of a batch on one device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("scdiffkit")
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells as they leave the codec: X log-normalised, counts raw integers, both CSR (B, G); obs (B rows)."""
+    """A batch of decoded cells: X (log-normalised) and counts (raw integers) are CSR (B, G), obs has B rows."""
 
     X: sparse.csr_matrix
     counts: sparse.csr_matrix
@@ -37,10 +37,10 @@ class Batch:
 
 
 class BatchSampler:
-    """Draws batches of a run's cells on one device, from several threads."""
+    """Draws batches of cells from a run on one device. Several threads may call it."""
 
     def __init__(self, model: TrainedModel | Run, plan: SamplingPlan, device: str) -> None:
-        """model: a Run in another process, which reads it for itself."""
+        """Load the model. In a worker process, `model` is a Run, which is read from disk."""
         model = model.load() if isinstance(model, Run) else model
         self.plan = plan
         self.device, self.precision = device_of(device), plan.config.precision
@@ -67,7 +67,7 @@ class BatchSampler:
         return Batch(X, raw.astype(np.int32), obs)
 
     def _drawn(self, job: BatchRequest) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Raw counts (B, G) and library sizes (B,)."""
+        """Draw raw counts (B, G) and library sizes (B,)."""
         device = self.device
         generators = [torch.Generator(device).manual_seed(self.plan.request.seed_of_block(i)) for i, _ in job.blocks]
         codes = torch.from_numpy(job.codes).to(device)
@@ -92,8 +92,7 @@ class BatchSampler:
 
 
 class _Network(nn.Module):
-    """A network as sampling calls it: at most so many cells at once, fewer where memory does not hold them, and no
-    longer once stopped."""
+    """A network that evaluates at most `most` cells at once, fewer if memory runs out, and can be stopped."""
 
     def __init__(self, network: nn.Module, most: int | None = None) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ class _Network(nn.Module):
             except torch.OutOfMemoryError:
                 if most == 1:
                     raise
-            # The noise was drawn for the whole batch, so that the cells are the same.
+            # The noise is drawn for the whole batch, so smaller parts give the same cells.
             self.most = most // 2
             log.info("memory does not hold %d cells at once: the network goes over %d at a time", most, self.most)
             if x_t.is_cuda:
@@ -120,7 +119,7 @@ class _Network(nn.Module):
 
 
 def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
-    """Dense counts (B, G) on the CPU as CSR; torch finds what is not zero several times as fast as scipy."""
+    """Convert dense counts (B, G) on the CPU to CSR; torch finds nonzeros several times as fast as scipy."""
     row, column = counts.nonzero(as_tuple=True)
     starts = F.pad(torch.bincount(row, minlength=len(counts)).cumsum(0), (1, 0))
     arrays = (counts[row, column], column.to(torch.int32), starts.to(torch.int32))
@@ -128,9 +127,9 @@ def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
 
 
 def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Library sizes (B,) dealt anew among cells with the same codes (B, K): the deepest to the deepest as drawn (B,).
+    """Permute library sizes (B,) among cells with equal codes (B, K) so that they rank as the sizes `drawn` (B,) do.
 
-    What a cell holds goes with its depth: a small cell given a large one's depth would be no real cell.
+    The content of a cell depends on its library size: a cell drawn as small would be unrealistic at a large size.
     """
     _, combination = torch.unique(F.pad(codes, (0, 1)), dim=0, return_inverse=True)  # torch refuses K = 0
     by_size, by_drawn = (_sorted_within(values, combination) for values in (sizes, drawn))
@@ -138,7 +137,7 @@ def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) 
 
 
 def _sorted_within(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Places of values (B,) in order of their group (B,), and within a group of their size."""
+    """Return the indices that sort `values` (B,) by `group` (B,), and by value within a group."""
     by_value = values.argsort(stable=True)
     return by_value[group[by_value].argsort(stable=True)]
 
@@ -150,7 +149,7 @@ def _diffuse(
     plan: SamplingPlan,
     noise: Callable[[Tensor], Tensor],
 ) -> torch.Tensor:
-    """x0 (B, D) for codes (B, K), from fresh noise."""
+    """Sample x0 (B, D) for codes (B, K) from new noise."""
     x = noise(torch.empty(len(codes), dim, device=codes.device))
     conditions = codes if codes.shape[1] else None
     if plan.config.sampler == "ddpm":

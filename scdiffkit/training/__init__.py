@@ -1,1 +1,1 @@
-"""Training: cells in, a run out."""
+"""Training: fit a codec and a diffusion model to cells and save them as a run."""

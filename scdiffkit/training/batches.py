@@ -1,4 +1,4 @@
-"""The batches of training: cells, noise and steps of diffusion, made ahead of their use."""
+"""The batches of training: encoded cells, conditions, timesteps and noise, prefetched by a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scdiffkit.training.step import Batch
 def batches(
     steps: Iterable[int], vectors: EncodedCells, denoiser: Denoiser, run_config: RunConfig, group: ProcessGroup
 ) -> Iterator[tuple[int, Batch]]:
-    """Each step with its batch, made by one thread alone: more than there are cores would all wait asleep."""
+    """Yield each step with its batch. torch gets one thread here, so that there are no more threads than cores."""
     torch.set_num_threads(1)
     for step in steps:
         yield step, one_batch(step, vectors, denoiser, run_config, group)
@@ -27,7 +27,7 @@ def batches(
 
 @contextlib.contextmanager
 def threads_for_all() -> Iterator[None]:
-    """After the block, threads to come have as many of torch's as this one has, whatever others were told within."""
+    """Restore torch's number of threads for new threads after the block, in which `batches` sets it to 1."""
     try:
         yield
     finally:
@@ -37,10 +37,10 @@ def threads_for_all() -> Iterator[None]:
 def one_batch(
     step: int, vectors: EncodedCells, denoiser: Denoiser, run_config: RunConfig, group: ProcessGroup
 ) -> Batch:
-    """x0 (b, D), conditions (b, K), t (b,) and eps (b, D) of this process's cells of a step.
+    """Return x0 (b, D), conditions (b, K), t (b,) and eps (b, D) of this process's share of a step's batch.
 
-    Every random number follows from (seed, step) and the whole batch: a resumed run repeats an uninterrupted one, and
-    several processes train as one.
+    All random numbers depend only on (seed, step) and the whole batch. A resumed run therefore equals an uninterrupted
+    one, and training in several processes equals training in one.
     """
     c, device = run_config.train, group.fabric.device
     generator = torch.Generator(device=device)

@@ -1,4 +1,4 @@
-"""The cells of a training, read and prepared."""
+"""Read and preprocess the training cells."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger("scdiffkit")
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The cells of a training, prepared.
+    """The preprocessed cells of a training.
 
-    train_rows, val_rows: places among the cells. var: of the codec's genes. known: what a run records of all cells that
-    it was given, those left out included. source: where they came from, in words; None: memory.
+    `train_rows` and `val_rows` index `cells`. `var` is the table of the codec's genes. `known` is what the run records
+    of all given cells, including held-out ones. `source` names the files of the cells, None if they were in memory.
     """
 
     cells: TrainingCells
@@ -49,11 +49,11 @@ class TrainingSet:
         return self.source.split(", ") if self.source else []
 
     def fingerprint(self, run_config: RunConfig) -> str:
-        """Of the cells and of how they were prepared: a run is resumed with the same."""
+        """Return a hash of the cells and their preprocessing. A run is resumed only with the same hash."""
         return fingerprint("\n".join(self.genes), self._settings(run_config), repr(self.known))
 
     def older_fingerprints(self, run_config: RunConfig) -> list[str]:
-        """What older versions gave runs: before cells could be held out, and before they could stay in files."""
+        """Return the hashes of older versions: before cells could be held out, and before they could stay on disk."""
         genes, settings, cells = "\n".join(self.genes), self._settings(run_config), self.cells
         found = [fingerprint(genes, settings, cells.digest())]
         if cells.on_disk:
@@ -71,10 +71,10 @@ class TrainingSet:
 def read_training_set(
     data: CellsLike, run_config: RunConfig, explicit: set[str], memory: str | float
 ) -> tuple[TrainingSet, RunConfig]:
-    """Read and prepare the cells; the configuration says how they were prepared then."""
+    """Read and preprocess the cells. The returned configuration holds the preprocessing that was applied to them."""
     source, loaded = open_cells(data, memory)
     prepared, run_config, known = _prepare(loaded, run_config, explicit)
-    del loaded  # and with it the names of all cells
+    del loaded  # frees the names of all cells
     highly_variable = run_config.codec.highly_variable
     conditions = Conditions.of(prepared.obs, run_config.conditions, prepared.uns)
     cells = TrainingCells.of(prepared, conditions, highly_variable=highly_variable)
@@ -86,10 +86,10 @@ def read_training_set(
 def _prepare(
     cells: AnnData | Backed | Mapping[str, AnnData | Backed], run_config: RunConfig, explicit: set[str]
 ) -> tuple[Prepared, RunConfig, TrainingData]:
-    """The cells to train and to validate with: prepared ones as they are, raw ones prepared with the configuration;
-    those to be held out are left out before. And what identifies all of them.
+    """Drop the held-out cells and preprocess the rest, unless the cells are preprocessed already.
 
-    explicit: the preprocessing options that were asked for; prepared cells must have been prepared so.
+    Also returns the configuration with the preprocessing of the cells, and what identifies all given cells. `explicit`
+    are the preprocessing options that the user gave; ConfigError if preprocessed cells were prepared with other values.
     """
     c = run_config.train
     wanted = [*run_config.conditions, run_config.preprocess.batch_key, c.holdout_by]
@@ -103,7 +103,7 @@ def _prepare(
         cells = with_columns(cells, wanted)
 
     def training_data(of: RawCells | Prepared, config: PreprocessConfig) -> TrainingData:
-        """To be asked of all cells."""
+        """Describe all cells, so call this before the held-out ones are dropped."""
         if c.holdout_by is not None and c.holdout_by not in of.obs:
             raise DataError(
                 f"--holdout-by: there is no obs column {c.holdout_by!r}; {did_you_mean(c.holdout_by, of.obs.columns)}"
@@ -150,9 +150,10 @@ def _prepare(
 
 
 def _left_to_train_on(obs: pd.DataFrame, of_all: TrainingData) -> np.ndarray:
-    """The rows of obs that are not held out.
+    """Return the rows of obs that are not held out.
 
-    Raises DataError where whole groups are held out (`holdout_by`) and a condition has one value left.
+    Warns if holding out whole groups (`holdout_by`) removes all cells of a category. Raises DataError if a condition is
+    left with one category.
     """
     held = of_all.held_out(obs)
     rows = np.flatnonzero(~held)

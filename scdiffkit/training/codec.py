@@ -1,4 +1,4 @@
-"""The first stage of training: the codec is fitted, and its own losses are measured."""
+"""The first stage of training: fit the codec and measure how much it loses by itself."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger("scdiffkit")
 MIN_CELLS_FOR_AUC = 50
 MAX_CELLS_FOR_AUC = 1000
 AUC_DRAWS = 3
-# at most, of what is left of --max-time at their beginning
+# Upper limits, as shares of the time that --max-time leaves when fitting or checking the codec begins.
 CODEC_SHARE_OF_TIME = 0.5
 CHECK_SHARE_OF_TIME = 0.25
-SECONDS_OF_A_DRAW = 5.0  # that checking the codec takes on two cores
+SECONDS_OF_A_DRAW = 5.0  # time of one draw of the codec check on two cores
 
 
 def fit_codec(
@@ -41,7 +41,7 @@ def fit_codec(
     deadline: float,
     on_progress: Callable[[TrainStatus], None] | None,
 ) -> dict[str, int] | None:
-    """Fit the codec, in at most its share of the time left; steps done and planned where that ended it early."""
+    """Fit the codec within its share of the time left. Returns the steps done and planned if time ran out."""
     begun = time.monotonic()
     until = begun + CODEC_SHARE_OF_TIME * (deadline - begun)
     cut_short: dict[str, int] | None = None
@@ -64,12 +64,13 @@ def fit_codec(
 def codec_auc(
     codec: Codec, cells: TrainingCells, rows: np.ndarray, val_rows: np.ndarray, seed: int, until: float = math.inf
 ) -> dict[str, float] | None:
-    """AUC of a random forest that tells decoded from other real cells: what diffusion can hope to reach.
+    """Measure how well a random forest separates decoded cells from real ones (AUC).
 
-    held_out and training: held-out and training cells encoded and decoded; real_reference: held-out cells as they are.
-    All against the same further training cells, mean over AUC_DRAWS choices of these. standard_error: of the figures,
-    by chance alone. until: when to be done, on the monotonic clock, with fewer draws or none. None with too few cells
-    held out for the figures to mean anything.
+    Diffusion can hardly do better than the codec. The result has the keys `held_out` and `training` (held-out and
+    training cells, encoded and decoded), `real_reference` (held-out cells unchanged) and `standard_error` (of each AUC,
+    by chance alone). All three AUCs are against the same further training cells, averaged over AUC_DRAWS choices of
+    these. `until` is a deadline on the monotonic clock, which may leave fewer draws or none. Returns None without a
+    draw, or with too few held-out cells for a meaningful AUC.
     """
     if len(val_rows) < MIN_CELLS_FOR_AUC or time.monotonic() + SECONDS_OF_A_DRAW > until:
         return None
@@ -82,7 +83,7 @@ def codec_auc(
         held_out, seen = np.sort(rng.choice(val_rows, n, replace=False)), np.sort(places[:n])
         draws.append((held_out, rows[seen], None if folds is None else folds[seen], rows[places[n:]]))
     known = np.unique(np.concatenate([at for held_out, seen, _, other in draws for at in (held_out, seen, other)]))
-    cells = cells.take(known)  # once, and in order: a file gives cells here and there but slowly
+    cells = cells.take(known)  # one ordered read: random access to a file is slow
 
     def decoded(at: np.ndarray, fold: np.ndarray | None = None) -> sparse.csr_matrix:
         counts, size, codes = cells.batch(np.searchsorted(known, at))
@@ -102,7 +103,7 @@ def codec_auc(
         sides = {"held_out": decoded(held_out), "training": decoded(seen, fold), "real_reference": real(held_out)}
         for name, side in sides.items():
             aucs.setdefault(name, []).append(rf_auc(*in_space("pca", real(other), side)))
-    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # of one AUC of like cells (Mann & Whitney 1947)
+    standard_error = math.sqrt((2 * n + 1) / (12 * n * n))  # if nothing differs (Mann & Whitney 1947)
     return {name: round(float(np.mean(values)), 4) for name, values in aucs.items()} | {
         "standard_error": round(standard_error, 4)
     }

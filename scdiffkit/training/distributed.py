@@ -1,7 +1,7 @@
-"""The processes that train together, on one machine or several: who they are and how they start.
+"""Distributed training on one machine or several: how ranks are started and how they communicate.
 
-One process a device. Under torchrun or SLURM's srun they are started from outside, each running the same command; else
-the first process starts the others on its own machine when there is something for them to do.
+There is one process per device. torchrun and SLURM's srun start all ranks with the same command. Otherwise rank 0
+starts the other ranks on its machine once the data are prepared.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from scdiffkit.runtime.device import PRECISIONS, accelerator_of, log_device, mak
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-LOST_AFTER = timedelta(seconds=50)  # without a word from another process, in the middle of a step
-PATIENCE = timedelta(hours=1)  # while the first process validates, or saves to a slow disk
-LONG = timedelta(days=30)  # while it prepares the data
-READY = b"ready\n"  # what a helper says when it is
+LOST_AFTER = timedelta(seconds=50)  # timeout within a step
+PATIENCE = timedelta(hours=1)  # timeout while rank 0 validates, or saves to a slow disk
+LONG = timedelta(days=30)  # timeout while rank 0 prepares the data
+READY = b"ready\n"  # a spawned rank prints this once its imports are done
 log = logging.getLogger("scdiffkit")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together; rank 0 prepares, reports and saves."""
+    """This process within its process group. Rank 0 prepares the data, reports progress and saves checkpoints."""
 
     fabric: Fabric
     rank: int = 0
@@ -49,7 +49,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, once it has one."""
+        """Wait for rank 0 and return its value."""
         if self.size == 1:
             return value
         values = [value]
@@ -58,7 +58,7 @@ class ProcessGroup:
         return values[0]
 
     def any_stop(self, stop: bool) -> bool:
-        """Whether a process wants to stop, once all ask."""
+        """Wait for all ranks to call this, and return whether any of them passed True."""
         if self.size == 1:
             return stop
         flag = torch.tensor([stop], dtype=torch.uint8)
@@ -70,30 +70,30 @@ _groups: dict[timedelta, Any] = {}
 
 
 def _group(timeout: timedelta) -> Any:
-    """All processes, on the CPU: where one may keep the others waiting, and one that ends is noticed at once."""
+    """Return a CPU (gloo) group of all ranks, which may wait for `timeout` but notice at once if a rank ends."""
     if timeout not in _groups:
         _groups[timeout] = dist.new_group(backend="gloo", timeout=timeout)
     return _groups[timeout]
 
 
 def launcher() -> Literal["torchrun", "srun"] | None:
-    """What started this process as one of several."""
+    """Return the launcher that started this process as one of several, if any."""
     if not any(name.startswith(("SLURM_", "LOCAL_RANK")) for name in os.environ):
-        return None  # and nothing to import
+        return None  # without the slow import
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         return "torchrun"
-    # Of the step, which only srun sets: a batch script that runs the command itself has SLURM_NTASKS, too.
+    # Only srun sets the variable of the step; SLURM_NTASKS is also set in a batch script that does not use srun.
     if SLURMEnvironment.detect() and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return "srun"
     return None
 
 
 def world_size_from_environment(devices: int = 1, num_nodes: int = 1) -> int:
-    """How many processes torchrun or srun started for this training; 0: none but this one.
+    """Return the number of processes that torchrun or srun started for this training, or 0 without a launcher.
 
-    Raises ConfigError when that is another number than was asked for.
+    Raises ConfigError if `devices` x `num_nodes` asks for another number.
     """
     asked = devices * num_nodes
     if launcher() == "torchrun":
@@ -124,14 +124,14 @@ def world_size_from_environment(devices: int = 1, num_nodes: int = 1) -> int:
 
 
 def is_main_process(devices: int = 1, num_nodes: int = 1) -> bool:
-    """Whether this process is the first, or the only one, of those that train together."""
+    """Return whether this process is rank 0 or the only process."""
     if not world_size_from_environment(devices, num_nodes):
         return True
     return os.environ["RANK" if launcher() == "torchrun" else "SLURM_PROCID"] == "0"
 
 
 def init_process_group(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> ProcessGroup:
-    """The process group, joined by every process that calls this. Raises ConfigError for devices that are not there."""
+    """Join the process group; every rank calls this. Raises ConfigError for devices that do not exist."""
     size = world_size_from_environment(devices, num_nodes)
     if not size and devices == 1:
         return ProcessGroup(make_fabric(device, precision))
@@ -152,7 +152,7 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
     precision = precision_of(device, precision)
     strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice for cluster users
+        warnings.simplefilter("ignore")  # hides advice for cluster users
         try:
             fabric = Fabric(
                 accelerator=accelerator,
@@ -167,7 +167,7 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
     with failing_together():
         fabric.launch()
         for timeout in (PATIENCE, LONG):
-            _group(timeout)  # made by all at the same time
+            _group(timeout)  # a collective call
     group = ProcessGroup(fabric, fabric.global_rank, fabric.world_size)
     if group.is_main:
         log_device(accelerator, fabric.device, precision)
@@ -177,9 +177,9 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
 
 @contextlib.contextmanager
 def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
-    """Starts ranks 1..devices-1 on this machine, and makes this process rank 0.
+    """Start ranks 1..devices-1 on this machine and make this process rank 0.
 
-    Within the block the environment names the group; afterwards the other ranks are gone.
+    The environment variables of the group are set within the block. On exit the other ranks are ended.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -192,7 +192,7 @@ def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
         "MASTER_PORT": str(port),
         "GROUP_RANK": "0",
     }
-    before = dict(os.environ)  # Fabric adds to it, too: the number of threads
+    before = dict(os.environ)  # Fabric also changes it (number of threads)
     of_torch = torch.get_num_threads()
     others: list[subprocess.Popen[bytes]] = []
     executable = os.fsdecode(multiprocessing.spawn.get_executable() or sys.executable)  # inside R, sys.executable is R
@@ -200,7 +200,7 @@ def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
         for rank in range(1, devices):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
             environment = {**os.environ, **shared, **own, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            # A session of its own: Ctrl-C goes to the first process alone, which tells the others.
+            # In a new session, Ctrl-C reaches rank 0 only, which stops the others.
             others.append(
                 subprocess.Popen(
                     [executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -209,7 +209,7 @@ def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
             )  # fmt: skip
         for rank, other in enumerate(others, start=1):
             assert other.stdout
-            if not any(line == READY for line in other.stdout):  # imports may take long
+            if not any(line == READY for line in other.stdout):  # no timeout: imports may take long
                 raise RunError(
                     f"Process {rank} of {devices} could not start (exit code {other.wait()}); what it said is above. "
                     "Give --devices 1."
@@ -233,16 +233,16 @@ def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Closes the connections to the others, who thereby know."""
+    """Leave the process group. The other ranks notice the closed connections."""
     _groups.clear()
     if dist.is_initialized():
-        with contextlib.suppress(Exception):  # of a group that is broken already
+        with contextlib.suppress(Exception):  # the group may be broken already
             dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """A process that is lost, as a RunError."""
+    """Raise RunError if another rank is lost."""
     try:
         yield
     except RuntimeError as e:

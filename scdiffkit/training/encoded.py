@@ -1,4 +1,4 @@
-"""What diffusion trains on: x0 of the training cells, in memory or memory-mapped from a folder of plain arrays."""
+"""The encoded training cells (x0), on which diffusion trains: in memory, or memory-mapped from cached arrays."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from scdiffkit.io.atomic import writing
 
 Values = Tensor | np.ndarray
 COMPLETE = "vectors.json"
-SHARE_OF_GPU = 0.2  # of a GPU's free memory, at most, for the x0 of all cells
-BYTES_ON_CPU = 1 << 28  # for the same: they take many times as much as the counts they come of
+SHARE_OF_GPU = 0.2  # largest share of a GPU's free memory for x0 of all cells
+BYTES_ON_CPU = 1 << 28  # the limit on a CPU: x0 are many times as large as the counts
 CELLS_AT_ONCE = 1024
 log = logging.getLogger("scdiffkit")
 
 
 class EncodedCells(Protocol):
-    """x0 and condition codes of the n training cells."""
+    """The x0 and condition codes of the n training cells."""
 
     def __len__(self) -> int: ...
 
     def batch(self, places: np.ndarray, mine: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x0 of the cells at `places[mine]`, and the codes (B, K) of those at all `places` (B,).
+        """Return x0 of the cells at `places[mine]`, and the condition codes (B, K) at all `places` (B,).
 
-        Random numbers are drawn for all places, so that a batch is the same however many processes share it.
+        Random numbers are drawn for all places, so a batch does not depend on the number of processes that share it.
         """
         ...
 
 
 class Posteriors:
-    """Each cell's posterior, computed once; every step draws from it anew.
+    """The posterior of each cell, computed once. Every batch draws new samples from it.
 
-    mean, deviation: (n, D), codes: (n, K); tensors, or arrays in files. deviation None: x0 is the mean.
+    `mean` and `deviation` are (n, D), `codes` (n, K), as tensors or memory-mapped arrays. Without a deviation, x0 is
+    the mean.
     """
 
     def __init__(self, mean: Values, deviation: Values | None, codes: Values, device: torch.device) -> None:
@@ -67,7 +68,7 @@ class Posteriors:
 
 
 class EncodedOnDemand:
-    """Of a codec whose x0 are as long as a cell has genes: each batch is encoded when it is wanted."""
+    """Cells that are encoded batch by batch, for a codec whose x0 has one value per gene."""
 
     def __init__(self, codec: Codec, cells: TrainingCells, rows: np.ndarray | None, device: torch.device) -> None:
         self.codec, self.cells, self.device = codec, cells, device
@@ -80,7 +81,7 @@ class EncodedOnDemand:
         return self._encoded(places[mine]), to_device(self.cells.codes[self.rows[places]], self.device)
 
     def at_once(self) -> Tensor:
-        """x0 (n, D) of all cells."""
+        """Return x0 (n, D) of all cells."""
         x0 = torch.empty(len(self), self.codec.dim, device=self.device)
         for places in np.split(np.arange(len(self)), range(CELLS_AT_ONCE, len(self), CELLS_AT_ONCE)):
             x0[places[0] : places[-1] + 1] = self._encoded(places)
@@ -92,12 +93,12 @@ class EncodedOnDemand:
 
 
 def in_memory(codec: Codec, cells: TrainingCells, rows: np.ndarray, device: torch.device) -> EncodedCells:
-    """The vectors of the training cells `rows`; encoded once for all, where the device has ample room for them."""
+    """Encode the training cells `rows` once, if the device has ample memory for all; else batch by batch."""
     codes = to_device(cells.codes[rows], device)
     if not codec.compact:
         encoded, room = EncodedOnDemand(codec, cells, rows, device), float(BYTES_ON_CPU)
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # what an earlier training took is free, too
+            torch.cuda.empty_cache()  # count memory that an earlier training cached as free
             room = SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
         if 4 * len(rows) * codec.dim > room:
             return encoded
@@ -108,9 +109,9 @@ def in_memory(codec: Codec, cells: TrainingCells, rows: np.ndarray, device: torc
 
 
 def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, device: torch.device) -> None:
-    """The same as files in `folder`, which is there when they are complete; memory does not grow with the cells.
+    """Cache the encoded training cells in `folder`, in constant memory. The folder appears once it is complete.
 
-    Raises FileError when they cannot be written, and leaves nothing behind.
+    Raises FileError, and leaves no files, if they cannot be written.
     """
     n = len(rows)
     remove(folder)
@@ -141,7 +142,7 @@ def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, de
 
 
 def open_written(codec: Codec, folder: Path, device: torch.device) -> EncodedCells:
-    """What `write` wrote, read when asked for."""
+    """Open the cache of `write`; cells are read from it batch by batch."""
     about = json.loads((folder / COMPLETE).read_text())
     codes = np.load(folder / "codes.npy")
     if codec.compact:
@@ -153,12 +154,12 @@ def open_written(codec: Codec, folder: Path, device: torch.device) -> EncodedCel
 
 
 def is_cached(folder: Path) -> bool:
-    """Whether all that `write` writes is there."""
+    """Return whether the cache of `write` is complete."""
     return (folder / COMPLETE).exists()
 
 
 def remove(folder: Path) -> None:
-    """What `write` wrote, and what it left when its process was killed; what cannot be removed is not complete."""
+    """Delete the cache and temporary files of killed processes. Files that cannot be deleted count as incomplete."""
     (folder / COMPLETE).unlink(missing_ok=True)
     for path in [folder, *folder.parent.glob(f".*-{folder.name}")]:
         shutil.rmtree(path, ignore_errors=True)
@@ -166,7 +167,7 @@ def remove(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _MappedCSR:
-    """Counts (n, genes) of which some rows are read; scipy would read all places of genes to give some rows."""
+    """A memory-mapped CSR matrix (n, genes) of counts that reads only the rows asked for; scipy reads all indices."""
 
     data: np.ndarray
     indices: np.ndarray
@@ -186,7 +187,7 @@ class _MappedCSR:
 
 
 def _rows(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Some rows; the pages of a memory map are given back, or the process would come to hold the whole file."""
+    """Return some rows and release the pages of a memory map, which would otherwise fill memory with the whole file."""
     rows = values[places]
     if isinstance(values.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         values.base.madvise(mmap.MADV_DONTNEED)
@@ -198,7 +199,7 @@ def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
 
 
 class _Array:
-    """A .npy file (float32) that grows by rows, written as a file is: a full disk is an error, not a crash."""
+    """A float32 .npy file that is appended to row by row. A full disk raises an error; a memory map would crash."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._file = path.open("wb")

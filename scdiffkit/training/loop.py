@@ -1,4 +1,4 @@
-"""The training loop of diffusion: from a run as it was made to its last checkpoint, in one process or several."""
+"""The diffusion training loop: it trains a new or resumed run to its last checkpoint, in one process or several."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scdiffkit.training.step import TrainStep, clip, compile_in_place, pays_to_c
 from scdiffkit.training.validation import Validation
 
 log = logging.getLogger("scdiffkit")
-MEET_SELDOM = 20  # steps after which processes on GPUs wait for one another at least: it holds them up
+MEET_SELDOM = 20  # steps between synchronisations of GPU processes at most; more often would slow them down
 
 
 def fit(
@@ -40,24 +40,24 @@ def fit(
     max_time: float | None = None,
     on_progress: Callable[[TrainStatus], None] | None = None,
 ) -> bool:
-    """Train the run's denoiser from its newest checkpoint on, in every process of the group alike; whether to its end.
+    """Train the run's denoiser from its newest checkpoint. Every process of the group calls this.
 
-    What follows is of the first process alone: the held-out loss, what is said and saved, and when to stop (max_time
-    seconds after `started`, on Ctrl-C or SIGTERM, or where the held-out loss falls no longer).
-    Raises RunError when weights are no longer finite, or when another process is lost.
+    Rank 0 alone computes the held-out loss, logs, saves checkpoints and decides when to stop: `max_time` seconds after
+    `started`, on Ctrl-C or SIGTERM, or when the held-out loss stops improving. Returns whether training is finished;
+    other ranks return False. Raises RunError if weights are no longer finite or another process is lost.
 
-    Length: the hot path, and after it what is done between steps, in the order in which it is done.
+    The function is long because it keeps the hot path and the maintenance after each step in order, in one place.
     """
-    torch.manual_seed(run.config().seed)  # the codec's network is the first to be initialised from it
+    torch.manual_seed(run.config().seed)  # also for the codec's network, which `load` initialises first
     trained = run.load()
     c, fabric = trained.config.train, group.fabric
     started = time.monotonic() if started is None else started
     max_steps = steps_planned(c, len(vectors))
     state, train_step, first = _set_up(run, trained, group, max_steps)
     denoiser = state.denoiser
-    n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU works on one while the next is launched
+    n_ahead = 2 if fabric.device.type == "cuda" else 1  # a GPU computes one batch while the next is launched
     steps = prefetch(batches(range(first + 1, max_steps + 1), vectors, denoiser, trained.config, group), n_ahead)
-    watched = validation or None  # None, too, where no cells are held out
+    watched = validation or None  # None if there are no held-out cells
     best, meter = Best(run, first), LossMeter(fabric.device, started)
     last_save, val_loss = time.monotonic(), None
     deadline = math.inf if max_time is None else started + max_time
@@ -73,20 +73,20 @@ def fit(
             state.average(step)
             at_set_step = step % c.val_every_steps == 0 or step == max_steps
             by_step = bool(c.checkpoint_every_steps) and step % (c.checkpoint_every_steps or 1) == 0
-            # The steps at which the others wait for the first, which may validate and save there.
+            # The ranks synchronise at these steps, where rank 0 may validate and save.
             meet = at_set_step or by_step or _meet_anyway(step, group)
             if not group.is_main:
                 if meet and group.any_stop(False):
                     return False
                 continue
 
-            # Validation, at set steps only: where an interrupt falls must not decide which weights are the best.
+            # Validation is at set steps only: an interrupt must not decide which weights are the best.
             stop = stopper.ends(step) and meet
             validated, improved = validation is not None and bool(validation) and at_set_step, False
             if validated and validation is not None:
                 val_loss = round(
                     train_step.without_graph_on_oom(lambda: validation(state.trained)), 6
-                )  # as it is logged
+                )  # rounded as it is logged
                 improved = best.improved(step, val_loss)
             stop = stop or (meet and stopper.converged(step, best))
             # Status
@@ -119,11 +119,11 @@ def fit(
 
 
 def _set_up(run: Run, trained: TrainedModel, group: ProcessGroup, max_steps: int) -> tuple[TrainState, TrainStep, int]:
-    """What is trained, from the newest checkpoint on; how a step is computed; and the step that was reached."""
+    """Return the state (of the newest checkpoint, if any), the training step, and the number of steps already done."""
     c, fabric = trained.config.train, group.fabric
     denoiser = trained.new_denoiser()
     state = TrainState(denoiser, c, average=group.is_main)
-    compile_by_default = c.compile is None and group.size == 1  # machines could decide otherwise, each for itself
+    compile_by_default = c.compile is None and group.size == 1  # several processes could decide differently
     steps_left = max_steps - (run.steps() or [0])[-1]
     compile_by_default = compile_by_default and pays_to_compile(denoiser.network, fabric.device, steps_left)
     compiled = compile_in_place(denoiser) if c.compile or compile_by_default else []
@@ -139,9 +139,9 @@ def _set_up(run: Run, trained: TrainedModel, group: ProcessGroup, max_steps: int
 
 
 def _resume(run: Run, state: TrainState, max_steps: int, *, is_main: bool) -> int:
-    """Load the newest checkpoint, if there is one, and return its step; what was logged after it is forgotten."""
+    """Load the newest checkpoint, if any, return its step, and drop the metrics that were logged after it."""
     first = state.restore(run) if run.steps() else 0
-    if is_main and (first or run.metrics()):  # or killed before its first checkpoint
+    if is_main and (first or run.metrics()):  # metrics without a checkpoint: the run was killed early
         run.forget_metrics_after(first)
         if first:
             log.info("resumed at step %d of %d", first, max_steps)
@@ -153,12 +153,12 @@ def _meet_anyway(step: int, group: ProcessGroup) -> bool:
 
 
 def steps_planned(c: TrainConfig, cells: int) -> int:
-    """Steps of a whole training on so many cells."""
+    """Return the number of steps of a complete training on `cells` cells."""
     return c.max_steps or math.ceil((c.max_epochs or 1) * cells / c.batch_size)
 
 
 def run_rank(group: ProcessGroup) -> Run:
-    """Train as another rank than the first, once that has prepared everything."""
+    """Train in a rank other than 0, after rank 0 has prepared the run."""
     path, complete = group.broadcast(None)
     run = Run(path)
     if complete:
@@ -172,11 +172,11 @@ def run_rank(group: ProcessGroup) -> Run:
     return run
 
 
-if __name__ == "__main__":  # a rank that the first process started: device, precision, number of devices
+if __name__ == "__main__":  # a rank started by rank 0; arguments: device, precision, number of devices
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
-    os.dup2(2, 1)  # nobody reads what is printed from here on
+    os.dup2(2, 1)  # nobody reads stdout after READY
     try:
         run_rank(init_process_group(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     except ScdiffError as e:

@@ -1,4 +1,4 @@
-"""The training pipeline: cells in, a run out."""
+"""The training pipeline: it takes cells and returns a run."""
 
 from __future__ import annotations
 
@@ -77,49 +77,50 @@ def train(
 ) -> Run:
     """Train a diffusion model on cells and return the run.
 
-    Options have the names and units of the command line; None means the default of the preset.
+    Options have the names and units of the command line. None selects the default of the preset.
 
     Parameters
     ----------
     data
-        AnnData or a file that `read` takes, with raw counts (prepared with the defaults) or prepared cells. A folder of
-        files, or several files, with raw counts are trained on as one data set. May be left out with `resume`, which
-        then reads the files that the run was trained on.
+        AnnData or a file that `read` accepts, with raw counts (preprocessed with the defaults) or preprocessed cells.
+        A folder or several files of raw counts are joined into one data set. With `resume` it is optional: the files
+        that the run was trained on are read again.
     label, condition
-        Categorical obs columns to condition on: the cell type, and further ones such as a treatment.
+        Categorical obs columns to condition on: the cell type, and further columns such as a treatment.
     arch, preset, codec, n_top_genes
-        "dit", "whitebox" or "unet"; "small", "base", "large", "scrdit" or "whitebox-dit"; "count" or "gene"; number of
-        highly variable genes, for the gene codec.
+        Architecture ("dit", "whitebox", "unet"); preset ("small", "base", "large", "scrdit", "whitebox-dit"); codec
+        ("count", "gene"); number of highly variable genes, which only the gene codec uses.
     max_steps, max_epochs, max_time
-        Length of the training. `max_time` (seconds, or "10m", "2h") saves and stops.
+        Length of training in steps or epochs, and a time limit (seconds, or "10m", "2h") after which training saves a
+        checkpoint and stops.
     batch_size, lr, seed
         Cells per step, peak learning rate, random seed.
     holdout, holdout_by
-        Fraction of the cells, within each combination of the conditions, that is left out of everything and used by
-        `evaluate`; obs column whose groups (donors) are left out as a whole, by default 0.2 of them.
+        Fraction of the cells of each combination of conditions to hold out of all stages of training, for
+        `evaluate`. With `holdout_by`, an obs column such as the donor, whole groups are held out, by default 0.2.
     val_fraction
         Fraction of the cells used for validation.
     device, devices, precision
-        Device; number of processes that share every batch, also those that torchrun or srun started; precision.
+        Device; number of processes that share every batch, including those started by torchrun or srun; precision.
     join, memory
-        Genes of several files: "inner" or "outer". Where the cells of files (h5ad, zarr) are kept: "ram", "disk", or
-        "auto", which leaves them in their files if free memory does not hold them; an amount such as "8G" sets the
-        limit.
+        Genes to use if files differ: "inner" (intersection) or "outer" (union). Where cells of h5ad and zarr files are
+        kept: "ram", "disk", or "auto", which leaves them on disk if they do not fit into free memory. An amount such
+        as "8G" sets the limit.
     config, overrides
-        Further settings, nested as in a YAML file, and with dotted keys ("model.depth"), which replace them.
+        Further settings, nested as in a YAML file; settings by dotted key ("model.depth"), which take precedence.
     out
-        Folder of the run; by default a new one in `scdiff-runs/`.
+        Folder of the run. Default: a new folder in `scdiff-runs/`.
     resume, force
-        Continue the run in `out` (by default the latest) from its newest checkpoint; replace the run in `out`.
+        Continue the run in `out` (default: the latest run) from its newest checkpoint; replace the run in `out`.
     progress
-        Show a progress bar; by default on a terminal and in a notebook, unless `on_progress` is given.
+        Show a progress bar. Default: on a terminal and in a notebook, unless `on_progress` is given.
     on_progress
-        Called with a TrainStatus at intervals.
+        Callback that receives a TrainStatus at intervals.
 
     Returns
     -------
-    The run. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt; while the codec is being fitted, nothing
-    is saved, and an earlier run in `out` is left as it was.
+    The run. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. While the codec is being fitted, nothing
+    is saved and an existing run in `out` is not changed.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def train(
     ConfigError
         If an option cannot be used.
     RunError
-        If `resume` does not fit the run.
+        If `resume` does not match the run.
     FileError
         If `out` exists.
 
@@ -211,7 +212,7 @@ def _new_config(
 
 
 def _started_from_outside(c: TrainConfig) -> bool:
-    """Whether torchrun or srun started this process. Raises ConfigError for devices that cannot share the work."""
+    """Return whether torchrun or srun started this process. Raises ConfigError if the devices cannot share a batch."""
     others = world_size_from_environment(c.devices, c.num_nodes)
     if not others:
         devices_of(c.device, c.devices)
@@ -231,7 +232,7 @@ def _new_run(
     *,
     force: bool,
 ) -> tuple[Run, dict[str, int] | None]:
-    """Fit the codec and make the run; steps of the codec, done and planned, where its fit was cut short."""
+    """Fit the codec and create the run. Also returns the codec's steps, done and planned, if time ran out."""
     cells, conditions = training_set.cells, training_set.conditions
     train_rows, val_rows = training_set.train_rows, training_set.val_rows
     _warn_of_few_cells(conditions, cells.codes[train_rows], len(val_rows))
@@ -295,20 +296,20 @@ def _train_diffusion(
     max_time: float | None,
     on_progress: Callable[[TrainStatus], None] | None,
 ) -> None:
-    """Train from the run's newest checkpoint on; group: of processes that were started from outside."""
+    """Train from the run's newest checkpoint. `group` is given if torchrun or srun started the processes."""
     c, cells, codec = run_config.train, training_set.cells, run.codec()
     in_files = cells.on_disk or group is not None or c.devices > 1
     if in_files and not encoded.is_cached(run.vectors):
         encoded.write(codec, cells, training_set.train_rows, run.vectors, device_of(c.device))
     if group is None:
         if c.devices > 1:
-            # Measured once, here: processes that differ would not train as one.
+            # Resolve the precision once: all processes must use the same.
             settings = [c.device, precision_of(c.device, c.precision), str(c.devices)]
             stack.enter_context(spawn_ranks(["-m", "scdiffkit.training.loop", *settings], c.devices))
         group = init_process_group(c.device, c.precision, c.devices)
     device = group.fabric.device
     validation = Validation(cells, codec, training_set.val_rows, run_config, group.fabric)
-    group.broadcast((str(run.path.resolve()), False))  # from here on the others wait for no longer than a step
+    group.broadcast((str(run.path.resolve()), False))  # from here on, ranks wait for one another for a step at most
     if in_files:
         vectors = encoded.open_written(codec, run.vectors, device)
     else:
@@ -318,7 +319,7 @@ def _train_diffusion(
 
 
 def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int) -> None:
-    """ScdiffWarning that names what there are few training cells of; codes (n, K) of those cells."""
+    """Warn (ScdiffWarning) about categories with few training cells. `codes` (n, K) are those of the training cells."""
     few = [f"{len(codes)} in all"] if len(codes) < FEW_CELLS else []
     for k, (column, categories) in enumerate(conditions.categories.items()):
         counts = np.bincount(codes[:, k], minlength=len(categories) + 1)[1:]

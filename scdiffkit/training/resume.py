@@ -1,4 +1,4 @@
-"""What a resumed run may be asked for, and whether the cells are those that it was trained on."""
+"""Check the options and the cells with which a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def resumed_config(
     config: Mapping[str, Any] | None,
     overrides: Mapping[str, Any] | None,
 ) -> RunConfig:
-    """The run's own configuration; what is asked for may differ in its length, device and checkpoints only."""
+    """Return the run's configuration with the options given now.
+
+    Only length, devices, compiling and checkpoints may differ from the run; RunError for any other option.
+    """
     stored = run.config()
     if config:
         raise RunError("--resume continues with the run's own configuration; leave --config out.")
@@ -31,14 +34,14 @@ def resumed_config(
         asked["conditions"] = columns
     asked |= dict(overrides or {})
     values = stored.to_dict()
-    # How many processes there are is of the machine, not of the run: what started them knows.
+    # The number of processes belongs to the machine, not to the run: the launcher knows it.
     if launcher() == "torchrun":
         values["train"] |= {"devices": 1, "num_nodes": 1}
     elif launcher() is None:
         values["train"]["num_nodes"] = 1
     free = {f"train.{f}" for f in ("max_steps", "max_epochs", "device", "keep_checkpoints")}
     free |= {"train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.devices", "train.num_nodes"}
-    free.add("train.compile")  # what one machine compiles another may not
+    free.add("train.compile")  # not every machine can compile
     for key, value in asked.items():
         if value is None:
             continue
@@ -60,7 +63,7 @@ def resumed_config(
 
 
 def check_same_cells(run: Run, training_set: TrainingSet, run_config: RunConfig) -> None:
-    """Raises RunError where these are not the cells that the run was trained on."""
+    """Raise RunError if these are not the cells that the run was trained on."""
     of_run = run.provenance()["data"]
     if "split" in of_run:
         same = of_run["fingerprint"] == training_set.fingerprint(run_config)

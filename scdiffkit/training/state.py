@@ -1,4 +1,4 @@
-"""What changes while a model is trained: weights, their moving average and the optimizer; to and from checkpoints."""
+"""The training state (weights, their moving average, optimizer), and how checkpoints save and restore it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from scdiffkit.run import Run
 
 
 class TrainState:
-    """A denoiser, the moving average of its weights (ema; None: not kept) and the optimizer.
+    """A denoiser, the exponential moving average of its weights (`ema`, None if not kept) and the optimizer.
 
-    To be wrapped by Fabric, the optimizer may be set anew before training begins.
+    `optimizer` may be replaced before training begins, because Fabric wraps it.
     """
 
     def __init__(self, denoiser: Denoiser, c: TrainConfig, *, average: bool) -> None:
@@ -31,14 +31,14 @@ class TrainState:
         self._averages: list[Tensor] = []
 
     def to(self, device: torch.device) -> None:
-        """The average, too, to where the denoiser was brought."""
+        """Move the average to `device`, where the denoiser already is."""
         self._weights = [p.detach() for p in self.denoiser.parameters()]  # share memory with the parameters
         if self.ema:
             self._averages = list(self.ema.to(device).parameters())
 
     @property
     def trained(self) -> Denoiser:
-        """What samples are drawn with: the average of the weights, where it is kept."""
+        """The denoiser used for sampling: the averaged one if it is kept."""
         return self.ema or self.denoiser
 
     def set_learning_rate(self, step: int, max_steps: int) -> None:
@@ -46,13 +46,13 @@ class TrainState:
             parameters["lr"] = learning_rate(self.config, step, max_steps)
 
     def average(self, step: int) -> None:
-        """Let the average follow the weights; early on with a shorter memory, which would hold the initial ones."""
+        """Update the average. Its decay is smaller in early steps, to forget the initial weights."""
         if self.ema and self.config.ema_decay:
             decay = min(self.config.ema_decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
     def save(self, run: Run, step: int, val_loss: float | None) -> None:
-        """Write a checkpoint. Raises RunError, and writes none, when weights are no longer finite."""
+        """Write a checkpoint. Raises RunError, without writing one, if weights are no longer finite."""
         if not torch.stack([p.isfinite().all() for p in self._weights]).all():
             raise RunError(
                 f"The weights are no longer finite at step {step}; they were not saved. Start a new run with a "
@@ -82,7 +82,7 @@ class TrainState:
 
 
 def learning_rate(c: TrainConfig, step: int, max_steps: int) -> float:
-    """Linear warm-up, then constant or a half cosine down to 1% of the peak."""
+    """Return the learning rate of a step: linear warm-up, then constant or a half cosine down to 1% of the peak."""
     warmup = min(1.0, step / max(1, c.warmup_steps))
     if c.lr_schedule == "constant":
         return c.lr * warmup

@@ -1,4 +1,4 @@
-"""Where training stands, as callers and metrics.jsonl are told, and when it ends."""
+"""The status of training, for callbacks and metrics.jsonl, and the conditions that end training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scdiffkit.run import Run
 
 @dataclass(frozen=True)
 class TrainStatus:
-    """Where training stands. Losses: of the codec in nats a cell, of diffusion the prediction's mean squared error."""
+    """The status of training. The codec's losses are in nats per cell, those of diffusion are mean squared errors."""
 
     stage: Literal["codec", "diffusion"]
     step: int
@@ -28,19 +28,19 @@ class TrainStatus:
     seconds: float
 
     def progress(self) -> tuple[float, str, float]:
-        """Steps done, what they gave in words, and all steps."""
+        """Return the steps done, a line of text for the progress bar, and the number of steps."""
         held_out = "" if self.val_loss is None else f", held out {self.val_loss:.4f}"
         note = f"{self.stage}: loss {self.loss:.4f}{held_out}, {self.cells_per_s:.0f} cells/s"
         return self.step, note, self.max_steps
 
     def figures(self) -> dict[str, Any]:
-        """As a line of metrics.jsonl."""
+        """Return a line of metrics.jsonl."""
         values = {key: value for key, value in vars(self).items() if key != "stage"}
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
 
 class LossMeter:
-    """Mean loss and speed since the last status."""
+    """Mean loss and cells per second since the last status."""
 
     def __init__(self, device: torch.device, started: float) -> None:
         self.started, self.last = started, time.monotonic()
@@ -51,7 +51,7 @@ class LossMeter:
         self._steps += 1
 
     def status(self, step: int, max_steps: int, val_loss: float | None, batch_size: int) -> TrainStatus:
-        """The status, from which on loss and speed count anew."""
+        """Return the status and reset loss and speed."""
         now = time.monotonic()
         rate = self._steps * batch_size / max(now - self.last, 1e-9)
         loss = self._sum.item() / self._steps
@@ -61,7 +61,7 @@ class LossMeter:
 
 
 class Best:
-    """The step of the lowest held-out loss; `loss` is None where there is none yet."""
+    """The step with the lowest held-out loss; `loss` is None before the first validation."""
 
     def __init__(self, run: Run, first_step: int) -> None:
         self.step = run.best_step() or first_step
@@ -75,9 +75,9 @@ class Best:
 
 
 class Stopper:
-    """Ends training at its last step, when time is up, when asked to, or when the held-out loss falls no longer.
+    """Decide when to stop: at the last step, at the deadline, on an interrupt, or when the held-out loss plateaus.
 
-    deadline: on the monotonic clock. validated: whether there is a held-out loss.
+    `deadline` is on the monotonic clock. `validated` is True if a held-out loss is computed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Stopper:
         self.out_of_time = False
 
     def ends(self, step: int) -> bool:
-        """Whether training ends at this step, whatever the held-out loss is."""
+        """Return whether training ends at this step, regardless of the held-out loss."""
         self.out_of_time = time.monotonic() >= self.deadline
         return self.interrupted.is_set() or self.out_of_time or step == self.max_steps
 

@@ -1,4 +1,4 @@
-"""What a training step computes on a device: the gradients of a batch, in as few launches as the device allows."""
+"""A training step on a device: compute the gradients of a batch with as few kernel launches as possible."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from scdiffkit.runtime.device import is_out_of_memory
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-COMPILED_FROM = 10_000  # steps: 10 to 30 seconds of compiling pay with so many on a GPU
-WARM_UP = 3  # steps before one is recorded: libraries choose their kernels and take their memory in the first
+COMPILED_FROM = 10_000  # steps from which 10 to 30 seconds of compiling pay off on a GPU
+WARM_UP = 3  # steps before recording, in which libraries choose kernels and allocate memory
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 T = TypeVar("T")
 log = logging.getLogger("scdiffkit")
 
 
 def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether a network is compiled by default, for `steps` steps: a transformer, on a GPU that has what it takes.
+    """Return whether to compile a network by default for `steps` steps.
 
-    It follows from no timing: runs are repeatable.
+    This is the case for a transformer on a GPU, with Triton and a C compiler. No timing enters the decision, so runs
+    are reproducible.
     """
     if device.type != "cuda" or steps < COMPILED_FROM or not isinstance(network, DiT):
         return False
@@ -40,11 +41,8 @@ def pays_to_compile(network: nn.Module, device: torch.device, steps: int) -> boo
 
 
 def compile_in_place(denoiser: Denoiser) -> list[nn.Module]:
-    """torch.compile a transformer by its parts, of which the blocks are alike: the work is done once for all of them.
-
-    Returns the parts.
-    """
-    torch.compiler.reset()  # torch counts what a process compiled before, and gives up at some number
+    """Compile a denoiser in parts and return these. All blocks of a transformer share one compilation."""
+    torch.compiler.reset()  # torch counts compilations per process and stops at a limit
     parts: list[nn.Module] = [denoiser.network]
     if isinstance(denoiser.network, DiT):
         parts = [denoiser.network.x_embedder, *denoiser.network.blocks, denoiser.network.final_layer]
@@ -56,9 +54,10 @@ def compile_in_place(denoiser: Denoiser) -> list[nn.Module]:
 
 
 def clip(model: nn.Module, max_norm: float) -> None:
-    """Gradients scaled down to a norm of max_norm where theirs is larger.
+    """Clip gradients to a norm of `max_norm`.
 
-    As torch does it, which multiplies shorter ones by 1: on a CPU a pass that costs more than to look at the norm.
+    torch also multiplies gradients below the limit (by 1). On a CPU that pass costs more than the norm, so it is
+    skipped.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if gradients[0].device.type == "cpu" and torch.stack([g.norm() for g in gradients]).norm() <= max_norm:
@@ -67,11 +66,12 @@ def clip(model: nn.Module, max_norm: float) -> None:
 
 
 class TrainStep:
-    """The gradients of a batch of `batch_size` cells, of which each of `size` processes has its share.
+    """Compute the gradients of a batch of `batch_size` cells, shared by `size` processes.
 
-    Where memory does not hold the batch: by parts, which add up to the same. On one GPU the kernels of a step are
-    recorded (a CUDA graph) and then launched all at once: a small network computes for less time than it takes to
-    launch them one by one. optional: parts of the network that were compiled by default, and can do without.
+    If memory does not hold the batch, it is split into micro-batches (gradient accumulation), with the same result. On
+    one GPU the kernels of a step are recorded as a CUDA graph and launched at once, because launching them one by one
+    takes longer than a small network computes. `optional` are the parts of the network that were compiled by default
+    and also work uncompiled.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TrainStep:
         self.until_recorded = WARM_UP if self.stream else math.inf
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The mean loss of the cells; gradients are those of the mean over the whole batch."""
+        """Return the mean loss of this process's cells; the gradients are those of the mean over the whole batch."""
         if self.until_recorded == 0 and self.at_once >= self.batch_size and not self.recorded:
             self._record(batch)
         if self.recorded:
@@ -100,7 +100,7 @@ class TrainStep:
             try:
                 with _on(self.stream):
                     return self._accumulate(batch)
-            except (MemoryError, RuntimeError) as e:  # torch's OutOfMemoryError is one
+            except (MemoryError, RuntimeError) as e:  # includes torch.OutOfMemoryError
                 if type(e).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")):
                     said = " ".join(str(e).split())[:200]
                     if not self.optional:
@@ -110,7 +110,7 @@ class TrainStep:
                         ) from e
                     log.warning("the network cannot be compiled here, and trains without (%s)", said)
                     for part in self.optional:
-                        part._compiled_call_impl = None  # what `compile` sets, and nothing public takes back
+                        part._compiled_call_impl = None  # undoes `compile`; torch has no public way
                     self.optional = ()
                     continue
                 if not is_out_of_memory(e):
@@ -136,13 +136,13 @@ class TrainStep:
         for start in range(0, n, self.at_once):
             x0, conditions, t, eps = (values[start : start + self.at_once] for values in batch)
             losses = self.model(x0, conditions, t, eps)
-            # Processes' gradients are averaged: of equal weight only where all have as many cells.
+            # Fabric averages over processes, whose numbers of cells may differ: scale to the whole batch.
             self.fabric.backward(losses.sum() * (self.size / self.batch_size))
             total += losses.detach().sum()
         return total / n
 
     def without_graph_on_oom(self, work: Callable[[], T]) -> T:
-        """The work's result, also where memory does not hold it beside what a recording keeps."""
+        """Return the result of `work`; if memory runs out, drop the CUDA graph, which holds memory, and try again."""
         try:
             return work()
         except RuntimeError as e:
@@ -155,9 +155,9 @@ class TrainStep:
 
     def _record(self, batch: Batch) -> None:
         assert self.stream
-        self.until_recorded = math.inf  # one try
-        self._free()  # what was taken is not given to a recording, which keeps memory of its own
-        # A recording that breaks off would leave its stream the current one.
+        self.until_recorded = math.inf  # recording is tried once
+        self._free()  # a CUDA graph has a memory pool of its own and cannot use cached memory
+        # Restore the current stream if the recording fails.
         with torch.cuda.stream(torch.cuda.current_stream(self.stream.device)):
             try:
                 self.recorded = _Recorded(self._accumulate, batch, self.stream)
@@ -173,7 +173,7 @@ class TrainStep:
 
 @contextlib.contextmanager
 def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """The block's work on that stream, where steps are recorded too, in order with what comes before and after it."""
+    """Run the block on `stream`, on which steps are also recorded, in order with the work before and after it."""
     if stream is None:
         yield
         return
@@ -184,12 +184,12 @@ def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 
 class _Recorded:
-    """A step's kernels, launched again with each batch; gradients stay where they were when it was recorded."""
+    """A recorded step (CUDA graph), replayed with each batch. Gradients keep the addresses of the recording."""
 
     def __init__(self, step: Callable[[Batch], Tensor], batch: Batch, stream: torch.cuda.Stream) -> None:
         self.batch = cast(Batch, tuple(values.clone() for values in batch))
         self.graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: another makes batches meanwhile.
+        # Capture this thread only: another one makes batches at the same time.
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.loss = step(self.batch)
 

@@ -1,4 +1,4 @@
-"""The loss on cells that are not trained on."""
+"""The loss on held-out cells during training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scdiffkit.diffusion.denoiser import Denoiser
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-MAX_VAL_CELLS = 1024  # enough to see a trend, cheap enough to look often
+MAX_VAL_CELLS = 1024  # enough to see a trend, and fast enough for frequent validation
 
 
 class Validation:
-    """Loss on held-out cells with the same noise and steps every time, so that it can be compared over time."""
+    """The loss on held-out cells, with fixed noise and timesteps so that values of different steps are comparable."""
 
     def __init__(
         self,
