@@ -47,7 +47,7 @@ def wording(words: Callable[[str], str]) -> Iterator[None]:
 
 
 def worded(text: str) -> str:
-    """Return a message in the wording of the current interface: shell, Python or R."""
+    """Return a message in the wording of the current interface, the command line or Python."""
     return _wording.get()(text)
 
 

@@ -128,7 +128,7 @@ def evaluate(
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Evaluate synthetic cells: print a verdict and scores beside those of real cells and bad models, write a report."""
+    """Evaluate synthetic cells: print a verdict and scores beside those of real cells and bad models; save a report."""
     if run is not None and synthetic is not None:
         raise typer.BadParameter("--run takes the real cells from the run: give the synthetic ones alone, or none.")
     if run is None and (real is None or synthetic is None):

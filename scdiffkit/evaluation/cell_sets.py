@@ -121,7 +121,7 @@ class CellSet:
     """A named set of cells: X (cells, genes), log1p-normalised CSR, its genes, and annotations of its cells.
 
     X: DiskCells if the cells stay in their file, until `gather` loads some of them into memory. counts: raw counts
-    (cells, genes), and library_size: their sums (cells,); None if there are none, or before `gather`. types,
+    (cells, genes), and library_size: their sums (cells,); None if there are none or they were not loaded. types,
     conditions, donors, batches: (cells,) text; the latter three are None unless requested. everyone: statistics of all
     cells, set by `gather`. codec_auc, remarks: metadata of the run that generated the cells, if they contain any: its
     codec's AUC, and remarks on the sampling.

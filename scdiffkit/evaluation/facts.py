@@ -21,7 +21,7 @@ DECISIVE = ("rf_auc", "rf_auc_hvg_seurat")
 MARGIN = 0.05
 CLOSE = 0.15
 OBVIOUS = 0.95
-CONFIDENCE = 1.96  # standard errors on either side
+CONFIDENCE = 1.96  # half-width of a 95% interval in standard errors
 BETTER = 0.5  # maximum excess, relative to that of shuffled cells, of cells that are better than shuffled ones
 # Positions between real cells (0) and copies (1) above which cells count as copied: a few duplicates are too many.
 COPIED = {"exact_duplicates": 0.03, "near_duplicates": 0.1, "nn_ratio": 0.5}

@@ -101,8 +101,8 @@ def evaluate(
         reference is then `real` against `train`. If the model was trained on `real`, the cells that it has not seen
         (held out, or else its validation cells) take the place of `real`, and the training cells that of `train`.
     run
-        Take `real`, `label` and `condition` from this run. Without `synthetic`, as many cells as were held out, and at
-        least 1000, are drawn from it, into cells.h5ad in `out`.
+        Take `real`, `label` and `condition` from this run. Without `synthetic`, cells are sampled from it and saved as
+        cells.h5ad in `out`: as many as were held out, but at least 1000.
     label, condition, donor, batch
         obs columns: cell types; conditions within a type, such as a treatment; donors, for each of which copies are
         searched for; and batches.
@@ -313,8 +313,8 @@ def _sets_to_score(
 ) -> tuple[bool, dict[str, CellSet]]:
     """Return whether the real cells resemble the training cells, and the sets to score.
 
-    Training cells are not scored if the real cells differ from them, unless whole donors or groups were held out on
-    purpose.
+    Training cells are not scored if the real cells differ from them, unless whole groups were held out on purpose or
+    there are too few real cells for two halves.
     """
     if "train" not in sides:
         return True, sides

@@ -22,7 +22,7 @@ from scdiffkit.metrics.score import BASELINES
 
 MOST_KNOWN = 20_000  # maximum number of known cells among which a resample searches for copies
 MIN_CELLS_OF_TYPE = 10  # minimum cells of a type in each set for scores within the type
-MIN_CELLS_TO_CLASSIFY = 30  # the same for rf_auc, which is too noisy with fewer cells
+MIN_CELLS_TO_CLASSIFY = 30  # minimum for rf_auc, which is too noisy with fewer cells
 OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # metrics computed within each type
 OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
 FEWEST_DONORS = 2  # minimum number of training donors, and of held-out donors, for attacks on donors
@@ -213,7 +213,7 @@ def _pairs_with_copies(
         both = candidates(real, reference)
         pairs["candidates"] = {
             "value": (both, synthetic_pool),
-            "real_reference": (candidates(some, others), synthetic_pool),  # neither was trained on
+            "real_reference": (candidates(some, others), synthetic_pool),  # neither part was trained on
             "copies": (both, training_pool),
         }
         if "donors" in both.of_cells:

@@ -1,4 +1,4 @@
-"""The verdict: a summary in words of whether, and for what, synthetic cells can be used, and what is wrong with them.
+"""The verdict on synthetic cells: whether they can be used, for which analyses, and their main faults.
 
 A verdict is a claim that the data must support. The AUC of a classifier between synthetic and real cells has a
 confidence interval that narrows with the number of cells. More cells make a verdict more certain; if there are too few

@@ -131,7 +131,7 @@ def _as_objects(names: Iterable[Any]) -> np.ndarray:
 
 
 def _escape(text: str) -> str:
-    """Encode non-ASCII characters as XML entities: loompy, and so scanpy, decodes these, but drops raw UTF-8."""
+    """Encode non-ASCII characters as XML entities: loompy, and so scanpy, decodes these, but silently drops UTF-8."""
     if text.isascii() and html.unescape(text) == text:
         return text
     return text.replace("&", "&amp;").encode("ascii", "xmlcharrefreplace").decode("ascii")

@@ -21,7 +21,7 @@ from scdiffkit.io.formats import damaged, format_of_content, open_hdf5, open_zar
 if TYPE_CHECKING:
     from anndata import AnnData
 
-TOP = 5  # categories listed for a column
+TOP = 5  # most frequent categories listed per column
 SAMPLES = 16  # positions at which values are sampled
 BLOCK = 1 << 22  # number of values per read
 COUNTS = 'layers["counts"]'
@@ -72,7 +72,7 @@ def describe(path: AnnData | str | Path) -> dict[str, Any]:
             return start | _summary(_anndata(root))
         except MemoryError:
             raise
-        except Exception as e:  # zarr and its codecs have no common class
+        except Exception as e:  # zarr and its codecs have no common exception class
             raise FileError(damaged(path, e)) from e
     with open_hdf5(path) as f:
         try:

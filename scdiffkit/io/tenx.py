@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GENE_EXPRESSION = "Gene Expression"
 MATRIX = "matrix.mtx"
-GZIP_LEVEL = 2  # level 6 saves a fifth and takes seven times as long
+GZIP_LEVEL = 2  # level 6 makes files a fifth smaller, but takes seven times as long
 
 
 def read_folder(path: Path) -> AnnData:

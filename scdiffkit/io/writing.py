@@ -25,7 +25,7 @@ from scdiffkit.runtime.memory import trim_memory
 if TYPE_CHECKING:
     from anndata import AnnData
 
-BLOCK = 2048  # cells written at once
+BLOCK = 2048  # cells per batch in `write`
 BATCHES_KEPT = 32  # batches after which freed heap memory is returned to the operating system
 NUL = "\0"
 

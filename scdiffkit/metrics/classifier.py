@@ -63,7 +63,7 @@ def _forest_auc(real: np.ndarray, synthetic: np.ndarray, n_trees: int, **options
     source=SOURCE,
 )
 def rf_auc_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> AUC, as `rf_auc`."""
+    """real (n, D), synthetic (m, D) -> AUC, computed by `rf_auc`."""
     return rf_auc(real, synthetic)
 
 

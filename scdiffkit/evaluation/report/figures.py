@@ -27,7 +27,7 @@ LIGHT_COLOURS = (
     "#77AADD", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#EEDD88", "#EE8866", "#FFAABB", "#DDDDDD", "#FFFFFF",
 )  # fmt: skip
 BINS = 24
-STRONGEST = 30  # genes in a heat map of correlations
+STRONGEST = 30  # number of genes in a heat map of correlations
 
 
 @dataclass(frozen=True)
