@@ -134,7 +134,7 @@ def row_ends(group: Any, place: str) -> np.ndarray:
 def damaged(path: Path, reason: object) -> str:
     """Return the message for a file of the right format that cannot be read completely."""
     kind = "is cut short" if "truncated" in str(reason) else "is damaged or cut short"
-    places = (re.search(r"key '([^']+)'.* from /?(.*)", note) for note in getattr(reason, "__notes__", ()))  # by anndata
+    places = (re.search(r"key '([^']+)'.* from /?(.*)", note) for note in getattr(reason, "__notes__", ()))  # anndata's
     where = next((f"{Path(place[2], place[1]).as_posix()}: " for place in places if place), "")
     return f"{path} {kind}: copy or download it again ({where}{' '.join(str(reason).split())[:200]})."
 

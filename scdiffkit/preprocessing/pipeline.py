@@ -98,7 +98,7 @@ class Prepared:
         counts, _ = counts_of(cells)
         totals = _totals(counts)
         stored = cells.obs.get(TOTAL, pd.Series(np.nan, index=cells.obs.index))
-        if not (pd.to_numeric(stored, errors="coerce").to_numpy(np.float64) >= totals * (1 - 1e-6)).all():  # also catches NaN
+        if not (pd.to_numeric(stored, errors="coerce").to_numpy(np.float64) >= totals * (1 - 1e-6)).all():  # NaN too
             raise DataError(
                 f"obs[{TOTAL!r}] does not hold each cell's total counts, as preparing the data left it. Run "
                 "`scdiff preprocess` again, and do not change that column."
