@@ -1,4 +1,4 @@
-"""Cells that come with the libraries this package needs: nothing is downloaded."""
+"""Data sets that are bundled with dependencies of this package, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 
 
 def demo_cells() -> AnnData:
-    """700 blood cells x 765 genes that come with scanpy: X raw counts (CSR float32), obs["cell_type"] 10 types.
+    """Return 700 blood cells x 765 genes, bundled with scanpy: X raw counts (CSR float32), obs["cell_type"] 10 types.
 
-    Source: scanpy.datasets.pbmc68k_reduced (Zheng et al. 2017). Its `raw` is log1p of normalised counts, in
-    which a cell's smallest value stands for one count. Raises DataError when that does not give integers.
+    Source: scanpy.datasets.pbmc68k_reduced (Zheng et al. 2017). Its `raw` is log1p of normalised counts, and counts are
+    recovered from the fact that a cell's smallest nonzero value is one count. Raises DataError if this does not give
+    integers.
     """
     import scanpy as sc
     from anndata import AnnData
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old file format, which anndata reads but remarks on
+        warnings.simplefilter("ignore")  # anndata warns of the old file format
         bundled = sc.datasets.pbmc68k_reduced()
     normalised = sparse.csr_matrix(bundled.raw.X, dtype=np.float64)
     normalised.eliminate_zeros()
     normalised.data = np.expm1(normalised.data)
     one_count = np.minimum.reduceat(normalised.data, normalised.indptr[:-1])  # no cell is empty
     counts = normalised.data / np.repeat(one_count, np.diff(normalised.indptr))
-    if np.abs(counts - np.rint(counts)).max() > 0.2:  # stored to 3 digits: 0.11 off at a count of 114
+    if np.abs(counts - np.rint(counts)).max() > 0.2:  # values have 3 digits: error 0.11 at a count of 114
         raise DataError(
             "scanpy's pbmc68k_reduced has changed: its counts cannot be recovered. Use scanpy 1.10 or 1.11."
         )

@@ -1,4 +1,4 @@
-"""What can go wrong, in words a user can act on: what was wrong, where, and what to do about it."""
+"""Errors and warnings. Each message states what is wrong, where, and what the user can do about it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from contextvars import ContextVar
 
 PYTHON = {"true": "True", "false": "False"}
 FLAGS = ("resume", "force")
-VALUES = "auto|count|disk|gene|median|outer|seurat|small"  # that messages give to options, beside numbers
+VALUES = "auto|count|disk|gene|median|outer|seurat|small"  # option values, besides numbers, that occur in messages
 
 
 def in_python(text: str) -> str:
-    """A message as written for the shell, with the keywords of Python: `--n-top-genes 500` is `n_top_genes=500`."""
-    if re.search(r"\b(torchrun|srun)\b", text):  # a command for a shell in any case
+    """Replace command-line options in a message by Python keywords: `--n-top-genes 500` becomes `n_top_genes=500`."""
+    if re.search(r"\b(torchrun|srun)\b", text):  # such commands are always run in a shell
         return text
     text = re.sub(r"scdiff train DATA --resume --out ([^\s`]+)", r"scdiffkit.train(data, out='\1', resume=True)", text)
     text = re.sub(r"\bscdiff ([a-z]+)\b( DATA)?", r"scdiffkit.\1(...)", text)
@@ -38,7 +38,7 @@ _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=in_py
 
 @contextlib.contextmanager
 def wording(words: Callable[[str], str]) -> Iterator[None]:
-    """Within the block, messages, which are written for the shell, are shown through `words`."""
+    """Convert messages, which are written for the shell, with the function `words` within the block."""
     token = _wording.set(words)
     try:
         yield
@@ -47,18 +47,18 @@ def wording(words: Callable[[str], str]) -> Iterator[None]:
 
 
 def worded(text: str) -> str:
-    """A message in the words of the interface that is in use."""
+    """Return a message in the wording of the current interface, the command line or Python."""
     return _wording.get()(text)
 
 
 class ScdiffError(Exception):
-    """Anything this tool refuses to do; the command line prints it and exits with `exit_code`."""
+    """Base class of all errors of this package; the command line prints the message and exits with `exit_code`."""
 
     exit_code = 1
 
     @property
     def text(self) -> str:
-        """The message as written, for the shell."""
+        """The original message, written for the shell."""
         return super().__str__()
 
     def __str__(self) -> str:
@@ -66,29 +66,32 @@ class ScdiffError(Exception):
 
 
 class DataError(ScdiffError):
-    """The cells cannot be used as they are: wrong values, wrong columns, nothing left."""
+    """The cells cannot be used: for example, values or columns are wrong, or filters leave no cells."""
 
 
 class FileError(ScdiffError):
-    """A file or folder is missing, damaged, in the way, or cannot be written."""
+    """A file or folder is missing or damaged, exists already, or cannot be written."""
 
 
 class RunError(ScdiffError):
-    """A run directory is incomplete, or does not fit what is asked of it."""
+    """A run directory is incomplete, or does not support the requested operation."""
 
 
 class ConfigError(ScdiffError):
-    """An option or a configuration file holds a value that cannot be used."""
+    """An option or a configuration file has an invalid value."""
 
     exit_code = 2
 
 
 class ScdiffWarning(UserWarning):
-    """Something a user should know of, but that does not stop the work."""
+    """A problem that the user should know about, but that does not stop the operation."""
 
 
 def did_you_mean(name: str, names: Iterable[str], n: int = 3) -> str:
-    """The names most like `name`, as the tail of a message: "did you mean 'a' or 'b'?"; else all (up to 10)."""
+    """Return the end of a message with the names closest to `name`, such as "did you mean 'a' or 'b'?".
+
+    If none is close, up to 10 of all names are listed.
+    """
     known = [str(x) for x in names]
     folded = {x.casefold(): x for x in known}
     close = [folded[x] for x in difflib.get_close_matches(name.casefold(), list(folded), n=n, cutoff=0.5)]
@@ -101,7 +104,7 @@ def did_you_mean(name: str, names: Iterable[str], n: int = 3) -> str:
 
 
 def warn(message: str) -> None:
-    """ScdiffWarning, shown at the line of the user's code that led to it."""
+    """Issue a ScdiffWarning that points to the line of the user's code that caused it."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "scdiffkit":
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. One file a command; heavy imports wait until a command runs."""
+"""The command line: commands parse options, call the API and print results.
+
+There is one file per command. Heavy imports are delayed until a command runs.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ from scdiffkit.cli.split import split
 from scdiffkit.cli.train import train
 from scdiffkit.errors import ScdiffError, wording
 
-INTERRUPTED = 130  # what shells expect after Ctrl-C
+INTERRUPTED = 130  # exit code that shells expect after Ctrl-C
 
 
 class Commands(typer.core.TyperGroup):
-    """The commands; options may have the names that they had before."""
+    """The group of all commands; it also accepts the former names of renamed options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args, ctx.meta["renamed"] = renamed_options(args)
@@ -65,14 +68,14 @@ def _options(
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors a user can act on become a message and an exit code: 1 failed, 2 usage, 130 interrupted."""
+    """Convert errors that a user can fix to a message and an exit code: 1 failure, 2 usage, 130 interrupted."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         def stop(number: int, frame: Any) -> None:
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: what is half written is cleaned up
+        before = signal.signal(signal.SIGTERM, stop)  # like Ctrl-C, so that partial files are removed
         try:
             with wording(str):
                 command(*args, **kwargs)
@@ -90,7 +93,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-EXAMPLES: dict[Callable[..., None], str] = {  # in the order of the help
+EXAMPLES: dict[Callable[..., None], str] = {  # the help lists commands in this order
     demo: "scdiff demo -o demo",
     preprocess: "scdiff preprocess raw.h5ad -o prepared.h5ad --label cell_type --max-mito 0.1",
     split: "scdiff split data.h5ad -o train.h5ad test.h5ad --label cell_type",
@@ -106,5 +109,5 @@ for command, example in EXAMPLES.items():
 
 
 def main() -> None:
-    """Entry point of `scdiff`."""
+    """Run the command line; this is the entry point of `scdiff`."""
     app()

@@ -1,4 +1,4 @@
-"""scdiff compare: several sets of synthetic cells, ranked in one table and one report."""
+"""scdiff compare: rank several sets of synthetic cells in one table and one report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command says, and where: results on stdout, log and progress on stderr."""
+"""Console output and options shared by all commands: results go to stdout, log and progress to stderr."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ MACHINE = "Computation"
 
 
 def choices(*values: str) -> dict[str, Any]:
-    """For typer.Option: the values are listed in help and completed in a shell; configurations check them."""
+    """Return arguments of typer.Option that list values in the help and complete them in a shell.
+
+    The values are checked by the config classes, not here.
+    """
     return {"metavar": f"[{'|'.join(values)}]", "autocompletion": lambda: list(values)}
 
 
-# Options of every command that reads cells
+# Options of commands that read cells
 Memory = Annotated[
     str,
     typer.Option(
@@ -44,7 +47,7 @@ Join = Annotated[
         **choices("inner", "outer"),
     ),
 ]
-# Options of every command that computes with a model
+# Options of commands that compute with a model
 Device = Annotated[
     str | None,
     typer.Option(
@@ -67,14 +70,14 @@ log = logging.getLogger("scdiffkit")
 
 
 class _Stderr(logging.Handler):
-    """Writes to sys.stderr as it is at the moment: a progress bar replaces it while it is shown."""
+    """Write to the current sys.stderr, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(self.format(record) + "\n")
 
 
 def setup_logging(*, verbose: bool = False, quiet: bool = False) -> None:
-    """The package's log, and its warnings, as plain lines on stderr."""
+    """Show the package's log and warnings as plain lines on stderr."""
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -85,9 +88,9 @@ def setup_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     handler.setFormatter(Formatter())
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)  # a run's train.log is as full when the console is quiet
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)  # --quiet does not shorten a run's train.log
     if not verbose:
-        warnings.simplefilter("ignore")  # of the libraries below; ours are shown
+        warnings.simplefilter("ignore")  # hide warnings of libraries
         warnings.simplefilter("always", ScdiffWarning)
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
@@ -101,7 +104,7 @@ def complain(message: str) -> None:
 
 
 def result(text: str) -> None:
-    """A line of the result, on stdout."""
+    """Print a line of the result to stdout."""
     sys.stdout.write(text + "\n")
 
 
@@ -110,7 +113,7 @@ def result_json(values: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows on stdout, numbers to the right, what is missing as a dash; as wide as they are."""
+    """Print rows to stdout at full width; numbers are right-aligned, missing values are dashes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -128,7 +131,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 @contextlib.contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Update]:
-    """A bar on a terminal, a plain line every few seconds elsewhere, nothing with --quiet."""
+    """Show a progress bar on a terminal, plain lines every few seconds elsewhere, and nothing with --quiet."""
     if all(handler.level > logging.INFO for handler in log.handlers):
         yield lambda done, note="", total=None: None
     elif not sys.stderr.isatty():
@@ -139,14 +142,14 @@ def progress(what: str, total: float | None = None) -> Iterator[Update]:
 
 
 def seconds_since_start() -> float:
-    """How long this process has been there: loading libraries counts, too."""
+    """Return the age of this process in seconds, which includes the time to import libraries."""
     import psutil
 
     return time.time() - psutil.Process().create_time()
 
 
 def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    """["train.lr=1e-4", ...] -> {"train.lr": 1e-4}; values are read as YAML."""
+    """Parse KEY=VALUE pairs with YAML values: ["train.lr=1e-4", ...] -> {"train.lr": 1e-4}."""
     import yaml
 
     values = {}
@@ -162,7 +165,7 @@ def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
 
 
 def _number_or(value: Any) -> Any:
-    """YAML reads 1e-4 as a string; people mean the number."""
+    """Convert numeric strings to float, because YAML reads 1e-4 as a string."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
@@ -170,7 +173,7 @@ def _number_or(value: Any) -> Any:
 
 
 def parse_cfg_scale(values: list[str] | None) -> float | dict[str, float] | None:
-    """["2"] -> 2.0, for all conditions together; ["cell_type=2", "donor=1.5"] -> {"cell_type": 2.0, "donor": 1.5}."""
+    """Parse guidance scales: ["2"] -> 2.0, for all conditions together; ["donor=1.5"] -> {"donor": 1.5}."""
     scales: dict[str, float] = {}
     for value in values or []:
         column, equals, number = value.rpartition("=")
@@ -189,7 +192,7 @@ def parse_cfg_scale(values: list[str] | None) -> float | dict[str, float] | None
 
 
 def parse_where(pairs: list[str] | None) -> dict[str, list[str]]:
-    """["cell_type=B", "cell_type=NK"] -> {"cell_type": ["B", "NK"]}."""
+    """Parse COLUMN=VALUE pairs: ["cell_type=B", "cell_type=NK"] -> {"cell_type": ["B", "NK"]}."""
     where: dict[str, list[str]] = {}
     for pair in pairs or []:
         column, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""scdiff demo: the whole main job on real cells that come with scanpy."""
+"""scdiff demo: train, sample and evaluate on real cells that are bundled with scanpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scdiffkit.cli.train import train
 from scdiffkit.config import ARCHS
 from scdiffkit.runtime.progress import seconds
 
-HELD_OUT = 0.3  # share of the cells: of 700 fewer would hardly tell anything
+HELD_OUT = 0.3  # share of the 700 cells; fewer held-out cells would give uninformative scores
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""scdiff evaluate: real and synthetic cells in, a verdict, a short table and a report out."""
+"""scdiff evaluate: compare synthetic with real cells and print a verdict and a table; write a report."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scdiffkit.cli.console import INPUT, Memory, choices, log, progress, result,
 if TYPE_CHECKING:
     from scdiffkit.evaluation.result import Evaluation
 
-TABLE_WIDTH = 120  # where the output is no terminal, or a narrow one
+TABLE_WIDTH = 120  # minimum width, used if the output is no terminal or a narrow one
 BELOW = 3  # exit code of --fail-below
 
 
 class FailBelow(StrEnum):
-    """Verdicts that a pipeline may ask for."""
+    """Minimum grades that a pipeline can require."""
 
     good = "good"
     fair = "fair"
@@ -128,7 +128,7 @@ def evaluate(
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Evaluate synthetic cells: a verdict, scores beside those of real cells and of bad models, and a report."""
+    """Evaluate synthetic cells: print a verdict and scores beside those of real cells and bad models; save a report."""
     if run is not None and synthetic is not None:
         raise typer.BadParameter("--run takes the real cells from the run: give the synthetic ones alone, or none.")
     if run is None and (real is None or synthetic is None):
@@ -164,7 +164,7 @@ def evaluate(
 
 
 def print_scores(evaluation: Evaluation) -> None:
-    """The main scores beside those of real cells and of shuffled ones, on stdout."""
+    """Print the main scores beside those of real cells and of a bad model to stdout."""
     from rich.console import Console
     from rich.table import Table
 

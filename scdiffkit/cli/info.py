@@ -1,4 +1,4 @@
-"""scdiff info: what a run or a data file is."""
+"""scdiff info: describe data files and runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def info(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a data file, a run, or a folder of either, without loading it whole."""
+    """Describe a data file, a run, or a folder of files or runs, without reading whole files into memory."""
     from scdiffkit.overview import info as describe
 
     described = describe(path)
@@ -39,7 +39,7 @@ def info(
 
 
 def print_files(files: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each file of cells."""
+    """Print one line per file of cells."""
     columns = ("file", "format", "cells", "genes", "counts", "obs columns")
     print_table(columns, [
         (Path(file["path"]).name, file["error"], None, None, None, None) if "error" in file else (
@@ -51,7 +51,7 @@ def print_files(files: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Nested values as aligned lines a person can read."""
+    """Format nested values as aligned, human-readable lines."""
     lines = []
     width = max((len(str(key)) for key in values), default=0)
     for key, value in values.items():
@@ -69,7 +69,7 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def _column(item: Mapping[str, Any]) -> str:
-    """An obs column in one line: type, number of categories, the commonest."""
+    """Format an obs column as one line: dtype, number of categories, missing values, most frequent categories."""
     text = item["dtype"]
     if item.get("n_categories") is not None:
         text += f", {item['n_categories']} categories"

@@ -1,4 +1,4 @@
-"""scdiff preprocess: raw counts in, prepared cells out."""
+"""scdiff preprocess: prepare raw counts for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scdiff runs: what was trained, how far it came, and how good it is."""
+"""scdiff runs: list runs with their state, data and scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("scdiff-runs"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder: state, data, and scores of the latest evaluation (scdiff evaluate --run)."""
+    """List the runs in a folder with state, data and scores of the latest evaluation (scdiff evaluate --run)."""
     from scdiffkit.overview import rows_of_runs
 
     rows = rows_of_runs(folder)
@@ -28,7 +28,7 @@ def runs(
 
 
 def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each run; the latest, which sample takes by default, is marked."""
+    """Print one line per run; the latest run, which `scdiff sample` uses by default, is marked."""
     columns = ("run", "created", "state", "data", "cells", "arch", "codec", "held-out loss", "AUC", "verdict")
     print_table(columns, [
         (

@@ -1,4 +1,4 @@
-"""scdiff sample: a run in, labelled cells out."""
+"""scdiff sample: generate labelled cells from a trained run."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def sample(
         bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=INPUT)
     ] = False,
 ) -> None:
-    """Draw new cells with exact labels from a trained run."""
+    """Generate new cells with the requested labels from a trained run."""
     wanted, guidance = parse_where(where), parse_cfg_scale(cfg_scale)
 
     from scdiffkit.config import SampleConfig, make, sampler_options

@@ -1,4 +1,4 @@
-"""scdiff split: cells in, some to train on and some to test with."""
+"""scdiff split: split cells into a training and a test set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def split(
     memory: Memory = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
 ) -> None:
-    """Split cells into a training and a test set, for any tool. (scdiff train --holdout leaves cells out by itself.)"""
+    """Split cells into a training and a test set, for any tool. (scdiff train --holdout holds out cells by itself.)"""
     from scdiffkit.data.split import split as split_cells
 
     train, test = split_cells(

@@ -1,4 +1,4 @@
-"""scdiff train: cells in, a run out."""
+"""scdiff train: train a model on cells and save it as a run."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def train(
     join: Join = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.", rich_help_panel=INPUT)] = False,
 ) -> None:
-    """Train a diffusion model on your cells. Raw counts are prepared with the defaults first."""
+    """Train a diffusion model on your cells. Raw counts are first preprocessed with default settings."""
     if not data and not resume:
         raise typer.BadParameter("give the cells to train on (DATA), or --resume to continue a run.")
     limit = parse_duration(max_time)
@@ -212,7 +212,7 @@ def train(
         join=join,
     ) | parse_settings(set_, "--set")  # fmt: skip
     file_values = load_file(config) if config else {}
-    if not resume:  # before torch works for a minute: is the configuration one that can be built?
+    if not resume:  # reject an invalid configuration before torch is loaded
         build_run_config(preset, arch, file_values, overrides)
     last: TrainStatus | None = None
     stage: str | None = None

@@ -1,1 +1,1 @@
-"""Evaluation: real and synthetic cells in, scores, a verdict and a report out."""
+"""Evaluation of synthetic cells against real ones: scores, a verdict and a report."""

@@ -1,7 +1,7 @@
-"""The sets of cells that an evaluation compares, and the cells that are drawn from them.
+"""The sets of cells that an evaluation compares, and the subsamples drawn from them.
 
-Cells may stay in their files: these are read block by block for what needs all cells, and of very many only some, drawn
-at random, are brought into memory to be compared. Knows no metric and no obs column.
+Cells may stay in their files. What needs all cells is then computed block by block, and if there are too many cells,
+only a random subset is loaded into memory for the comparison. This module knows no metrics and no obs columns.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger("scdiffkit")
-MIN_CELLS = 5  # of a set, to be compared at all
+MIN_CELLS = 5  # minimum size of a set that can be compared
 BLOCK_OF_GENES = 512
 POOLED_OF_A_TYPE = 20
 
 
 @dataclass(frozen=True)
 class DiskCells:
-    """Cells that stay in their file: log1p-normalised values (cells, genes), read or made when they are asked for.
+    """Cells that stay in their file: log1p-normalised values (cells, genes), read or computed on access.
 
-    logged: these as the file has them, None where they are made from the counts. counts: raw counts, of more genes
-    perhaps; None where there are none of some genes. library_size: (cells of the file,) that they are normalised by;
-    None: their sums. rows: of the file; columns, of_counts: places of the genes in `logged` and `counts`; None: all.
+    logged: log1p-normalised values in the file; None if values are computed from the counts. counts: raw counts,
+    possibly of more genes; None if they do not cover all genes. library_size: (cells of the file,), used to normalise
+    counts; None: the sums of the counts. rows: selected rows of the file; columns, of_counts: gene indices in `logged`
+    and `counts`; None: all.
     """
 
     logged: Rows | None
@@ -52,7 +53,7 @@ class DiskCells:
 
     @property
     def stored(self) -> Rows:
-        """The matrix that values come from."""
+        """The matrix from which values are read."""
         found = self.counts if self.logged is None else self.logged
         assert found is not None
         return found
@@ -71,7 +72,7 @@ class DiskCells:
         return self.read(at)[0]
 
     def read(self, at: slice | np.ndarray) -> tuple[sparse.csr_matrix, sparse.csr_matrix | None]:
-        """Values of some cells, and, if these are made from them, their counts."""
+        """Read the values of some cells, and the counts if the values are computed from them, else None."""
         rows = at if self.rows is None else self.rows[at]
         if self.logged is not None:
             X = sparse.csr_matrix(self.logged[rows], dtype=np.float32)
@@ -81,28 +82,28 @@ class DiskCells:
         return (X, counts) if self.of_counts is None else (X[:, self.of_counts], counts[:, self.of_counts])
 
     def counts_at(self, at: np.ndarray) -> sparse.csr_matrix | None:
-        """Counts of some cells."""
+        """Read the counts of some cells; None if there are none."""
         if self.counts is None:
             return None
         counts = self.counts[at if self.rows is None else self.rows[at]]
         return counts if self.of_counts is None else counts[:, self.of_counts]
 
     def take(self, rows: np.ndarray) -> DiskCells:
-        """These cells only."""
+        """Select these cells."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     def keep_genes(self, places: np.ndarray) -> DiskCells:
-        """These genes only, in this order."""
+        """Select these genes, in this order."""
         columns, of_counts = (places if old is None else old[places] for old in (self.columns, self.of_counts))
         return replace(self, columns=columns, of_counts=of_counts)
 
 
 @dataclass(frozen=True)
 class SetSummary:
-    """What is known of all n cells of a side, also where only some of them are compared.
+    """Statistics of all n cells of a set, including those that are not loaded for the comparison.
 
-    types: cells of each. fingerprints: (n,) of the genes compared; donors: (n,) text, or None. mean_sum: of a cell's
-    normalised values before the logarithm.
+    types: number of cells of each type. fingerprints: (n,), hashes of the compared genes. donors: (n,) text, or None.
+    mean_sum: mean over cells of the sum of normalised values before the logarithm.
     """
 
     types: dict[str, int]
@@ -117,12 +118,13 @@ class SetSummary:
 
 @dataclass
 class CellSet:
-    """One of the data sets: X (cells, genes) log1p-normalised CSR, its genes, and what is known of its cells.
+    """A named set of cells: X (cells, genes), log1p-normalised CSR, its genes, and annotations of its cells.
 
-    X: InFile where cells stay in their file, until `gather` has brought some of them into memory. counts: raw counts
-    (cells, genes), library_size: their sums (cells,), None where there are none or they were not gathered. types,
-    conditions, donors, batches: (cells,) text, the latter three None unless asked for. codec_auc: of the run that made
-    the cells, remarks: on how it made them, where they say.
+    X: DiskCells if the cells stay in their file, until `gather` loads some of them into memory. counts: raw counts
+    (cells, genes), and library_size: their sums (cells,); None if there are none or they were not loaded. types,
+    conditions, donors, batches: (cells,) text; the latter three are None unless requested. everyone: statistics of all
+    cells, set by `gather`. codec_auc, remarks: metadata of the run that generated the cells, if they contain any: its
+    codec's AUC, and remarks on the sampling.
     """
 
     name: str
@@ -145,7 +147,7 @@ class CellSet:
     everyone: SetSummary | None = None
 
     def take(self, rows: np.ndarray) -> None:
-        """Keep these cells only."""
+        """Keep only these cells."""
         self.X = self.X.take(rows) if isinstance(self.X, DiskCells) else self.X[rows]
         self._take_of_obs(rows)
         self.counts = None if self.counts is None else self.counts[rows]
@@ -157,23 +159,22 @@ class CellSet:
         self.batches = None if self.batches is None else self.batches[rows]
 
     def keep_genes(self, genes: pd.Index) -> None:
-        """Keep these genes only, in this order."""
+        """Keep only these genes, in this order."""
         places = self.genes.get_indexer(genes)
         self.X = self.X.keep_genes(places) if isinstance(self.X, DiskCells) else self.X[:, places]
         self.counts, self.genes = None if self.counts is None else self.counts[:, places], genes
 
     def fingerprints(self, genes: pd.Index, fewest: int) -> np.ndarray:
-        """Of all cells (n,), in these genes; see metrics.privacy."""
+        """Compute the fingerprints (n,) of all cells in these genes, as in metrics.privacy."""
         places, found = self.genes.get_indexer(genes), np.empty(self.X.shape[0], dtype=np.uint64)
         for part, X in iter_row_blocks(self.X):
             found[part] = fingerprints(X[:, places], fewest)
         return found
 
     def gather(self, most: int, rng: np.random.Generator, *, counts_too: bool) -> None:
-        """Find what is known of everyone, and of cells in a file bring at most so many into memory to be drawn from, at
-        random within types.
+        """Summarise all cells and, if they are in a file, load at most `most` of them, drawn at random within types.
 
-        counts_too: whether these cells' counts are wanted, not only their sums.
+        counts_too: also load the counts of these cells, not only their sums.
         """
         n = self.X.shape[0]
         held = np.arange(n)
@@ -199,7 +200,7 @@ class CellSet:
             self._take_of_obs(held)
             kept.clear()
             of_kept.clear()
-            trim_memory()  # the pieces lay between the blocks that they were taken from
+            trim_memory()  # the heap is fragmented: kept rows were allocated between the blocks read
         elif self.counts is not None:
             self.library_size = _sums(self.counts)
 
@@ -238,10 +239,11 @@ class CellSet:
 def _blocks(
     X: Any, held: np.ndarray, no_counts: list[str]
 ) -> Iterator[tuple[slice, sparse.csr_matrix, np.ndarray, Any]]:
-    """All cells a block at a time: part, X, which of them are held (places in the block), and of those in a file the
-    counts; the next block is read while one is worked on.
+    """Iterate over all cells in blocks: slice, X, indices in the block of the cells to keep, and their counts.
 
-    Where the counts beside logarithms turn out to be none, there are none from then on, and no_counts has the reason.
+    Counts are None for cells in memory. The next block is read while the caller works on the current one. If a
+    matrix beside log values turns out not to hold counts, the reason is appended to `no_counts`, and counts are None
+    from then on.
     """
     if not isinstance(X, DiskCells):
         yield from ((part, block, held[part] - part.start, None) for part, block in iter_row_blocks(X))
@@ -275,8 +277,11 @@ def _stacked(parts: list[sparse.csr_matrix]) -> sparse.csr_matrix | None:
 
 @dataclass(frozen=True)
 class Subsample:
-    """Cells drawn from a side: X (n, G) log1p-normalised CSR without stored zeros, or their components (n, D); types
-    (n,), and what metrics may need besides: by name, an array (n,) each."""
+    """Cells drawn from a CellSet.
+
+    X: (n, G) log1p-normalised CSR without explicit zeros, or principal components (n, D). types: (n,). of_cells:
+    further per-cell arrays (n,) that metrics need, by name.
+    """
 
     X: Any
     types: np.ndarray
@@ -287,20 +292,20 @@ class Subsample:
         return "types" in self.of_cells
 
     def take(self, rows: np.ndarray) -> Subsample:
-        """These cells of it, in this order."""
+        """Select these cells, in this order."""
         return Subsample(self.X[rows], self.types[rows], {name: values[rows] for name, values in self.of_cells.items()})
 
     def in_genes(self, genes: np.ndarray) -> Subsample:
-        """The same cells, these genes (places) of them."""
+        """Select genes by their indices."""
         return replace(self, X=self.X[:, genes])
 
     def shuffled(self, rng: np.random.Generator) -> Subsample:
-        """The same cells with each gene shuffled among the cells of a type."""
+        """Return a copy in which each gene is shuffled among the cells of a type."""
         X = shuffle_within(self.X, self.types, rng)
         return Subsample(X, self.types, self.of_cells | {"genes_detected": np.diff(X.indptr).astype(float)})
 
     def pooled(self) -> Subsample:
-        """Cells that are all the mean of these; of each type a few, since they are all the same."""
+        """Return cells that all equal the mean cell; a few per type are enough, since they are identical."""
         place = pd.Series(self.types).groupby(self.types).cumcount().to_numpy()
         rows = np.flatnonzero(place < POOLED_OF_A_TYPE)
         X = sparse.vstack([sparse.csr_matrix(self.X.mean(axis=0))] * len(rows), format="csr")
@@ -312,7 +317,7 @@ class Subsample:
 
 
 def candidates(others: Subsample, members: Subsample, reference: Subsample | None = None) -> Subsample:
-    """All, of dense X, as one set, of_cells["member"] telling 0.0, 1.0 and, of reference cells, 2.0."""
+    """Join sets with dense X into one; of_cells["member"] is 0.0 for others, 1.0 for members, 2.0 for reference."""
     parts = [others, members] if reference is None else [others, members, reference]
     of_cells = {"member": np.repeat(np.arange(float(len(parts))), [len(part.types) for part in parts])}
     if all("donors" in part.of_cells for part in parts):
@@ -326,9 +331,9 @@ def summary_of(side: CellSet) -> SetSummary:
 
 
 def draw_order(types: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order of cells (n,) in which any run of neighbours has the composition of the whole.
+    """Return a random order of cells (n,) in which every contiguous run has about the composition of the whole set.
 
-    Cells of a type are spread evenly over it, from a random start (systematic sampling).
+    Cells of each type are spread evenly over the order, from a random start (systematic sampling).
     """
     position = np.empty(len(types))
     for name in np.unique(types):
@@ -338,7 +343,7 @@ def draw_order(types: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def shuffle_within(X: sparse.csr_matrix, types: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
-    """X (n, G) with each gene permuted, independently of the others, among the cells of each type (n,)."""
+    """Permute each gene of X (n, G), independently of the other genes, among the cells of each type (n,)."""
     columns, blocks = X.tocsc(), []
     for start in range(0, X.shape[1], BLOCK_OF_GENES):
         block = columns[:, start : start + BLOCK_OF_GENES].toarray()

@@ -1,4 +1,4 @@
-"""Which of several sets of synthetic cells is the best? All are scored alike, with as many cells of each."""
+"""Comparison of several sets of synthetic cells: all are scored in the same way, with the same number of cells."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def compare(
     progress: bool | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
-    """Rank several sets of synthetic cells by the same scores, with as many cells of each.
+    """Rank several sets of synthetic cells by the same scores, with the same number of cells of each.
 
-    Sets are ranked by their mean distance from real cells over the families of metrics that all of them have; copies
-    come last. Each is compared in the genes that it shares with the real cells; ScdiffWarning if these differ.
+    Sets are ranked by their mean distance from real cells over the families of metrics that all sets have; copied sets
+    come last. Each set is compared in the genes that it shares with the real cells; ScdiffWarning if these differ.
 
     Parameters
     ----------
     real, train, label, condition, metrics, seed, max_cells, resamples, fast, memory
         As in `evaluate`.
     synthetic
-        Sets by name, or files, which are named after themselves.
+        Sets by name, or files; a file's name then names its set.
     out
         Folder for compare.html, compare.json and compare.csv.
     force
@@ -73,7 +73,7 @@ def compare(
     Raises
     ------
     ConfigError
-        For fewer than two sets, or two of one name; and what `evaluate` raises.
+        For fewer than two sets, or two sets with the same name. Also raises what `evaluate` raises.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def compare(
     """
     conditions = (condition,) if isinstance(condition, str) else tuple(condition)
     fast = fast or any(name in ONE_RESAMPLE for name in asked_for(metrics))
-    chosen_metrics(asked_for(metrics))  # which are wrong before any file is read
+    chosen_metrics(asked_for(metrics))  # raises for unknown names before any file is read
     if fast:
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     given = synthetic if isinstance(synthetic, dict) else _by_name(synthetic)
@@ -103,7 +103,7 @@ def compare(
         *(c.n_obs for c in cells.values()),
     ]
     share = SHARE_OF_RESAMPLE if resamples > 1 else 1.0
-    max_cells = min([max_cells, *(max(5, int(share * n)) for n in available)])  # as many of every set
+    max_cells = min([max_cells, *(max(5, int(share * n)) for n in available)])  # the same number for every set
     found: dict[str, Evaluation] = {}
     with shown_progress("comparing", progress, on_progress, evaluation_progress) as report:
         for name, c in cells.items():
@@ -116,7 +116,7 @@ def compare(
                 real_cells, c, train=train_cells, label=label, condition=conditions, metrics=metrics, seed=seed,
                 max_cells=max_cells, resamples=resamples, unseen=unseen, on_progress=of_set,
             )  # fmt: skip
-            if unseen is not None and name not in known:  # another program's, which may have seen them
+            if unseen is not None and name not in known:  # from another tool, whose model may have seen them
                 found[name] = replace(found[name], basis="unknown")
             for side, source in (("real", real), ("synthetic", given[name]), ("train", train)):
                 if isinstance(source, (str, Path)):
@@ -129,7 +129,7 @@ def compare(
 
 
 def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
-    """ScdiffWarning where sets are not compared by the same genes and metrics."""
+    """Warn if the sets are not compared in the same genes and by the same metrics."""
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
         warn(
@@ -147,8 +147,11 @@ def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
 
 
 def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | None, set[str]]:
-    """Which of the real cells none of the models has seen that were trained on these, so that all sets are judged by
-    the same cells; None where no model is known to have been. And which sets these models made."""
+    """Find the real cells that none of the models has seen, so that all sets are judged by the same cells.
+
+    Returns these, or None if no model is known to have been trained on the real cells, and the names of the sets whose
+    models are known to have been.
+    """
     of_sets = {name: unseen_among(opened["real"], cells) for name, cells in opened.items() if name != "real"}
     found = {name.removeprefix("synthetic "): of for name, of in of_sets.items() if of is not None}
     if not found:
@@ -162,7 +165,7 @@ def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | Non
 
 
 def _by_name(paths: Sequence[str | Path]) -> dict[str, AnnData | str | Path]:
-    """Files by the shortest name that tells them apart: their own, else with their folder."""
+    """Name each file by its stem, or by its path if the stems are not unique. Raises ConfigError for duplicates."""
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(Path(path).with_suffix("")) for path in paths]

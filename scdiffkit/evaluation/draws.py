@@ -1,4 +1,4 @@
-"""Which cells a resample draws of each set."""
+"""The cells that a resample draws from each set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, Subsample, draw_o
 if TYPE_CHECKING:
     pass
 
-SHARE_OF_DONORS = 0.8  # that a resample draws
-FEWEST_DONORS = 5  # that make drawing some of them worth it
+SHARE_OF_DONORS = 0.8  # share of the donors that a resample draws
+FEWEST_DONORS = 5  # minimum number of donors for a resample to draw donors
 
 
 def draw_subsamples(sides: dict[str, CellSet], max_cells: int, seed: int) -> tuple[Subsample, Subsample, Subsample]:
-    """Real cells, other real cells (training cells, where they are given) and synthetic cells, as many of each, in the
-    order of `order_of`."""
+    """Draw equally many real cells, other real cells (training cells if given) and synthetic cells.
+
+    The cells are in the order of `draw_order_of`.
+    """
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
     n = min(cells_a_side(sides), max_cells)
     orders = {name: draw_order_of(sides, name, seed, n) for name in sides}
@@ -29,11 +31,12 @@ def draw_subsamples(sides: dict[str, CellSet], max_cells: int, seed: int) -> tup
 
 
 def draw_order_of(sides: dict[str, CellSet], name: str, seed: int, n: int) -> np.ndarray:
-    """The order in which a resample draws the cells of a side: the first n, and of real cells without training cells
-    the next n as their other half; at random within types.
+    """Return the order, random within types, in which a resample draws the cells of the set `name`.
 
-    Where there are donors enough, those of SHARE_OF_DONORS of them first, the same donors on all sides; where these
-    have fewer cells than are drawn, all that are drawn have as many of the other donors.
+    A resample takes the first n cells; if no training cells are given, the next n real cells are the other half.
+
+    If there are enough donors, cells of SHARE_OF_DONORS of them come first, with the same donors in all sets. If these
+    donors have fewer than n cells, all sets are filled up with equally many cells of other donors.
     """
     side = sides[name]
     order = draw_order(side.types, np.random.default_rng([seed, sorted(sides).index(name)]))
@@ -47,14 +50,14 @@ def draw_order_of(sides: dict[str, CellSet], name: str, seed: int, n: int) -> np
     for _ in range(sets[name]):
         one = np.concatenate([of_kept[:n_kept], of_others[: n - n_kept]])
         of_kept, of_others = of_kept[n_kept:], of_others[n - n_kept :]
-        missing = n - len(one)  # where a donor's cells do not halve evenly
+        missing = n - len(one)  # if the cells of the donors cannot be halved evenly
         drawn += [one, of_kept[:missing]]
         of_kept = of_kept[missing:]
     return np.concatenate([*drawn, of_kept, of_others])
 
 
 def _kept_donors(sides: dict[str, CellSet], seed: int) -> dict[str, np.ndarray]:
-    """Of each side that has donors, which cells (mask) are of those that a resample draws first."""
+    """For each set with donors, return a mask of the cells whose donors a resample draws first."""
     donors = {name: side.donors.astype(str) for name, side in sides.items() if side.donors is not None}
     ranked = np.random.default_rng([seed, 10]).permutation(np.unique(np.concatenate(list(donors.values()))))
     kept = {}
@@ -65,13 +68,13 @@ def _kept_donors(sides: dict[str, CellSet], seed: int) -> dict[str, np.ndarray]:
 
 
 def draws_donors(sides: dict[str, CellSet]) -> bool:
-    """Whether resamples draw donors, not cells alone: where the real cells are of enough of them."""
+    """Whether resamples draw donors, not only cells: the real cells must be from at least FEWEST_DONORS donors."""
     donors = sides["real"].donors
     return donors is not None and len(set(donors)) >= FEWEST_DONORS
 
 
 def cells_a_side(sides: dict[str, CellSet]) -> int:
-    """How many cells there are to be compared; DataError when they are too few."""
+    """Return the number of cells per set available for a comparison. Raises DataError if there are too few."""
     real, synthetic, train = sides["real"], sides["synthetic"], sides.get("train")
     for side, wanted in ((real, MIN_CELLS if train else 2 * MIN_CELLS), (synthetic, MIN_CELLS)):
         if side.X.shape[0] < wanted:

@@ -1,4 +1,4 @@
-"""What a verdict follows from: how far scores lie beyond those of real cells, and how surely."""
+"""The facts from which a verdict follows: how much worse scores are than those of real cells, and how certainly."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from scdiffkit.metrics.score import Score
 
 Grade = Literal["good", "fair", "poor"]
 Basis = Literal["given", "holdout", "validation", "none", "unknown"]
-# Where a score lies between real cells (0) and bad models (1).
+# Bounds on the position of a score between real cells (0) and bad models (1).
 GOOD = 0.15
 FAIR = 0.5
-# Classifiers' AUC above what other real cells score: within MARGIN it makes no difference to anyone's analysis.
+# Bounds on the excess of a classifier's AUC over that of other real cells (MARGIN: irrelevant for any analysis), and
+# on the AUC itself (OBVIOUS).
 DECISIVE = ("rf_auc", "rf_auc_hvg_seurat")
 MARGIN = 0.05
 CLOSE = 0.15
 OBVIOUS = 0.95
-CONFIDENCE = 1.96  # standard errors on either side
-BETTER = 0.5  # of the way from real to shuffled cells, at most, that cells with relations between genes lie
-# Of the way from real cells to copies: of cells that are duplicates a few are too many.
+CONFIDENCE = 1.96  # half-width of a 95% interval in standard errors
+BETTER = 0.5  # maximum excess, relative to that of shuffled cells, of cells that are better than shuffled ones
+# Positions between real cells (0) and copies (1) above which cells count as copied: a few duplicates are too many.
 COPIED = {"exact_duplicates": 0.03, "near_duplicates": 0.1, "nn_ratio": 0.5}
-COPIED_OF_FEW = {"exact_duplicates": 0.03, "nn_ratio": 0.5}  # near duplicates are a matter of luck then
+COPIED_OF_FEW = {"exact_duplicates": 0.03, "nn_ratio": 0.5}  # with few cells, near duplicates occur by chance
 FEW_CELLS = 100
-SATURATED = 0.75  # AUC of real cells among themselves, from which on it leaves no room to tell models apart
-# What cells are used for, and the families of metrics that say whether they serve.
+SATURATED = 0.75  # AUC between real cells above which models can no longer be distinguished
+# Uses of the cells, and the families of metrics that grade them.
 USES: dict[str, tuple[str, ...]] = {
     "statistics of single genes and of cells": ("per gene", "per cell"),
     "clustering, embeddings and benchmarks of methods": ("joint", "coverage", "classifier"),
@@ -37,7 +38,7 @@ USES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Excess:
-    """A classifier's AUC above that of other real cells: as measured, and the interval it lies in."""
+    """The excess of a classifier's AUC over that of other real cells, with its confidence interval."""
 
     score: Score
     n: int  # cells of each group
@@ -56,25 +57,30 @@ class Excess:
 
     @property
     def high(self) -> float:
-        """Never narrower than around 0: cells that score better than real ones do so by chance."""
+        """The upper bound. Negative excesses count as 0: cells score better than real ones only by chance."""
         return max(self.value, 0.0) + self.half_width
 
 
 def auc_error(n: int) -> float:
-    """Standard error of the AUC between two groups of n cells that are alike (Mann & Whitney 1947)."""
+    """Return the standard error of the AUC between two groups of n cells from the same distribution.
+
+    Source: Mann & Whitney 1947.
+    """
     return math.sqrt((2 * n + 1) / (12 * n * n))
 
 
 def enough_cells(excess: float) -> int:
-    """Cells of each group with which an interval around this excess lies within the margin, rounded up; those for an
-    excess of 0, where none would do."""
+    """Return the cells per group for which the interval around this excess is within MARGIN, rounded up to tens.
+
+    If the excess is too near to the margin or beyond it, the number for an excess of 0 is returned.
+    """
     room = MARGIN - max(excess, 0.0) if excess < 0.8 * MARGIN else MARGIN
-    return math.ceil((CONFIDENCE / room) ** 2 / 3 / 10) * 10  # both errors squared come to 1 / (3 n)
+    return math.ceil((CONFIDENCE / room) ** 2 / 3 / 10) * 10  # the two squared errors add up to 1 / (3 n)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a verdict follows from; the fields as `judge` takes them."""
+    """The facts from which a verdict follows. The fields are the arguments of `judge`."""
 
     scores: tuple[Score, ...]
     n_cells: int
@@ -103,7 +109,7 @@ class Facts:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing, and nothing poor."""
+        """Whether no type is lost and no use is poor."""
         return not (self.no_use or self.lost_types)
 
     @cached_property
@@ -129,7 +135,7 @@ class Facts:
 
     @property
     def better_than_shuffled(self) -> bool:
-        """Clearly: nearer to real than to shuffled cells."""
+        """Whether the AUC is clearly better than that of shuffled cells: nearer to the AUC of real cells."""
         return self.first.value <= BETTER * (self.shuffled - self.first.score.real_reference)
 
     @property
@@ -138,13 +144,13 @@ class Facts:
 
     @property
     def unclear(self) -> bool:
-        """Whether shuffled cells pass for real ones, as far as can be told."""
+        """Whether shuffled cells cannot be distinguished from real ones, within the confidence interval."""
         room = self.shuffled - self.first.score.real_reference
         return room <= MARGIN + self.first.half_width and self.first.low <= MARGIN
 
     @property
     def saturated(self) -> bool:
-        """Whether real cells differ so much that there is no room to tell models apart."""
+        """Whether real cells differ so much among themselves that models cannot be distinguished."""
         return self.first.score.real_reference > SATURATED
 
     @property
@@ -155,24 +161,26 @@ class Facts:
     def copies(self) -> bool:
         bounds = COPIED_OF_FEW if self.few_cells else COPIED
         copied = [s for s in self.scores if s.metric in bounds and s.position > bounds[s.metric]]
-        # Of all cells are exact copies counted: there is no chance in it.
+        # Exact duplicates are counted among all cells, so chance plays no role.
         return any(s.metric == "exact_duplicates" or not s.at_real_reference for s in copied)
 
     @property
     def held_out(self) -> bool:
-        """Whether the real cells are known to be new to the model."""
+        """Whether the real cells are known to be unseen by the model."""
         return self.basis not in ("none", "unknown")
 
 
 def _group(score: Score, n_cells: int) -> int:
-    """Cells of each group that a score is of, in all resamples together, of which each draws others."""
+    """Return the cells of each group that a score uses, over all resamples, each of which draws other cells."""
     most = METRICS[score.metric].max_cells
     return n_cells if most is None else min(n_cells, most * len(score.values))
 
 
 def grade_of(scores: list[Score]) -> Grade | None:
-    """Of the scores of one use that tell good from bad models: good when two thirds are, and none is poor; poor when
-    half are."""
+    """Grade a use by those of its scores that separate good from bad models; None if there are none.
+
+    The grade is good if two thirds of the scores are good and none is poor, poor if half are poor, else fair.
+    """
     scores = [s for s in scores if s.baseline_name is not None]
     if not scores:
         return None

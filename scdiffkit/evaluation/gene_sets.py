@@ -1,7 +1,7 @@
-"""The sets of genes that cells are compared in besides all of them, chosen once, on real cells.
+"""Gene sets, selected once on the real cells, in which cells are compared besides all genes.
 
-Two are the highly variable genes that an analysis would start from; three are classes of abundance, because a model may
-draw abundant genes well and the others badly. Knows counts and log values; knows no side and no metric.
+Two sets are the highly variable genes an analysis would start from; three are classes of abundance, because a model may
+generate abundant genes well and the others badly. This module knows counts and log values, but no cell sets or metrics.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scdiffkit.metrics.spaces import as_csr
 from scdiffkit.preprocessing.pipeline import prepare
 from scdiffkit.runtime.threads import openmp_threads_kept
 
-FEWEST_GENES = 10  # of a set
+FEWEST_GENES = 10  # minimum size of a gene set
 FLAVORS = {"hvg_seurat": "seurat", "hvg_seurat_v3": "seurat_v3"}
 CLASSES = {"rare": (0.0, MEDIUM), "medium": (MEDIUM, ABUNDANT), "abundant": (ABUNDANT, np.inf)}
 
@@ -32,7 +32,10 @@ log = logging.getLogger("scdiffkit")
 
 @dataclass(frozen=True)
 class GeneSets:
-    """places: of the genes of each set, sorted. missing: why the others could not be chosen, in words."""
+    """The selected gene sets.
+
+    places: sorted gene indices of each set. missing: the reason, as text, for each set that could not be selected.
+    """
 
     places: dict[Space, np.ndarray] = field(default_factory=dict)
     missing: dict[Space, str] = field(default_factory=dict)
@@ -44,11 +47,11 @@ def choose_gene_sets(
     wanted: Collection[Space] = GENE_SETS,
     n_genes: int = N_VARIABLE,
 ) -> GeneSets:
-    """Choose the `wanted` sets, of at most `n_genes` genes each, on real cells.
+    """Select the `wanted` sets, with at most `n_genes` genes each, on real cells.
 
-    X (cells, genes): log1p-normalised values. counts: raw counts of the same cells and genes, None where there are
-    none: then "hvg_seurat_v3" is missing, and abundance is estimated from the share of zeros. Nothing is raised: a set
-    that cannot be chosen is in `missing`.
+    X (cells, genes): log1p-normalised values. counts: raw counts of the same cells and genes. If they are None,
+    "hvg_seurat_v3" is missing and abundance is estimated from the share of zeros. A set that cannot be selected is
+    listed in `missing`; nothing is raised.
     """
     places: dict[Space, np.ndarray] = {}
     missing: dict[Space, str] = {}
@@ -68,10 +71,10 @@ def choose_gene_sets(
 
 
 def counts_per_cell(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) -> np.ndarray:
-    """Mean counts per cell of each gene, (genes,).
+    """Compute the mean counts per cell of each gene, (genes,).
 
-    Without counts: -log(share of zeros), which is the mean of a Poisson variable with this share of zeros; too low for
-    a gene that varies more than that.
+    Without counts, the estimate is -log(share of zeros), the mean of a Poisson variable with this share of zeros. It is
+    too low for overdispersed genes.
     """
     if counts is not None:
         return mean_per_gene(counts)
@@ -80,8 +83,10 @@ def counts_per_cell(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) -> n
 
 
 def _of_abundance(name: Space, abundance: np.ndarray, dispersion: np.ndarray, n_genes: int) -> np.ndarray:
-    """Of a class of abundance the genes with the highest dispersion: a model that spreads the outliers of a gene over
-    all cells shows it there. Genes that no cell has are in no class."""
+    """Select the genes with the highest dispersion from a class of abundance.
+
+    These genes reveal a model that spreads a gene's outliers over all cells. Undetected genes belong to no class.
+    """
     low, high = CLASSES[name]
     genes = np.flatnonzero((abundance > 0) & (abundance >= low) & (abundance < high))
     if len(genes) < FEWEST_GENES:
@@ -90,8 +95,10 @@ def _of_abundance(name: Space, abundance: np.ndarray, dispersion: np.ndarray, n_
 
 
 def dispersion_per_gene(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) -> np.ndarray:
-    """Variance over mean of each gene's counts, (genes,), or, without counts, of its normalised values; 0 for a gene
-    that no cell has."""
+    """Compute variance / mean of each gene's counts, (genes,), or without counts of its normalised values.
+
+    Undetected genes get 0.
+    """
     values = as_csr(X if counts is None else counts)
     if counts is None:
         values.data = np.expm1(values.data)
@@ -100,7 +107,7 @@ def dispersion_per_gene(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) 
 
 
 def _highly_variable(X: sparse.csr_matrix, counts: sparse.csr_matrix | None, flavor: str, n_genes: int) -> np.ndarray:
-    """scanpy's choice."""
+    """Select highly variable genes with scanpy."""
     if X.shape[1] <= n_genes:
         raise DataError(f"there are {X.shape[1]} genes, all of which rf_auc_genes looks at")
     if flavor == "seurat":
@@ -114,13 +121,13 @@ def _highly_variable(X: sparse.csr_matrix, counts: sparse.csr_matrix | None, fla
         hvg_flavor="seurat_v3", n_top_genes=n_genes, min_cells=0, min_genes=0, min_counts=0, batch_key=None
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScdiffWarning)  # its remedies are those of another command
+        warnings.simplefilter("ignore", ScdiffWarning)  # they suggest options of `scdiff preprocess`
         chosen = prepare(cells, config).var["highly_variable"].to_numpy(dtype=bool)
     return np.flatnonzero(chosen)
 
 
 def _seurat(X: sparse.csr_matrix, n_genes: int) -> np.ndarray:
-    """On log values as they are: cells may hold no counts."""
+    """Select highly variable genes from log values alone, as the cells may have no counts."""
     import scanpy as sc
     from anndata import AnnData
 

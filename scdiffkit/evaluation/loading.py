@@ -1,4 +1,4 @@
-"""Cells as they were given become sets of cells on one scale: log1p-normalised, with their types and other columns."""
+"""Conversion of the given cells to sets on one scale: log1p-normalised, with cell types and other obs columns."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ def load(
     donor: str | None = None,
     batch: str | None = None,
 ) -> dict[str, CellSet]:
-    """The sides by name, from where they came from by name; synthetic cells may lack the columns, others may not
-    (DataError)."""
+    """Convert cells to CellSets, by name; sources: where they came from, by name.
+
+    Raises DataError if an obs column is missing, except in synthetic cells.
+    """
     target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
     sides: dict[str, CellSet] = {}
     for name, side in cells.items():
@@ -76,7 +78,7 @@ def load(
 
 
 def sha256(path: Path) -> str | None:
-    """Of a file; None of anything else."""
+    """Compute the SHA-256 of a file; None if `path` is not a file."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -84,7 +86,7 @@ def sha256(path: Path) -> str | None:
 
 
 def _target_sum(cells: AnnData | Backed) -> float | None:
-    """Counts per cell that this tool recorded having normalised to."""
+    """Return the counts per cell of this tool's normalisation, from uns; None if not recorded."""
     recorded = cells.uns.get("scdiffkit", {})
     value = recorded.get("target_sum") or recorded.get("preprocess", {}).get("target_sum")
     return float(value) if value else None
@@ -93,12 +95,12 @@ def _target_sum(cells: AnnData | Backed) -> float | None:
 def _values(
     cells: AnnData | Backed, who: str, target_sum: float, made_here: bool
 ) -> tuple[sparse.csr_matrix | DiskCells, sparse.csr_matrix | None, pd.Index, str]:
-    """log1p-normalised values (cells, genes), raw counts of the same genes where there are any and they are in memory,
-    the genes, and where the values came from, in words.
+    """Return log1p-normalised values (cells, genes), raw counts of the same genes (None if there are none or they stay
+    in a file), the genes, and a description of the source of the values.
 
-    X that is log-normalised already is taken as it is: synthetic cells may hold fewer genes than they were
-    normalised over. Raw counts are normalised by obs["total_counts"], the library size that this tool leaves
-    in the cells it makes (also where a format has lost `uns`), else over all genes that the side has.
+    X that is log-normalised already is used unchanged, as synthetic cells may have fewer genes than they were
+    normalised over. Raw counts of cells made by this tool are normalised by the library sizes in obs["total_counts"]
+    (even if a format has lost `uns`), other raw counts by their sums over all genes of the set.
     """
     found: tuple[Rows, pd.Index, str] | DataError
     try:
@@ -138,20 +140,22 @@ def _values(
 
 
 def _var_names(cells: AnnData | Backed, place: str) -> pd.Index:
-    """Genes of the matrix in a place."""
+    """Return the genes of the matrix at a place ("X", "raw", 'layers["counts"]', ...)."""
     if isinstance(cells, Backed):
         return cells.var_of(place).index
     return cells.raw.var_names if place == "raw" else cells.var_names
 
 
 def _are_among(wanted: pd.Index, genes: pd.Index) -> bool:
-    """Whether each of the genes that are wanted is in one place among others."""
+    """Whether each of the wanted genes occurs exactly once among `genes`."""
     return genes.equals(wanted) or not (genes.has_duplicates or len(wanted.difference(genes)))
 
 
 def _are_logged(X: Rows, who: str, ours: bool) -> bool:
-    """Whether X (cells, genes) holds logarithms of normalised counts, by all its values. DataError where some are no
-    numbers, or negative in cells that this tool made (ours)."""
+    """Whether X (cells, genes) holds logarithms of normalised counts, judged by all its values.
+
+    Raises DataError for NaN or infinite values, and for negative values in cells that this tool made (ours).
+    """
     unknown, low, high, whole = 0, 0.0, 0.0, True
     for values in [X.data] if isinstance(X, sparse.csr_matrix) else _values_of(X, who):
         if len(values):
@@ -169,7 +173,7 @@ def _are_logged(X: Rows, who: str, ours: bool) -> bool:
 
 
 def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
-    """Those stored in a file, a block at a time."""
+    """Iterate over the stored values of a matrix in a file, block by block."""
     log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
     for _, block in iter_row_blocks(X):
         yield block.data.astype(np.float32, copy=False)
@@ -180,7 +184,7 @@ def _in_memory(X: Any) -> Any:
 
 
 def _checked(shape: tuple[int, int], genes: pd.Index, who: str) -> pd.Index:
-    """The genes, when there are cells and genes can be matched by name."""
+    """Return the genes. Raises DataError if there are no cells or genes, or if gene names are not unique."""
     if 0 in shape:
         raise DataError(f"{who} are empty ({shape[0]} cells x {shape[1]} genes).")
     repeated = genes[genes.duplicated()].unique()
@@ -193,7 +197,7 @@ def _checked(shape: tuple[int, int], genes: pd.Index, who: str) -> pd.Index:
 
 
 def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tuple[np.ndarray, bool]:
-    """Types of cells (n,) as text; only synthetic cells may lack them."""
+    """Return the types of the cells (n,) as text, and whether there are any; only synthetic cells may lack them."""
     if label is None or (label not in obs and name == "synthetic"):
         return np.full(len(obs), NO_TYPE, dtype=object), False
     if label not in obs:
@@ -208,11 +212,14 @@ def _types_of(obs: pd.DataFrame, label: str | None, name: str, who: str) -> tupl
 
 
 def _texts(obs: pd.DataFrame, columns: Sequence[str], option: str, name: str, who: str) -> np.ndarray | None:
-    """Values of columns as one text a cell, (n,); None where none is asked for. Only synthetic cells may lack them."""
+    """Join the values of obs columns to one text per cell, (n,); None if no column is requested.
+
+    Only synthetic cells may lack the columns.
+    """
     missing = [column for column in columns if column not in obs]
     if not columns or (missing and name == "synthetic"):
         return None
     if missing:
         raise DataError(f"{who} have no obs column {missing[0]!r} ({option}); {did_you_mean(missing[0], obs.columns)}")
     values = [obs[c].astype(object).where(obs[c].notna(), NO_TYPE).astype(str) for c in columns]
-    return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # a text once, not a cell
+    return np.array([sys.intern(" | ".join(row)) for row in zip(*values)], dtype=object)  # store each text once

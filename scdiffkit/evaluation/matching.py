@@ -1,4 +1,4 @@
-"""What must hold between sets of cells before they are compared: the same genes and scale, and no cell in both."""
+"""Preparation of cell sets for a comparison: the same genes and scale, and no cell in two sets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scdiffkit")
 FEWEST_GENES = 100
-SCALE_RATIO = 1.5  # sums per cell that differ by more than this were hardly normalised in the same way
-UNLIKE = 0.05  # share of held-out cells of kinds that were not trained on
+SCALE_RATIO = 1.5  # if sums per cell differ by more than this factor, the normalisation probably differs
+UNLIKE = 0.05  # maximum share of held-out cells whose type or condition was not trained on
 
 
 class Notes:
-    """Collects what a reader of the scores must know."""
+    """Notes and warnings for the reader of the scores."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -39,7 +39,7 @@ def note_scales(sides: dict[str, CellSet], remarks: Notes) -> None:
 
 
 def match_genes(sides: dict[str, CellSet], remarks: Notes) -> None:
-    """Leave on every side the genes that all have, in the order of their names."""
+    """Reduce every set to the intersection of the genes, sorted by name."""
     real, others = sides["real"], [side for side in sides.values() if side.name != "real"]
     shared = real.genes
     for side in others:
@@ -69,10 +69,10 @@ def match_genes(sides: dict[str, CellSet], remarks: Notes) -> None:
 def gather(
     sides: dict[str, CellSet], most: int, seed: int, remarks: Notes, counts_of: Sequence[str] = ()
 ) -> dict[str, tuple[int, int]]:
-    """Look through all cells, and of those in files bring at most `most` a side into memory, to be compared; warns
-    where sides were hardly normalised alike. How many of how many, of the sides that have more.
+    """Summarise all cells and load at most `most` cells of each set that is in a file.
 
-    counts_of: sides whose counts are wanted, too. The same seed chooses the same cells.
+    Warns if the sets were probably normalised differently. Returns (number loaded, total number) for each set of which
+    only some cells were loaded. counts_of: sets whose counts are loaded, too. The same seed selects the same cells.
     """
     sampled = {}
     for i, (name, side) in enumerate(sorted(sides.items())):
@@ -104,7 +104,7 @@ def gather(
 
 
 def separate(sides: dict[str, CellSet], unseen: np.ndarray, trained: np.ndarray, remarks: Notes) -> None:
-    """Make two sides of the real cells, those that a model has not seen and those it was trained on (places)."""
+    """Split the real cells into "real", which the model has not seen, and "train", by their row indices."""
     sides["train"] = replace(sides["real"], name="train")
     for name, rows in (("real", unseen), ("train", trained)):
         sides[name].take(rows)
@@ -116,7 +116,7 @@ def separate(sides: dict[str, CellSet], unseen: np.ndarray, trained: np.ndarray,
 
 
 def of_known_kinds(real: CellSet, train: CellSet) -> bool:
-    """Whether held-out cells are of the types and conditions that were trained on, but for a few."""
+    """Whether nearly all held-out cells have types and conditions that were trained on."""
     columns = [
         (real.types, train.types) if real.has_types and train.has_types else None,
         (real.conditions, train.conditions) if real.conditions is not None else None,
@@ -130,20 +130,20 @@ def of_known_kinds(real: CellSet, train: CellSet) -> bool:
 
 
 def other_donors(real: Subsample, train: Subsample) -> bool:
-    """Whether held-out cells are of other donors than those trained on, and so unlike them anyway."""
+    """Whether the held-out cells share no donor with the training cells, and so differ from them in any case."""
     both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
     return len(both) == 2 and both[0].isdisjoint(both[1])
 
 
 def drop_trained_on(sides: dict[str, CellSet], remarks: Notes) -> None:
-    """Take out of the real cells those that are also training cells: to a model they are not new.
+    """Remove real cells that are also training cells, as they are not new to the model.
 
-    To be called before genes that synthetic cells lack are left out: in few genes, cells are alike by chance.
+    Call this before `match_genes`: in fewer genes, cells are more often equal by chance.
     """
     real, train = sides["real"], sides["train"]
     genes = real.genes.intersection(train.genes)
     if genes.empty:
-        return  # which match_genes refuses
+        return  # match_genes raises the error
     for side in (train, real):
         if isinstance(side.X, DiskCells):
             log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
@@ -160,7 +160,7 @@ def drop_trained_on(sides: dict[str, CellSet], remarks: Notes) -> None:
 
 
 def count_types(sides: dict[str, CellSet], label: str, remarks: Notes) -> dict[str, dict[str, int]]:
-    """Cells of each type in real and synthetic cells; notes the types that one of them lacks."""
+    """Count the real and the synthetic cells of each type, and note the types that one of the sets lacks."""
     real, synthetic = sides["real"], sides["synthetic"]
     if not synthetic.has_types:
         remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")

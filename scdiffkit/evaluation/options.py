@@ -1,4 +1,4 @@
-"""What an evaluation is asked for."""
+"""The options of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST_CELLS = 400
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """See `evaluate`. metrics: names of metrics and profiles, as they were asked for."""
+    """The options of `evaluate`. metrics: the requested names of metrics and profiles."""
 
     label: str | None
     conditions: tuple[str, ...]
@@ -45,7 +45,7 @@ class EvaluateConfig:
         resamples: int = RESAMPLES,
         fast: bool = False,
     ) -> EvaluateConfig:
-        """Raises ConfigError for a value that cannot be, and for a metric that is not known."""
+        """Create the options from the arguments of `evaluate`. Raises ConfigError for invalid values or metrics."""
         asked = asked_for(metrics)
         if fast and asked == (FULL,):
             asked = (FAST,)
@@ -63,22 +63,22 @@ class EvaluateConfig:
 
     @property
     def chosen(self) -> frozenset[str]:
-        """Names of the metrics to compute."""
+        """The names of the metrics to compute."""
         return frozenset(chosen_metrics(self.metrics))
 
     @property
     def spaces(self) -> list[Space]:
-        """The sets of genes that these metrics take."""
+        """The gene sets that these metrics need."""
         return [space for space in GENE_SETS if any(METRICS[name].space == space for name in self.chosen)]
 
     @property
     def needs_counts(self) -> bool:
-        """Whether genes are chosen by the real cells' raw counts."""
+        """Whether genes are selected on the real cells' raw counts."""
         by_protocol = self.protocol is not None and PROTOCOLS[self.protocol].genes not in ("all", "cv")
         return bool(self.spaces) or by_protocol
 
     def check_conditions(self) -> None:
-        """Raises ConfigError where conditions are to be compared and none are named."""
+        """Raise ConfigError if the protocol compares conditions and no condition column is given."""
         if self.protocol is None or self.conditions:
             return
         if all("conditions" in METRICS[name].needs for name in PROTOCOLS[self.protocol].metrics):

@@ -1,4 +1,4 @@
-"""The files that evaluations and comparisons leave in a folder: HTML, JSON, CSV and a picture."""
+"""Output files of evaluations and comparisons: HTML, JSON, CSV and a picture."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ COMPARISON_PAGE = "compare.html"
 COMPARISON_SCORES = "compare.json"
 COMPARISON_TABLE = "compare.csv"
 COMPARISON_FILES = (COMPARISON_PAGE, COMPARISON_SCORES, COMPARISON_TABLE)
-IN_WORDS = ["definition", "source"]  # columns that metrics.csv leaves to metrics.json
+IN_WORDS = ["definition", "source"]  # text columns that are in metrics.json, but not in metrics.csv
 
 
 def write_evaluation(evaluation: Evaluation, pictures: dict[str, Picture], out: Path) -> None:
-    """The report, its first picture on its own, and its figures as JSON and CSV."""
+    """Write the report, its first picture as a PNG file, and the scores as JSON and CSV."""
     html = page.html(evaluation, pictures)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 
 
 def check_folder(out: Path, files: Sequence[str], force: bool) -> None:
-    """Fail before anything is scored where these files could not be written. Raises FileError."""
+    """Check, before anything is scored, that these files can be written. Raises FileError if not."""
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; the report needs a folder. Choose another name.")
     there = [name for name in files if (out / name).exists()]

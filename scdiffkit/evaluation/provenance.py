@@ -1,4 +1,4 @@
-"""What synthetic cells and runs record of the cells that a model was trained on, and whether it is so."""
+"""What runs and synthetic cells record about the model's training cells, and checks of these records."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scdiffkit.run import Run
 
 
 def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
-    """All cells that a run was given, where they are still there, and what it recorded of them.
+    """Return all cells that a run was given, and what it recorded about them.
 
-    Raises RunError when they are not, or when the run is of an older version.
+    Raises RunError if the cells cannot be read any more, or if the run was made by an older version.
     """
     data = TrainingData.from_dict(run.provenance()["data"].get("split", {}))
     if data is None:
@@ -30,13 +30,13 @@ def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
 
 
 def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen | None:
-    """Which of the real cells the model has not seen that made the synthetic ones; None where that is not known."""
+    """Find the real cells that the model of the synthetic cells has not seen; None if that is not known."""
     data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
     return None if data is None else data.find_in(real)
 
 
 def check_made_by(run: Run, synthetic: AnnData | Backed) -> None:
-    """Raises RunError where the synthetic cells say that another run made them."""
+    """Raise RunError if the synthetic cells record that another run generated them."""
     made_by = synthetic.uns.get("scdiffkit", {}).get("run_id")
     if made_by is not None and made_by != run.provenance()["run_id"]:
         raise RunError(
@@ -46,8 +46,8 @@ def check_made_by(run: Run, synthetic: AnnData | Backed) -> None:
 
 
 def trained_on_others(synthetic: AnnData | Backed, train: AnnData | Backed) -> bool:
-    """Whether the synthetic cells record that their model was trained on all of other cells than these."""
+    """Whether the synthetic cells record that their model was trained on other cells than `train`, without holdout."""
     data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
     if data is None or data.holdout or any(column not in train.obs for column in data.columns):
-        return False  # not known; or these may be the part that was not held out
+        return False  # not known; with a holdout, `train` may be the part that was trained on
     return data.find_in(train) is None

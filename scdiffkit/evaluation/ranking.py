@@ -1,4 +1,4 @@
-"""Several sets of synthetic cells, scored alike, in one table and ranked."""
+"""Ranking of several sets of synthetic cells that were scored in the same way."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from scdiffkit.evaluation.result import Evaluation
 from scdiffkit.metrics.score import Score
 
 SCHEMA = 1
-RANKED_BY = ("per gene", "per cell", "joint", "coverage", "classifier", "biology")  # privacy is no contest
+RANKED_BY = ("per gene", "per cell", "joint", "coverage", "classifier", "biology")  # sets are not ranked by privacy
 COPIED_LAST = "copied"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations of several sets of synthetic cells against the same real ones, by name, the best first."""
+    """Evaluations of several sets of synthetic cells against the same real cells, by name, best first."""
 
     evaluations: dict[str, Evaluation]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per metric; columns metric, family, real_reference (what real cells score), baseline (what the worst
-        bad model scores), one per set with its value, and best: name of the set that comes nearest to real cells."""
+        """Return one row per metric.
+
+        Columns: metric, family, real_reference (score of real cells), baseline (score of the worst bad model), one
+        column per set with its value, and best (name of the set nearest to real cells).
+        """
         rows = []
         for score in self.scores_of_first():
             row: dict[str, Any] = {
@@ -38,8 +41,11 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def ranking(self) -> pd.DataFrame:
-        """One row per set, the best first: name, verdict, distance (mean position from real cells, 0, to bad models, 1,
-        over families that count alike), and one column per family."""
+        """Return one row per set, best first.
+
+        Columns: name, verdict, distance (mean position between real cells, 0, and bad models, 1; families have equal
+        weights), and one column per family.
+        """
         rows = []
         for name, evaluation in self.evaluations.items():
             by_family = _distances(evaluation, self._telling())
@@ -50,16 +56,16 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def scores_of_first(self) -> list[Score]:
-        """Of the metrics that all sets have, those of the best set."""
+        """Return the best set's scores of the metrics that all sets have."""
         shared = self._shared()
         return [score for score in next(iter(self.evaluations.values())).scores if score.metric in shared]
 
     def of_metric(self, metric: str) -> dict[str, Score]:
-        """The score of each set."""
+        """Return each set's score of a metric, by name."""
         return {name: evaluation[metric] for name, evaluation in self.evaluations.items()}
 
     def best(self, metric: str) -> str:
-        """The set nearest to real cells; empty where all are as real cells are."""
+        """Return the name of the set nearest to real cells; empty if all score as real cells do."""
         found = self.of_metric(metric)
         fair = {name: s for name, s in found.items() if self.evaluations[name].verdict.word != COPIED_LAST}
         found = fair or found
@@ -68,12 +74,12 @@ class Comparison:
         return min(found, key=lambda name: found[name].position)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in compare.json: schema 1, ranking (list of rows), sets {name: Evaluation.to_dict()}."""
+        """Return the comparison as in compare.json: schema 1, ranking (rows), sets {name: Evaluation.to_dict()}."""
         sets = {name: evaluation.to_dict() for name, evaluation in self.evaluations.items()}
         return {"schema": SCHEMA, "ranking": self.ranking().to_dict("records"), "sets": sets}
 
     def _telling(self) -> set[str]:
-        """The metrics that tell good from bad models in all sets."""
+        """Return the metrics that separate good from bad models in all sets."""
         return {m for m in self._shared() if all(s.baseline_name is not None for s in self.of_metric(m).values())}
 
     def _shared(self) -> set[str]:
@@ -88,7 +94,7 @@ def ranked(found: dict[str, Evaluation]) -> Comparison:
 
 
 def _distances(evaluation: Evaluation, metrics: set[str]) -> dict[str, float]:
-    """Mean position, at most 1 each, of the metrics of each family."""
+    """Return the mean position of each family's metrics; each position is capped at 1."""
     positions: dict[str, list[float]] = {}
     for score in evaluation.scores:
         if score.family in RANKED_BY and score.metric in metrics:

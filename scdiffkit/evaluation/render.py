@@ -1,4 +1,4 @@
-"""Templates become HTML; how numbers and strips are written there."""
+"""Rendering of the HTML templates, and the format of numbers and position strips in them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the folder report with these values, as HTML."""
+    """Render a template of the folder report with these values as HTML."""
     return _environment().get_template(template).render(**values)
 
 
 def families(scores: Iterable[Score]) -> dict[str, list[Score]]:
-    """Scores by family, in the order they come in."""
+    """Group scores by family, in their original order."""
     found: dict[str, list[Score]] = {}
     for score in scores:
         found.setdefault(score.family, []).append(score)
@@ -27,7 +27,7 @@ def families(scores: Iterable[Score]) -> dict[str, list[Score]]:
 
 
 def number(value: float | None, spread: tuple[float, float] | None = None) -> str:
-    """A figure with three digits, and half the width of its interval behind it."""
+    """Format a value with three digits, followed by half the width of its interval; None becomes an empty text."""
     if value is None:
         return ""
     text = f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
@@ -35,7 +35,10 @@ def number(value: float | None, spread: tuple[float, float] | None = None) -> st
 
 
 def strip(score: Score) -> dict[str, Any]:
-    """Where a score lies, for a strip from real cells (0) to bad models (1): share of its width, and in words."""
+    """Return the position of a score on a strip from real cells to bad models, in percent of its width, and as text.
+
+    band: the part of the strip where real cells score by chance.
+    """
     return {
         "at": 100 * min(score.position, 1.0),
         "band": 100 * min(score.real_reference_position, 1.0),

@@ -1,4 +1,4 @@
-"""One resample of an evaluation: which sets are compared, and every metric's figures for them."""
+"""One resample of an evaluation: the pairs of sets that are compared, and each metric's values for them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
 from scdiffkit.metrics.score import BASELINES
 
-MOST_KNOWN = 20_000  # cells that a resample looks for copies of
-MIN_CELLS_OF_TYPE = 10  # on both sides, for a type to be scored on its own
-MIN_CELLS_TO_CLASSIFY = 30  # of the type on all sides, for rf_auc within it: with fewer it is a matter of luck
-OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # what is scored within each type
+MOST_KNOWN = 20_000  # maximum number of known cells among which a resample searches for copies
+MIN_CELLS_OF_TYPE = 10  # minimum cells of a type in each set for scores within the type
+MIN_CELLS_TO_CLASSIFY = 30  # minimum for rf_auc, which is too noisy with fewer cells
+OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # metrics computed within each type
 OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
-FEWEST_DONORS = 2  # that were trained on, and that were not, for donors to be told apart
-OF_DONORS = ("near_duplicates", "membership_auc")  # and, with exact_duplicates, against the cells of each donor
+FEWEST_DONORS = 2  # minimum number of training donors, and of held-out donors, for attacks on donors
+OF_DONORS = ("near_duplicates", "membership_auc")  # computed, like exact_duplicates, against the cells of each donor
 SINGULAR = {"conditions": "condition", "donors": "donor", "batches": "batch"}
 WITHOUT = {
     "types": "no --label that both sides have",
@@ -40,13 +40,13 @@ WITHOUT = {
 
 
 class Resample:
-    """One resample: real cells, a reference (other real cells, or training cells) and synthetic ones, as many of each.
+    """One resample: equally many real, reference (other real cells or training cells) and synthetic cells.
 
-    pool: the threads that compute. training_pool: cells that synthetic ones may be copies of, the training cells where
-    they are given (`trained`), else real cells, `real` among them; reference_trained: whether `reference` is among
-    them. synthetic_pool: synthetic cells. Both pools may be larger than the sets; without them, no copies are looked
-    for. gene_sets: places of the genes that some spaces take. chosen: names of the metrics wanted; None: the default
-    ones. bad_models: whether these are scored, too.
+    pool: threads for the computation. training_pool: cells that may have been copied: the training cells if they are
+    given (`trained`), else real cells that include `real`. reference_trained: whether `reference` is part of
+    training_pool. synthetic_pool: synthetic cells that may be copies. Both pools may be larger than the three sets;
+    without them, copies are not searched for. gene_sets: gene indices for the spaces in GENE_SETS. chosen: names of the
+    metrics to compute; None: the default metrics. bad_models: whether the baselines are scored, too.
     """
 
     def __init__(
@@ -95,27 +95,31 @@ class Resample:
         self._in_space: dict[tuple[str, Space], Future[tuple[Any, Any]]] = {}
 
     def prepare(self, metrics: Sequence[Metric]) -> None:
-        """Begin what the metrics share: to be called before they are scored, so that none waits for what has not
-        begun."""
+        """Start the computation of the spaces that metrics share.
+
+        Call this before metrics are scored, so that no metric in the pool waits for a task that has not started.
+        """
         for space in sorted({metric.space for metric in metrics if metric.against == "real"}):
             for which, (a, b) in self._real.items():
                 self._in_space[which, space] = self.pool.submit(in_space, space, a.X, b.X, self.gene_sets.places)
 
     def pairs(self, against: str) -> dict[str, tuple[Subsample, Subsample]]:
-        """The pairs of sets that a metric against `against` compares, by "value", "real_reference" and bad models."""
+        """Return the pairs of sets for metrics with this `against`, by "value", "real_reference" and baseline."""
         pairs = self._real if against == "real" else self._copies.result()[against]
         return {which: pair for which, pair in pairs.items() if self.bad_models or which not in BASELINES}
 
     def _matrices(self, against: str, which: str, space: Space) -> tuple[Any, Any]:
-        """A pair of sets in a space."""
+        """Return the matrices of a pair of sets in a space."""
         if against == "real":
             return self._in_space[which, space].result()
         a, b = self.pairs(against)[which]
         return a.X, b.X
 
     def score(self, metric: Metric, keep: Callable[[str, Subsample], np.ndarray] | None = None) -> dict[str, float]:
-        """Its value, real reference and baselines by name; of the first set of each pair only the cells (mask) that
-        `keep` tells."""
+        """Compute a metric's value, real reference and baselines, by name.
+
+        keep: returns a mask of the cells to use of the first set of each pair; None: all.
+        """
         found = {}
         for which, (a, b) in self.pairs(metric.against).items():
             rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
@@ -127,7 +131,7 @@ class Resample:
         return found
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
-        """The metrics OF_TYPES of each type with enough cells on all sides: value, real reference and baselines."""
+        """Compute value, real reference and baselines of OF_TYPES for each type with enough cells in all sets."""
         if any("types" not in part.of_cells for part in (self.real, self.synthetic)):
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}
@@ -146,12 +150,12 @@ class Resample:
         return found
 
     def score_donors(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Of each donor with enough cells, the metrics OF_DONORS against this donor's cells alone."""
+        """Compute the metrics OF_DONORS against the cells of each donor with enough cells."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name in donors_to_score(self):
 
             def keep(which: str, part: Subsample, name: str = name) -> np.ndarray:
-                """This donor's known cells, beside all that were held out; all where no cell is known."""
+                """Keep this donor's known cells and all held-out cells; keep all cells if none is known."""
                 held_out = part.of_cells["member"] == 0
                 neither = which == "real_reference" and len(part.types) == len(self.real.types)
                 return held_out | (part.of_cells["donors"] == name) | neither
@@ -172,8 +176,8 @@ def _pairs_with_copies(
     reference_trained: bool,
     seed: int,
 ) -> dict[str, dict[str, tuple[Subsample, Subsample]]]:
-    """The pairs for metrics against "neighbours" and, if second_trained, "candidates", "references" and "donors" (see
-    Round), X being the components of one fit to first, second and third."""
+    """Return the pairs for metrics against "neighbours" and, if reference_trained, "candidates", "references" and
+    "donors" (see Metric), with X in principal components fitted to real, reference and synthetic cells together."""
     of_sides = [part.X for part in (real, reference, synthetic)]
     components = principal_components(
         as_csr(sparse.vstack(of_sides)), rest=sparse.vstack([training_pool.X, synthetic_pool.X], format="csr")
@@ -188,7 +192,7 @@ def _pairs_with_copies(
     some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
     neighbours = candidates(unknown, training_pool)
     pairs = {
-        # To what was learnt from, cells that were held out are the reference.
+        # The real reference for similarity to training cells is that of held-out cells.
         "neighbours": {
             "value": (neighbours, synthetic),
             "real_reference": (candidates(some, training_pool), others),
@@ -209,7 +213,7 @@ def _pairs_with_copies(
         both = candidates(real, reference)
         pairs["candidates"] = {
             "value": (both, synthetic_pool),
-            "real_reference": (candidates(some, others), synthetic_pool),  # neither was trained on
+            "real_reference": (candidates(some, others), synthetic_pool),  # neither part was trained on
             "copies": (both, training_pool),
         }
         if "donors" in both.of_cells:
@@ -221,7 +225,7 @@ def _pairs_with_copies(
 
 
 def _held_out_and_known(real: Subsample, reference: Subsample) -> tuple[set[str], set[str]]:
-    """Donors that were not trained on, and those that were; none where the cells do not tell."""
+    """Return the held-out donors and the training donors; empty sets if cells have no donors."""
     if not all("donors" in part.of_cells for part in (real, reference)):
         return set(), set()
     trained_on = set(reference.of_cells["donors"])
@@ -229,35 +233,38 @@ def _held_out_and_known(real: Subsample, reference: Subsample) -> tuple[set[str]
 
 
 def donors_to_score(resample: Resample) -> list[str]:
-    """Those with enough cells among the cells that synthetic ones may be copies of."""
+    """Return the donors with at least MIN_CELLS_OF_TYPE cells among those that may have been copied."""
     return [name for name, count in _donors(_of_donors(resample)).items() if count >= MIN_CELLS_OF_TYPE]
 
 
 def donors_left_out(resample: Resample) -> list[str]:
-    """Those with too few."""
+    """Return the donors with fewer than MIN_CELLS_OF_TYPE cells among those that may have been copied."""
     return [name for name, count in _donors(_of_donors(resample)).items() if count < MIN_CELLS_OF_TYPE]
 
 
 def _of_donors(resample: Resample) -> Subsample | None:
-    """The cells whose donors are looked for; None where those trained on are not among the cells compared."""
+    """Return the set whose donors are scored; None if the training cells are not among the compared cells."""
     if resample.reference_trained:
         return resample.reference
     return None if resample.trained else resample.real
 
 
 def _donors(part: Subsample | None) -> dict[str, int]:
-    """Cells of each."""
+    """Count the cells of each donor."""
     return Counter(map(str, sorted(() if part is None else part.of_cells.get("donors", ()))))
 
 
 def _of_one(part: Subsample, name: str) -> bool:
-    """Whether all cells are of one group."""
+    """Whether all cells belong to one group of the annotation `name`."""
     return name in part.of_cells and len(set(part.of_cells[name])) < 2
 
 
 def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
-    """What synthetic cells may be copies of, training cells or the real cells that no reference is made of, and
-    synthetic cells, up to MOST_KNOWN of each; the first n are those that `parts` draws."""
+    """Draw the cells that may have been copied, and synthetic cells, up to MOST_KNOWN of each.
+
+    The former are training cells, or real cells that are not in the reference. The first n cells of each set are those
+    of `draw_subsamples`.
+    """
 
     most = max(n, MOST_KNOWN)
     synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed, n)[:most])
@@ -268,7 +275,7 @@ def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample,
 
 
 def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
-    """exact_duplicates of all cells, as figures of a round; of one donor's known cells alone."""
+    """Compute exact_duplicates among all cells, or among one donor's known cells, as values of a resample."""
     training_pool, synthetic_pool = sets.get("train", sets["real"]).everyone, sets["synthetic"].everyone
     assert training_pool is not None, "gather comes first"
     assert synthetic_pool is not None, "gather comes first"
@@ -283,7 +290,7 @@ def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str
 
 
 def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dict[str, str]]:
-    """Of the metrics wanted, those that these cells allow, and why others are left out."""
+    """Return the chosen metrics that can be computed for these cells, and the reasons for those that cannot."""
     metrics, skipped = [], {}
     for metric in (m for m in METRICS.values() if m.name in resample.chosen):
         drawn = (resample.real, resample.reference, resample.synthetic)

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores, verdict, and the same as tables and plain values."""
+"""The result of an evaluation: scores and verdict, as objects, tables and plain values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scdiffkit.metrics.score import FEWEST_RESAMPLES, Score
 from scdiffkit.runtime.versions import OF_SCORES, versions
 
 SCHEMA = 3
-BY_CHANCE = 0.01  # probability from which on a type may be missing by chance
+BY_CHANCE = 0.01  # a type that is missing with at least this probability may be missing by chance
 HELD_OUT = (
     "The real cells, which the model has not seen, against cells it was trained on: what a perfect model, or a "
     "perfect copy of the training cells, would score."
@@ -37,24 +37,23 @@ BASELINE_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
-    scores: of every metric. of_types, of_donors: of each cell type the scores OF_TYPES within it, of each donor the
+    scores: one per metric. of_types: for each cell type, the scores OF_TYPES within it. of_donors: for each donor, the
     scores OF_DONORS against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
-    inputs: for "real", "synthetic" and perhaps "train", where they came from, their size, scale and, for files,
-    SHA-256. n_cells: cells on each side of a comparison. n_genes: genes compared. types: cells of each type by side,
-    without those of `real` that were trained on (None without a label). skipped: metrics that could not be computed,
-    and why. notes: what was done. warnings: what to be wary of. html: the report as it was written, None without `out`.
-    cells: those of its first picture, a row each: side ("real" or "synthetic"), type (text, None without a label), x
-    and y in the layout; None without `out`. sampled: of the sides that stayed in their files and were too many to be
-    all compared, how many of how many cells were. basis: whether the model has seen the real cells: "given" (those it
-    was trained on were given), "holdout", "validation" or "none" (found out, see `evaluate`), or "unknown". alike:
-    whether the real cells are of the kinds that were trained on. remarks: what the synthetic cells say of how they
-    were made.
-    metrics: the names of metrics and profiles that were asked for.
-    genes: a row each, of the first resample: gene; mean, variance and share of zeros of its log1p-normalised values in
-    real, other real (reference; training cells, where those are given) and synthetic cells; and the Kolmogorov-Smirnov
-    statistics between real and synthetic (ks) and real and other real cells (ks_reference).
+    inputs: for "real", "synthetic" and, if given, "train": source, size, scale and, for files, SHA-256.
+    n_cells: cells per set in a resample. n_genes: genes compared. types: number of cells of each type in each set,
+    without cells of `real` that were trained on; None without a label. skipped: metrics that could not be computed,
+    with the reasons. notes: what was done. warnings: what to be careful about. html: path of the report, None without
+    `out`. cells: the cells of its first picture, one row each: side ("real" or "synthetic"), type (text, None without a
+    label), x and y in the layout; None without `out`. sampled: (number compared, total number) for each set that stayed
+    in its file and was too large to be compared as a whole. basis: whether the model has seen the real cells: "given"
+    (the training cells were given), "holdout", "validation" or "none" (found in the records, see `evaluate`), or
+    "unknown". alike: whether the real cells are of the types, conditions and donors that were trained on. remarks:
+    what the synthetic cells record about their generation. metrics: the requested names of metrics and profiles.
+    genes: one row per gene, from the first resample: gene; mean, variance and share of zeros of its log1p-normalised
+    values in real, other real (reference; training cells if given) and synthetic cells; and the Kolmogorov-Smirnov
+    statistics between real and synthetic (ks) and between real and other real cells (ks_reference).
     """
 
     scores: list[Score]
@@ -90,7 +89,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> Verdict:
-        """What the scores mean, in words."""
+        """The interpretation of the scores."""
         return judge(
             self.scores,
             n_cells=self.n_cells,
@@ -110,62 +109,72 @@ class Evaluation:
         )
 
     def __getitem__(self, metric: str) -> Score:
-        """The score of a metric by its name; KeyError when there is none."""
+        """Return the score of a metric by its name. Raises KeyError if there is none."""
         for score in self.scores:
             if score.metric == metric:
                 return score
         raise KeyError(f"There is no metric {metric!r}; {did_you_mean(metric, [s.metric for s in self.scores])}")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per metric; columns metric, family, value, value_low, value_high, real_reference, real_reference_low,
-        real_reference_high, shuffled, pooled, copies (baselines; NaN where one says nothing), baseline_name (the one
-        that the metric is set against), position, at_real_reference, direction, best, definition, source, headline
-        (whether a terminal shows it)."""
+        """Return one row per metric.
+
+        Columns: metric, family, value, value_low, value_high, real_reference, real_reference_low, real_reference_high,
+        shuffled, pooled, copies (baselines; NaN if one does not apply), baseline_name (the one that the value is
+        compared with), position, at_real_reference, direction, best, definition, source, headline (whether the command
+        line prints it).
+        """
         return pd.DataFrame([_row(score) for score in self.scores])
 
     def types_to_frame(self) -> pd.DataFrame:
-        """One row per cell type and metric; column type and those of `to_frame`."""
+        """Return one row per cell type and metric: column type and the columns of `to_frame`."""
         return pd.DataFrame([{"type": name, **_row(s)} for name, scores in self.of_types.items() for s in scores])
 
     def donors_to_frame(self) -> pd.DataFrame:
-        """One row per donor and metric; column donor and those of `to_frame`."""
+        """Return one row per donor and metric: column donor and the columns of `to_frame`."""
         return pd.DataFrame([{"donor": name, **_row(s)} for name, scores in self.of_donors.items() for s in scores])
 
     def missing_types(self) -> list[str]:
-        """The types of the real cells that no synthetic cell has; none where those have no types."""
+        """Return the types of real cells without synthetic cells; an empty list if synthetic cells have no types."""
         counts = self.types or {}
         if not any(count["synthetic"] for count in counts.values()):
             return []
         return [name for name, count in counts.items() if count["real"] and not count["synthetic"]]
 
     def lost_types(self) -> list[str]:
-        """Of the missing types those with so many real cells that chance would hardly leave them out."""
+        """Return the missing types that have too many real cells to be missing by chance."""
         counts = self.types or {}
         n = {side: sum(count[side] for count in counts.values()) for side in ("real", "synthetic")}
-        share = n["real"] / max(1, sum(n.values()))  # a cell of the type is a real one with this probability
+        share = n["real"] / max(1, sum(n.values()))  # probability that a random cell of any type is real
         return [name for name in self.missing_types() if share ** counts[name]["real"] < BY_CHANCE]
 
     def unscored_types(self) -> list[str]:
-        """The types that both sides have, but too few cells of to be scored."""
+        """Return the types that both sets have, but with too few cells to be scored."""
         both = [name for name, n in (self.types or {}).items() if n["real"] and n["synthetic"]]
         return [name for name in both if name not in self.of_types]
 
     def worst_type(self) -> str | None:
-        """The type whose synthetic cells are furthest from real ones, by its mean position over OF_TYPES; None when
-        none was scored, or all are as real cells are."""
+        """Return the type whose synthetic cells are furthest from real ones, by the mean position over OF_TYPES.
+
+        None if no type was scored, or if all types score as real cells do.
+        """
         off = self._positions_of_types()
         worst = max(off, key=off.__getitem__, default=None)
         return worst if worst is not None and off[worst] > 0 else None
 
     def worst_type_auc(self) -> tuple[str, Score] | None:
-        """The type whose synthetic cells a random forest tells best from its real ones, beyond what it tells among
-        real cells, and its score (rf_auc within the type); None where no type has enough cells."""
+        """Return the type whose synthetic cells a random forest best distinguishes from its real cells, and its score.
+
+        The score is rf_auc within the type; types are ordered by its excess over the real reference. None if no type
+        has enough cells.
+        """
         aucs = [(name, s) for name, scores in self.of_types.items() for s in scores if s.metric == "rf_auc"]
         return max(aucs, key=lambda found: found[1].value - max(found[1].real_reference, found[1].best), default=None)
 
     def poor_types(self) -> list[str]:
-        """The types whose synthetic cells lie nearer to bad models than to real cells, the worst first; none where
-        resamples are too few to tell."""
+        """Return the types whose synthetic cells score nearer to bad models than to real cells, worst first.
+
+        The list is empty if there are too few resamples to decide.
+        """
         if self.resamples < FEWEST_RESAMPLES:
             return []
         off = self._positions_of_types()
@@ -178,18 +187,19 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as it stands in metrics.json: plain values, every number finite.
+        """Return everything as in metrics.json: plain values, every number finite.
 
-        schema: 3 (2 called real_reference floor, at_real_reference at_floor, baseline_name bad_model, and lacked basis,
-        alike, remarks, unscored_types, worst_type_auc, metrics, and of the verdict all but word, sentence, reasons,
-        uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks, scores (list), of_types {type:
-        list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value, real_reference} or null (the type whose
-        cells a forest tells best), poor_types, missing_types, unscored_types, definitions {real_reference, shuffled,
-        pooled, copies}, cells_compared, genes_compared, resamples, max_cells, metrics (as they were asked for), inputs
-        {real, synthetic, train?: {source, cells, genes, scale, sha256}}, sampled {side: [cells compared, of how many]},
-        label, conditions, donor, batch, protocol {name, genes, source, flaws, metrics, scores} or null, seed, command,
-        types {name: {real, synthetic}} or null, skipped {metric: reason}, notes, warnings, versions {package: version}.
-        Scores are as Score.to_dict gives them.
+        schema: 3 (schema 2 used the names floor for real_reference, at_floor for at_real_reference and bad_model for
+        baseline_name; it had no basis, alike, remarks, unscored_types, worst_type_auc and metrics, and its verdict had
+        only word, sentence, reasons, uses, findings, copies and text), verdict (see Verdict), basis, alike, remarks,
+        scores (list), of_types {type: list}, of_donors {donor: list}, worst_type, worst_type_auc {type, value,
+        real_reference} or null (the type whose cells a random forest distinguishes best from real ones), poor_types,
+        missing_types, unscored_types, definitions {real_reference, shuffled, pooled, copies}, cells_compared,
+        genes_compared, resamples, max_cells, metrics (the requested names), inputs {real, synthetic, train?: {source,
+        cells, genes, scale, sha256}}, sampled {set: [cells compared, total number]}, label, conditions, donor, batch,
+        protocol {name, genes, source, flaws, metrics, scores} or null, seed, command, types {name: {real, synthetic}}
+        or null, skipped {metric: reason}, notes, warnings, versions {package: version}. Scores are as returned by
+        Score.to_dict.
         """
         worst_auc = self.worst_type_auc()
         return {
@@ -233,14 +243,17 @@ class Evaluation:
         }
 
     def command(self) -> str:
-        """What repeats these scores in a shell; cells that were in memory are called REAL, SYNTHETIC and TRAIN."""
+        """Return the shell command that reproduces these scores.
+
+        Cells that were in memory are named REAL, SYNTHETIC and TRAIN.
+        """
         sources = {side: given["source"] for side, given in self.inputs.items()}
         names = {side: side.upper() if source == "memory" else source for side, source in sources.items()}
         words = ["scdiff", "evaluate", names["real"], names["synthetic"]]
         options: dict[str, Any] = {
             "--label": self.label, "--donor": self.donor, "--batch": self.batch, "--protocol": self.protocol,
         }  # fmt: skip
-        trained_on = names.get("train", names["real"])  # those of `real`, where it was separated
+        trained_on = names.get("train", names["real"])  # training cells separated from `real` have its source
         if self.basis == "given" or trained_on != names["real"]:
             options["--train"] = trained_on
         options |= {"--resamples": self.resamples, "--max-cells": self.max_cells, "--seed": self.seed}
@@ -251,19 +264,19 @@ class Evaluation:
         return shlex.join(words)
 
     def _repr_html_(self) -> str:
-        """Verdict and scores, for a notebook."""
+        """Render verdict and scores as HTML for a notebook."""
         return render("summary.html.j2", about=self, found=self.verdict)
 
 
 def baselines_of(label: str | None) -> dict[str, str]:
-    """What the bad models are, by name."""
+    """Return the definitions of the baselines by name."""
     return {
         name: text.format(label or "no types given: between all cells") for name, text in BASELINE_DEFINITIONS.items()
     }
 
 
 def _row(score: Score) -> dict[str, Any]:
-    """A score as a row of plain cells."""
+    """Flatten a score to one table row, with columns _low and _high for each interval."""
     row: dict[str, Any] = {}
     for key, value in score.to_dict().items():
         if key.endswith("_range"):

@@ -1,4 +1,4 @@
-"""Resamples scored by every metric, in parallel, and the figures of all resamples put together."""
+"""Scoring of resamples by all metrics in parallel, and collection of the values of all resamples."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ from scdiffkit.metrics.registry import N_VARIABLE
 from scdiffkit.metrics.score import Score, score_of
 from scdiffkit.runtime.memory import trim_memory
 
-# Imported before there are threads: two that import parts of one library at once may find it half made.
+# Imported before threads start: concurrent imports of submodules may see a partially initialised library.
 IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.decomposition", "sklearn.ensemble",
                        "sklearn.linear_model", "sklearn.manifold", "sklearn.metrics", "sklearn.model_selection",
                        "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing")  # fmt: skip
 log = logging.getLogger("scdiffkit")
 
-Figures = dict[str, list[dict[str, float]]]  # of each metric, by resample: value, real reference and baselines
+Figures = dict[str, list[dict[str, float]]]  # metric -> for each resample: value, real_reference and baselines
 
 
 @dataclass
 class Found:
-    """Figures of all resamples: of metrics, of a protocol's metrics, and of metrics within types and donors, by name.
+    """Values of all resamples, by metric.
 
-    skipped: metrics that could not be computed, and why. genes: see Evaluation.genes.
+    metrics: the metrics between all cells. protocol: the metrics of a protocol. types, donors: by name of the type or
+    donor, the metrics within it. skipped: metrics that could not be computed, with the reasons. genes: see
+    Evaluation.genes.
     """
 
     metrics: Figures = field(default_factory=dict)
@@ -65,9 +67,8 @@ class Found:
 class Scorer:
     """Scores resamples one after the other.
 
-    sides: all sets of cells. sets: those that are scored against one another; without "train", resamples are of two
-    halves of the real cells. n: cells of each set in a resample. draws: whether pictures are one of the steps of
-    `progress`.
+    sides: all sets of cells. sets: those that are compared; without "train", a resample uses two halves of the real
+    cells. n: cells of each set in a resample. draws: whether drawing pictures counts as a step of `progress`.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Scorer:
         self.gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, config.spaces)
         self.protocol_genes = None if config.protocol is None else _genes_of(config.protocol, sides["real"])
         self.found = Found()
-        # First, and alone: of all cells, it takes memory that grows with them.
+        # Run this first and alone: it covers all cells, so its memory grows with their number.
         self.exact = pool.submit(exact_shares, sides)
         self.exact.result()
         self._exact_of_donors: dict[str, dict[str, float]] = {}
@@ -94,7 +95,7 @@ class Scorer:
         trim_memory()
 
     def score(self, r: int, draw: Callable[[Subsample, Subsample, Subsample], None] | None = None) -> None:
-        """Score resample r; draw: called with the first resample's cells while metrics are computed."""
+        """Score resample r. draw, if given, is called with the first resample's cells while metrics are computed."""
         drawn = draw_subsamples(self.sets, self.n, self.config.seed + 1000 * r)
         self._first_drawn = self._first_drawn or drawn
         training_pool, synthetic_pool = known_cells(self.sides, self.n, self.config.seed + 1000 * r)
@@ -106,7 +107,7 @@ class Scorer:
         to_score, skipped = computable(resample, self.config.label)
         if r == 0:
             self.found.skipped = skipped
-        to_score = [metric for metric in to_score if r == 0 or metric.name in self.found.metrics]  # beside bad models
+        to_score = [metric for metric in to_score if r == 0 or metric.name in self.found.metrics]  # r = 0 has baselines
         steps = len(to_score) * self.config.resamples + self.draws
         resample.prepare(to_score)
         scores = {
@@ -138,7 +139,7 @@ class Scorer:
             of_donor.setdefault("exact_duplicates", []).append(self._exact_of_donors[name])
 
     def _score_protocol(self, drawn: tuple[Subsample, Subsample, Subsample], r: int) -> None:
-        """The metrics of the protocol, in its genes."""
+        """Score the metrics of the protocol in its genes."""
         assert self.config.protocol is not None
         assert self.protocol_genes is not None
         in_genes = [part.in_genes(self.protocol_genes) for part in drawn]
@@ -175,13 +176,13 @@ def scores_by_name(groups: dict[str, Figures]) -> dict[str, list[Score]]:
 
 @contextmanager
 def metrics_pool() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as cores. Ctrl-C waits for the tasks that run, not for those that have not begun."""
+    """Yield a pool with one thread per core. Ctrl-C waits for running tasks, but cancels those that have not begun."""
     for name in IMPORTED_BY_METRICS:
         importlib.import_module(name)
     pool = ThreadPoolExecutor(cpu_count())
-    # One thread of BLAS for each of the pool's: faster, and sums do not depend on how many cores there are.
+    # One BLAS thread per pool thread: faster, and sums do not depend on the number of cores.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="umap")  # on a fixed seed and given neighbours, which are meant
+        warnings.filterwarnings("ignore", module="umap")  # it warns of a fixed seed and precomputed neighbours
         try:
             yield pool
         finally:
@@ -189,7 +190,7 @@ def metrics_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float]]], *, first: bool) -> None:
-    """Add one resample's figures by group and metric: those that the first resample has, beside bad models."""
+    """Add one resample's values by group and metric, if the first resample, which has the baselines, has them too."""
     for name, of_metrics in scored.items():
         for metric, figures in of_metrics.items():
             if first or metric in groups.get(name, ()):
@@ -197,7 +198,7 @@ def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float
 
 
 def _genes_table(genes: pd.Index, real: Subsample, reference: Subsample, synthetic: Subsample) -> pd.DataFrame:
-    """Evaluation.genes, of real, other real and synthetic cells."""
+    """Build the table Evaluation.genes from real, other real and synthetic cells."""
     found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
     sides = {"real": real, "reference": reference, "synthetic": synthetic}
     for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
@@ -208,7 +209,7 @@ def _genes_table(genes: pd.Index, real: Subsample, reference: Subsample, synthet
 
 
 def _genes_of(protocol: str, real: CellSet) -> np.ndarray:
-    """Places of the genes that a protocol looks at, in the order of the genes."""
+    """Return the sorted indices of the genes that a protocol uses."""
     which, n_genes = PROTOCOLS[protocol].genes, real.X.shape[1]
     if which == "all" or n_genes <= N_VARIABLE:
         return np.arange(n_genes)

@@ -1,8 +1,8 @@
-"""From scores to words: may these cells be trusted, for what, and what is wrong with them?
+"""The verdict on synthetic cells: whether they can be used, for which analyses, and their main faults.
 
-A verdict is a claim, and is made only where the cells bear it out: how well a classifier tells synthetic from real
-cells is known to an interval, which narrows with the number of cells. More cells make a verdict more certain; where
-they are too few for one, that is the verdict.
+A verdict is a claim that the data must support. The AUC of a classifier between synthetic and real cells has a
+confidence interval that narrows with the number of cells. More cells make a verdict more certain; if there are too few
+for any, the verdict is "too few".
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.score import Score
 
 Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied", "too few", "undecided"]
-MEMBERSHIP = 0.6  # AUC of the attack, from which on it is said
+MEMBERSHIP = 0.6  # AUC of the membership attack from which on it is reported
 FINDINGS = 3
-ATTACKS = ("candidates", "references", "donors")  # what metrics are against that tell held-out from training cells
+ATTACKS = ("candidates", "references", "donors")  # Metric.against of metrics that compare training and held-out cells
 OF_TYPES = "cell types, marker genes and responses"
 GRADE: dict[Word, Grade | None] = {
     "indistinguishable": "good", "close": "good", "usable in part": "fair", "poor": "poor", "copied": "poor",
@@ -68,13 +68,14 @@ BASES: dict[Basis, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What scores mean.
+    """The interpretation of scores.
 
-    word: the verdict. basis: what cells it is judged by, in a sentence. sentence: the verdict in one sentence. reasons:
-    why. uses: use -> good, fair or poor; none where the cells serve for nothing, or that cannot be told. limits: use ->
-    what restricts it. findings: the worst scores, worst first. copies: whether cells were copied. privacy: what the
-    cells give away of those trained on, None where that was not tested, or could not be. margin: of AUC above real
-    cells, the interval of it (low, high), and enough_cells, of each group, to tell whether it is within the margin.
+    word: the verdict. basis: a sentence on the real cells it is based on. sentence: the verdict in one sentence.
+    reasons: why. uses: use -> good, fair or poor; empty unless the verdict is indistinguishable, close or usable in
+    part. limits: use -> restriction. findings: the worst scores, worst first. copies: whether cells were copied.
+    privacy: what the cells reveal about the training cells, None if not tested. margin: maximum excess of the AUC over
+    that of real cells for "indistinguishable". interval: 95% interval (low, high) of the excess. enough_cells: cells
+    per group needed to decide whether it is within the margin.
     """
 
     word: Word
@@ -92,12 +93,12 @@ class Verdict:
 
     @property
     def grade(self) -> Grade | None:
-        """good, fair or poor; None where there are too few cells to tell."""
+        """The grade: good, fair or poor; None if the verdict is "too few" or "undecided"."""
         return GRADE[self.word]
 
     @property
     def text(self) -> str:
-        """Basis, sentence and reasons, as on the command line."""
+        """Basis, sentence and reasons as one text, as printed by the command line."""
         return " ".join([self.basis, self.sentence, *self.reasons])
 
     def __str__(self) -> str:
@@ -123,15 +124,15 @@ def judge(
     unscored_types: Sequence[str] = (),
     remarks: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on cells with these scores.
+    """Derive the verdict from the scores.
 
-    n_cells: of each group that is compared. basis: what is known of whether the model has seen the real cells.
-    reference_is, within: the reference and the shuffle in words. alike: whether the real cells are like those trained
-    on, of the same types, conditions and donors: else what tells the two apart is not the model's doing. worst_type:
-    whose cells are furthest from real ones; worst_auc: that whose cells a forest tells best, and how well; poor_types:
-    whose cells are far from real ones; missing_types: of which there are real cells and no synthetic ones; lost_types:
-    those of them that are too common for that to be chance; unscored_types: with too few cells to be scored. remarks:
-    on how the cells were made.
+    n_cells: cells of each group in a comparison. basis: whether the model is known to have seen the real cells.
+    reference_is, within: text that describes the reference and the shuffling. alike: whether the real cells are of the
+    same types, conditions and donors as the training cells; if not, differences between the two are not due to the
+    model. worst_type: the type furthest from its real cells. worst_auc: the type that a random forest best
+    distinguishes from its real cells, with its score. poor_types: types far from their real cells. missing_types: types
+    with real but without synthetic cells. lost_types: missing types that are too frequent to be missing by chance.
+    unscored_types: types with too few cells to be scored. remarks: on the generation of the cells.
     """
     facts = Facts(
         scores=tuple(scores), n_cells=n_cells, basis=basis, reference_is=reference_is, within=within,
@@ -164,7 +165,7 @@ TOO_FEW = (
     "each would do."
 )
 CLOSE_TO = "Close to the cells it was trained on: most cells pass for these."
-# The first rule that holds gives the word and the sentence.
+# Word, condition and sentence: the first rule whose condition holds determines the verdict.
 RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] = (
     (
         "copied",
@@ -201,7 +202,7 @@ RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] 
 
 
 def _reasons(f: Facts, word: Word) -> list[str]:
-    """Why, in sentences, the weightiest first."""
+    """Return the reasons for the verdict as sentences, the most important first."""
     auc, worst = f.first.score, f.worst.score
     reasons = [
         f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} "
@@ -286,7 +287,10 @@ def _usable(uses: dict[str, Grade]) -> str:
 
 
 def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
-    """What the attack on membership finds; it is none where held-out cells differ from training cells anyway."""
+    """Describe the result of the membership attack.
+
+    It does not apply if held-out cells differ from training cells in any case (not alike).
+    """
     attack = by_name.get("membership_auc")
     if not alike:
         return (
@@ -307,9 +311,9 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
 
 
 def _findings(scores: Sequence[Score], copied: bool, alike: bool) -> list[str]:
-    """The scores furthest from the real reference, in words; those that tell of copies first.
+    """Describe the scores furthest from the real reference; if cells were copied, privacy scores come first.
 
-    Not attacks on membership, where held-out cells are unlike training cells anyway (alike).
+    Membership attacks are excluded if held-out cells differ from training cells in any case (not alike).
     """
     off = [
         s

@@ -1,4 +1,4 @@
-"""Cells in and out of files: h5ad, loom, 10x matrix folder, 10x HDF5. A write is complete or not at all."""
+"""Reading and writing of cells: h5ad, zarr (read only), loom, 10x matrix folder and 10x HDF5. Writes are atomic."""
 
 from scdiffkit.io import columns
 from scdiffkit.io.atomic import atomic_path, atomic_write_bytes, atomic_write_text

@@ -1,4 +1,4 @@
-"""Files that are either there in full or not at all: written beside the target, synced, then renamed."""
+"""Atomic writes: a file is written beside its target, synced, and then renamed, so it is complete or absent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scdiffkit.errors import FileError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder; it takes the place of `path` on a clean exit.
+    """Yield a temporary path beside `path`, for a file or a folder, which replaces `path` on a clean exit.
 
-    On any exception, Ctrl-C included, the temporary is removed and what stood at `path` is left as it was.
-    Missing parent folders are created. Raises FileError when the folder cannot be created or written.
+    After any exception, including Ctrl-C, the temporary file or folder is removed and `path` remains unchanged.
+    Missing parent folders are created. Raises FileError if the folder cannot be created or written.
     """
     path = Path(path)
     if path.is_symlink():
-        path = path.resolve()  # the file behind the link is replaced, not the link
+        path = path.resolve()  # replace the target of the link, not the link
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
@@ -36,19 +36,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, in full or not at all. Raises FileError when it cannot be written."""
+    """Write `data` to `path` atomically. Raises FileError if it cannot be written."""
     with writing(path), atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, in full or not at all. Raises FileError when it cannot be written."""
+    """Write `text` to `path` as UTF-8, atomically. Raises FileError if it cannot be written."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a FileError."""
+    """Convert an OSError while writing `path` to a FileError."""
     try:
         yield
     except OSError as e:
@@ -62,7 +62,7 @@ def writing(path: str | Path) -> Iterator[None]:
 def _replace(temporary: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
-    else:  # a folder that is not empty cannot be replaced in one step: move it aside first
+    else:  # a non-empty folder cannot be replaced in one step: move it aside first
         aside = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")
         os.rename(path, aside)
         try:

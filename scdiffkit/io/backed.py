@@ -1,6 +1,6 @@
-"""Cells that stay in their files: obs and var in memory, matrices read by rows when asked for.
+"""Cells backed by their files: obs and var are in memory, rows of matrices are read on access.
 
-h5ad and zarr, CSR and dense. Several files make one set of cells.
+Supports h5ad and zarr with CSR and dense matrices.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scdiffkit.io.matrices import OnDisk
 
 @dataclass
 class Backed:
-    """What an AnnData is, with its matrices in the file.
+    """The parts of an AnnData, with its matrices in the file.
 
-    matrices: by place ("X", "raw", 'layers["counts"]' ...), those that are there. raw_var: of "raw".
+    matrices: the existing matrices by location ("X", "raw", 'layers["counts"]', ...). raw_var: var of "raw".
     """
 
     path: Path
@@ -43,10 +43,10 @@ class Backed:
 
 
 def open_backed(path: str | Path) -> Backed:
-    """The cells of an h5ad or zarr store, matrices left where they are.
+    """Open an h5ad or zarr store; its matrices stay there.
 
-    Raises FileError when the store is of another kind or damaged. A matrix that is stored by genes (CSC) is there, but
-    reading it raises one.
+    Raises FileError if the store has another format or is damaged. A matrix stored by genes (CSC) is listed, but
+    reading its rows raises FileError.
     """
     from anndata.io import read_elem
 
@@ -64,7 +64,7 @@ def open_backed(path: str | Path) -> Backed:
         )
     opened = open_hdf5 if format == "h5ad" else open_zarr
     try:
-        obs = read_elem(opened(path)["obs"])  # apart: HDF5 keeps what it read of millions of names until it is closed
+        obs = read_elem(opened(path)["obs"])  # opened apart: HDF5 caches millions of names until closed
         root: Any = opened(path)
         places = {'layers["counts"]': "layers/counts", "raw": "raw/X", "X": "X"}
         if "layers" in root:
@@ -75,12 +75,12 @@ def open_backed(path: str | Path) -> Backed:
         return Backed(path, obs, read_elem(root["var"]), raw_var, dict(uns), matrices)
     except (MemoryError, FileError):
         raise
-    except Exception as e:  # h5py, zarr and anndata have no common class
+    except Exception as e:  # h5py, zarr and anndata have no common exception class
         raise FileError(damaged(path, e)) from e
 
 
 def is_old(path: Path) -> bool:
-    """Whether it is an h5ad file in the format of before anndata 0.8."""
+    """Whether the file is an h5ad file in the format from before anndata 0.8."""
     if format_of_content(path) != "h5ad":
         return False
     with open_hdf5(path) as f:

@@ -1,4 +1,4 @@
-"""obs and var columns for formats that know only text and numbers, and how to restore them."""
+"""Encoding of obs and var columns for formats that hold only text and numbers, and decoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Spec = dict[str, dict[str, Any]]
 
 
 def encode(frame: pd.DataFrame) -> tuple[dict[str, np.ndarray], Spec, list[str]]:
-    """Columns as arrays of str, bool or numbers; the spec that `decode` needs; and what could not be kept."""
+    """Encode columns as arrays of str, bool or numbers; also return the spec for `decode` and a list of losses."""
     values: dict[str, np.ndarray] = {}
     spec: Spec = {}
     lost: list[str] = []
@@ -43,7 +43,7 @@ def encode(frame: pd.DataFrame) -> tuple[dict[str, np.ndarray], Spec, list[str]]
 
 
 def decode(values: Any, spec: dict[str, Any]) -> Any:
-    """The column that `encode` was given, from its values (text or numbers as the format returns them)."""
+    """Restore a column passed to `encode` from its values (text or numbers as returned by the format)."""
     kind = spec["kind"]
     if kind == "categorical":
         codes = pd.Categorical(values, categories=[str(c) for c in spec["categories"]]).codes
@@ -58,13 +58,12 @@ def decode(values: Any, spec: dict[str, Any]) -> Any:
 
 
 def lost_of_uns(uns: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
-    """Entries of uns that a format leaves out, less scanpy's marks (colours, that X is log-transformed), which are made
-    anew at need."""
+    """List the entries of uns that a format drops, except scanpy's colours and log1p mark, which can be restored."""
     return [f"uns[{key!r}]" for key in uns if key not in kept and key != "log1p" and not key.endswith("_colors")]
 
 
 def plain(value: Any) -> Any:
-    """`value` with numpy's and pandas' types turned into Python's own, ready for JSON."""
+    """Convert numpy and pandas types in `value` to Python's own, for JSON."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, pd.Index, pd.Series)):

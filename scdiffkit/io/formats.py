@@ -1,4 +1,4 @@
-"""Which format a path has: by its name before it is written, by its content when it is read."""
+"""Detection of file formats: by name for output, by content for input."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scdiffkit.errors import ConfigError, FileError, did_you_mean
 from scdiffkit.io.atomic import writing
 
 Format = Literal["h5ad", "loom", "10x", "10x-h5", "zarr"]
-FORMATS: tuple[Format, ...] = tuple(name for name in get_args(Format) if name != "zarr")  # that are written
+FORMATS: tuple[Format, ...] = tuple(name for name in get_args(Format) if name != "zarr")  # output formats
 SUFFIXES: dict[str, Format] = {".h5ad": "h5ad", ".loom": "loom", ".h5": "10x-h5", "": "10x"}
 KNOWN = "cells.h5ad, cells.loom, cells.h5 (10x HDF5) or a folder name without suffix (10x matrix folder)"
 
-# What a 10x folder may hold; anything else in a folder means that it is not ours to replace.
+# Files of a 10x folder. A folder with any other file is never replaced.
 TENX_FILES = ("barcodes.tsv", "genes.tsv", "features.tsv", "matrix.mtx", "obs.tsv", "scdiffkit.json")
 
-ZARR_FILES = ("zarr.json", ".zgroup")  # of its versions 3 and 2
+ZARR_FILES = ("zarr.json", ".zgroup")  # zarr versions 3 and 2
 
 _SIGNATURES = (
     (b"\x1f\x8b", "a gzip file: unpack it first (gunzip)"),
@@ -35,7 +35,7 @@ _SIGNATURES = (
 
 
 def format_of_name(path: str | Path, format: str | None = None) -> Format:
-    """The format to write at `path`: `format` if given, else by the suffix. ConfigError when unknown."""
+    """Return the output format for `path`: `format` if given, else by suffix. Raises ConfigError if it is unknown."""
     if format is not None:
         if format not in FORMATS:
             raise ConfigError(f"There is no file format {format!r}; {did_you_mean(format, FORMATS)}")
@@ -47,9 +47,9 @@ def format_of_name(path: str | Path, format: str | None = None) -> Format:
 
 
 def format_of_content(path: str | Path) -> Format:
-    """The format of an existing file or folder, from what it holds.
+    """Detect the format of an existing file or folder by its content.
 
-    Raises FileError when it is missing, cannot be opened, is cut short, or is nothing this tool reads.
+    Raises FileError if it is missing, cannot be opened, is truncated, or has no format that this tool reads.
     """
     path = Path(path)
     try:
@@ -78,7 +78,7 @@ def format_of_content(path: str | Path) -> Format:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """The HDF5 file at `path`, read-only; FileError when it is cut short or damaged."""
+    """Open an HDF5 file read-only. Raises FileError if it is truncated or damaged."""
     try:
         return h5py.File(path, "r")
     except OSError as e:
@@ -86,9 +86,9 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def open_zarr(path: Path) -> Any:
-    """The group of a zarr store, read-only; FileError when it is damaged, or parts of a sparse matrix are missing.
+    """Open the group of a zarr store read-only. Raises FileError if it is damaged or a sparse matrix is incomplete.
 
-    Of a chunk that is missing zarr makes zeros, without a word.
+    This is checked because zarr silently replaces missing chunks by zeros.
     """
     import zarr
 
@@ -100,25 +100,25 @@ def open_zarr(path: Path) -> Any:
                 _check_sparse(root[place], place)
     except MemoryError:
         raise
-    except Exception as e:  # zarr and its codecs have no common class
+    except Exception as e:  # zarr and its codecs have no common exception class
         raise FileError(damaged(path, e)) from e
     return root
 
 
 def _check_sparse(group: Any, place: str) -> None:
-    """OSError where chunks of a sparse matrix in a zarr store are missing, or its rows do not fit its values."""
+    """Raise OSError if chunks of a sparse matrix in a zarr store are missing, or if indptr does not fit the values."""
     data, indices = group["data"], group["indices"]
     shape = tuple(map(int, group.attrs["shape"]))
     longest = shape[0 if group.attrs["encoding-type"] == "csc_matrix" else 1]
     for name, part in (("data", data), ("indices", indices)):
-        missing = part.nchunks - part.nchunks_initialized  # below 0 where shards hold more chunks than there are
-        if missing > 0 and (name == "data" or longest > 1):  # else all may be zeros, which zarr does not write
+        missing = part.nchunks - part.nchunks_initialized  # negative if shards hold more chunks than there are
+        if missing > 0 and (name == "data" or longest > 1):  # otherwise all may be 0, which zarr omits
             raise OSError(f"{place}/{name}: {missing} of {part.nchunks} chunks are missing")
     row_ends(group, place)
 
 
 def row_ends(group: Any, place: str) -> np.ndarray:
-    """indptr of a sparse matrix in a file. OSError where it cannot be read, or does not fit the values."""
+    """Read indptr of a sparse matrix in a file. Raises OSError if it cannot be read or does not fit the values."""
     n_cells, n_genes = map(int, group.attrs["shape"])
     longest = n_cells if group.attrs["encoding-type"] == "csc_matrix" else n_genes
     try:
@@ -132,7 +132,7 @@ def row_ends(group: Any, place: str) -> np.ndarray:
 
 
 def damaged(path: Path, reason: object) -> str:
-    """The message for a file that starts as it should but cannot be read to its end."""
+    """Return the message for a file of the right format that cannot be read completely."""
     kind = "is cut short" if "truncated" in str(reason) else "is damaged or cut short"
     places = (re.search(r"key '([^']+)'.* from /?(.*)", note) for note in getattr(reason, "__notes__", ()))  # anndata's
     where = next((f"{Path(place[2], place[1]).as_posix()}: " for place in places if place), "")
@@ -140,11 +140,11 @@ def damaged(path: Path, reason: object) -> str:
 
 
 def check_output(path: str | Path, force: bool = False, format: str | None = None) -> None:
-    """Fail now rather than after hours of work when cells could not be written at `path`; writes nothing.
+    """Check that cells can be written to `path`, so that this does not fail only after hours of work.
 
-    Raises ConfigError for an unknown suffix. Raises FileError when `path` exists and `force` is False, when
-    it is a folder other than a 10x matrix folder (that is never replaced), or when its folder cannot be
-    written.
+    Nothing is written. Raises ConfigError for an unknown suffix. Raises FileError if `path` exists and `force` is
+    False, if it is a folder other than a 10x matrix folder (these are never replaced), or if its parent folder is not
+    writable.
     """
     path = Path(path)
     chosen = format_of_name(path, format)

@@ -1,4 +1,4 @@
-"""The h5ad format: AnnData's own. Reading is AnnData's; streaming appends to its CSR datasets on disk."""
+"""The h5ad format of AnnData. Files are read with anndata; streaming appends to the CSR datasets on disk."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scdiffkit.io.formats import damaged, open_zarr
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Shuffle halves the size, higher levels save 1% more; lzf is quicker, but R's HDF5 libraries cannot read it.
+# Shuffle halves the size; higher levels save only 1% more; lzf is faster, but R's HDF5 libraries cannot read it.
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-# For uns too, whose scalars h5py refuses to filter: anndata takes compression off for them, but not shuffle.
+# Without shuffle, because uns may have scalars: h5py rejects filters for these, and anndata removes only compression.
 COMPRESSION_OF_ALL: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
 CHUNK = 1 << 16
 WIDENED_AT_ONCE = 1 << 22
@@ -28,7 +28,7 @@ LARGEST_INT32 = 2**31 - 1
 
 
 def read(path: Path) -> AnnData:
-    """The cells of an h5ad file, as anndata reads them."""
+    """Read an h5ad file with anndata."""
     import anndata
 
     with _reading(path, "an h5ad file"):
@@ -36,7 +36,7 @@ def read(path: Path) -> AnnData:
 
 
 def read_zarr(path: Path) -> AnnData:
-    """The cells of a zarr store, as anndata reads them."""
+    """Read a zarr store with anndata."""
     import anndata
 
     open_zarr(path)
@@ -45,7 +45,7 @@ def read_zarr(path: Path) -> AnnData:
 
 
 def _checked(adata: AnnData) -> AnnData:
-    """The same cells. OSError when places of genes or cells that were read do not exist: scipy would not notice."""
+    """Return the cells. Raises OSError if a sparse matrix has invalid indices, which scipy would not notice."""
     places = {"X": adata.X, "raw": None if adata.raw is None else adata.raw.X}
     places |= {f'layers["{name}"]': layer for name, layer in adata.layers.items()}
     for place, matrix in places.items():
@@ -59,9 +59,9 @@ def _checked(adata: AnnData) -> AnnData:
 
 
 def unify_index_types(matrix: Any) -> None:
-    """Give `indices` and `indptr` of a CSR or CSC matrix one type, in place: int32 where it holds all values.
+    """Convert `indices` and `indptr` of a CSR or CSC matrix in place to one dtype: int32 if possible, else int64.
 
-    Files may hold one of each, which scipy's routines refuse.
+    Files may mix both dtypes, which scipy's routines reject.
     """
     dtype = index_type(matrix.nnz, matrix.shape)
     matrix.indices = matrix.indices.astype(dtype, copy=False)
@@ -69,7 +69,7 @@ def unify_index_types(matrix: Any) -> None:
 
 
 def index_type(nnz: int, shape: tuple[int, ...]) -> type[np.signedinteger[Any]]:
-    """The type of both index arrays of a sparse matrix with nnz values, as scipy chooses it."""
+    """Return the dtype that scipy chooses for both index arrays of a sparse matrix with nnz values."""
     return np.int32 if max(nnz, *shape) <= LARGEST_INT32 else np.int64
 
 
@@ -79,19 +79,19 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as e:  # anndata, zarr and its codecs have no common class for them
+    except Exception as e:  # anndata, zarr and its codecs have no common exception class
         if isinstance(e, OSError) or kind == "a zarr store":
             raise FileError(damaged(path, e)) from e
         raise FileError(f"{path} is {kind} that anndata cannot read ({e}): try a newer anndata.") from e
 
 
 def write(adata: AnnData, path: Path) -> None:
-    """Everything in `adata`; text columns stay text, but become categorical where values are missing."""
+    """Write everything in `adata`. Text columns stay text, except that those with missing values become categorical."""
     from anndata.io import write_h5ad
 
     obs, var = _without_gaps(adata.obs), _without_gaps(adata.var)
     if obs is not adata.obs or var is not adata.var:
-        adata = adata.copy()  # the caller's columns stay
+        adata = adata.copy()  # do not change the caller's columns
         adata.obs, adata.var = obs, var
     adata = _with_sound_matrices(adata)
     with _saying_which_key():
@@ -99,7 +99,7 @@ def write(adata: AnnData, path: Path) -> None:
 
 
 def _with_sound_matrices(adata: AnnData) -> AnnData:
-    """The same cells, a copy where a sparse matrix has unsorted indices or index arrays of two types."""
+    """Return the cells with sorted indices and one index dtype in every sparse matrix; copy only if needed."""
 
     def is_sound(matrix: Any) -> bool:
         if not (sparse.issparse(matrix) and matrix.format in ("csr", "csc")):
@@ -131,13 +131,13 @@ def _with_sound_matrices(adata: AnnData) -> AnnData:
 
 
 def _without_gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text columns with missing values as categories: h5ad has no missing text, but missing categories."""
+    """Convert text columns with missing values to categorical: h5ad has missing categories, but no missing text."""
     gaps = [column for column in frame if frame[column].dtype == object and frame[column].hasnans]
     return frame.astype(dict.fromkeys(gaps, "category")) if gaps else frame
 
 
 class H5adFile:
-    """An h5ad file that grows by batches of cells."""
+    """An h5ad file to which batches of cells are appended."""
 
     def __init__(self, path: Path, var: pd.DataFrame, uns: dict[str, Any], layers: tuple[str, ...]) -> None:
         self._var, self._uns = var, uns
@@ -181,7 +181,7 @@ class H5adFile:
 class GrowingCSR:
     """A CSR matrix on disk (datasets data, indices, indptr) to which rows are appended.
 
-    `indptr` is written by `finish`: its type, which is that of `indices`, depends on the number of values.
+    `indptr` is written by `finish`, because its dtype, which is that of `indices`, depends on the number of values.
     """
 
     def __init__(self, group: h5py.Group, n_columns: int, dtype: type[np.generic]) -> None:
@@ -214,7 +214,7 @@ class GrowingCSR:
         )
 
     def _widen_indices(self) -> None:
-        """Rewrite `indices` as int64, once more than 2^31 values are there."""
+        """Rewrite `indices` as int64 once there are more than 2^31 values."""
         self.group.move("indices", "narrow")
         narrow, wide = self.group["narrow"], self._create("indices", np.int64)
         for start in range(0, narrow.shape[0], WIDENED_AT_ONCE):
@@ -230,11 +230,11 @@ def _extend(dataset: h5py.Dataset, values: np.ndarray) -> None:
 
 @contextmanager
 def _saying_which_key() -> Iterator[None]:
-    """anndata's refusals to write a value, as a DataError with the key that anndata notes on them."""
+    """Convert anndata's errors for values that it cannot write to a DataError that names the key."""
     try:
         yield
     except (OSError, MemoryError):
         raise
-    except Exception as e:  # anndata has no common class for them
+    except Exception as e:  # anndata has no common exception class
         notes = " ".join(getattr(e, "__notes__", []))
         raise DataError(f"The cells cannot be written as h5ad: {e} {notes} Change or drop that entry.") from e

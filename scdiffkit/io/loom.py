@@ -1,6 +1,6 @@
 """The loom format 3.0.0 (http://linnarssonlab.org/loompy/format): dense chunked HDF5, genes x cells.
 
-Written through h5py, since loompy stamps files with the time and takes seconds to import.
+Files are written with h5py, because loompy adds the current time to files and takes seconds to import.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 OBS_NAMES = ("CellID", "obs_names", "cell_names", "Barcode", "barcode")
 VAR_NAMES = ("Gene", "var_names", "gene_names", "GeneName", "Accession")
-CHUNK = 256  # genes and cells in one compressed block
+CHUNK = 256  # number of genes, and of cells, in a compressed chunk
 
 
 def read(path: Path) -> AnnData:
-    """The cells of a loom file: matrix -> X, attributes -> obs and var (2-d ones -> obsm and varm)."""
+    """Read a loom file: matrix -> X, attributes -> obs and var (2-d attributes -> obsm and varm)."""
     from anndata import AnnData
 
     with open_hdf5(path) as f:
@@ -52,7 +52,7 @@ Axis = tuple[pd.DataFrame, dict[str, np.ndarray]]
 
 
 def read_frames(f: h5py.File, path: Path) -> tuple[Axis, Axis, dict[str, Any] | None]:
-    """obs and obsm, var and varm, and uns["scdiffkit"] if there is one; no matrix is read."""
+    """Read (obs, obsm), (var, varm) and uns["scdiffkit"] (None if missing), but no matrix."""
     kept = json.loads(_text(f["attrs/scdiffkit"][()])) if "attrs/scdiffkit" in f else {}
     obs = _attributes(f["col_attrs"], OBS_NAMES, kept.get("obs", {}), path)
     var = _attributes(f["row_attrs"], VAR_NAMES, kept.get("var", {}), path)
@@ -60,11 +60,11 @@ def read_frames(f: h5py.File, path: Path) -> tuple[Axis, Axis, dict[str, Any] | 
 
 
 class LoomFile:
-    """A loom file that grows by batches of cells."""
+    """A loom file to which batches of cells are appended."""
 
     def __init__(self, path: Path, var: pd.DataFrame, uns: dict[str, Any], layers: tuple[str, ...]) -> None:
         self._var, self._uns = var, uns
-        strip = 4 * CHUNK * (len(var) + CHUNK)  # bytes of all genes' blocks: a batch ends inside of them
+        strip = 4 * CHUNK * (len(var) + CHUNK)  # bytes of a row of chunks: batches end within chunks
         self._file = h5py.File(path, "w", rdcc_nbytes=max(strip, 1 << 20))
         for group in ("attrs", "layers", "row_attrs", "col_attrs", "row_graphs", "col_graphs"):
             self._file.create_group(group)
@@ -131,7 +131,7 @@ def _as_objects(names: Iterable[Any]) -> np.ndarray:
 
 
 def _escape(text: str) -> str:
-    """Non-ASCII as XML entities: loompy, and so scanpy, silently drops raw UTF-8, and undoes entities."""
+    """Encode non-ASCII characters as XML entities: loompy, and so scanpy, decodes these, but silently drops UTF-8."""
     if text.isascii() and html.unescape(text) == text:
         return text
     return text.replace("&", "&amp;").encode("ascii", "xmlcharrefreplace").decode("ascii")
@@ -142,7 +142,7 @@ def _text(value: Any) -> str:
 
 
 def _attributes(group: h5py.Group, candidates: tuple[str, ...], spec: columns.Spec, path: Path) -> Axis:
-    """One axis' attributes as a frame named by the first of `candidates` there is, and its 2-d attributes."""
+    """Read one axis: 1-d attributes as a frame, indexed by the first existing of `candidates`, and 2-d attributes."""
     names_key = next((key for key in candidates if key in group), None)
     frame: dict[str, Any] = {}
     wide: dict[str, np.ndarray] = {}
@@ -165,7 +165,7 @@ def _attributes(group: h5py.Group, candidates: tuple[str, ...], spec: columns.Sp
 
 
 def _cells_by_genes(dataset: h5py.Dataset) -> sparse.csr_matrix:
-    """A dense genes x cells dataset as CSR, cells x genes, a bounded number of cells at a time."""
+    """Read a dense genes x cells dataset as CSR cells x genes, a bounded number of cells at a time."""
     n_genes, n_cells = dataset.shape
     width = dataset.chunks[1] if dataset.chunks else CHUNK
     step = width * max(1, (16 << 20) // max(1, 4 * n_genes * width))

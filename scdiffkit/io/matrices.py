@@ -1,4 +1,4 @@
-"""Matrices of cells x genes by rows, in memory or in files: some of their rows and columns, and several as one."""
+"""Row access to matrices (cells x genes) in memory or in files: whole, selected rows and columns, or stacked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scdiffkit.io.formats import damaged
 from scdiffkit.runtime.memory import trim_memory
 from scdiffkit.runtime.prefetch import prefetch
 
-VALUES_AT_ONCE = 1 << 22  # read into memory by one block of a pass
-GAP = 32  # rows nobody asked for that are read all the same: cheaper than reading twice
+VALUES_AT_ONCE = 1 << 22  # number of values per block when all rows are read
+GAP = 32  # up to this many unrequested rows between requested ones are read: cheaper than a second read
 
 
 class Rows(Protocol):
-    """A matrix of cells x genes of which rows can be taken: a CSR matrix, or what lies in a file."""
+    """A matrix (cells x genes) whose rows can be selected: a CSR matrix in memory or a matrix in a file."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -30,27 +30,27 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A matrix (cells, genes) in a file: rows[at] reads some, as CSR of the type stored.
+    """A matrix (cells, genes) in a file. Indexing reads rows as CSR with the stored dtype.
 
-    Raises FileError where the file is damaged.
+    Raises FileError if the file is damaged.
     """
 
     path: Path
     place: str
-    element: Any  # an array of h5py or zarr, or a group of them
+    element: Any  # an array of h5py or zarr, or a group of arrays
     shape: tuple[int, int]
-    size: int  # values stored
+    size: int  # number of stored values
     kind: Literal["dense", "csr", "csc"]
     indptr: np.ndarray | None = None
 
     @property
     def rows_at_once(self) -> int:
-        """Rows that make a block of VALUES_AT_ONCE."""
+        """The number of rows in a block of about VALUES_AT_ONCE values."""
         return int(np.clip(VALUES_AT_ONCE * self.shape[0] // max(1, self.size), 1, 8192))
 
     @cached_property
     def _arrays(self) -> tuple[Any, Any]:
-        """Values and places of genes; to look them up takes as long as to read a few cells."""
+        """Values and gene indices, cached because opening them takes as long as reading a few cells."""
         return self.element["data"], self.element["indices"]
 
     def __getitem__(self, at: slice | np.ndarray) -> sparse.csr_matrix:
@@ -74,22 +74,22 @@ class OnDisk:
             if self.indptr is None:
                 values = self.element[start:stop]
                 return sparse.csr_matrix(values.astype(np.float32) if values.dtype == np.float16 else values)
-            # By hand: anndata's own sparse dataset takes over 10 ms a slice.
+            # Not with anndata's sparse dataset, which takes over 10 ms per slice.
             first, last = int(self.indptr[start]), int(self.indptr[stop])
             data, indices = (stored[first:last] for stored in self._arrays)
             shape = (stop - start, self.shape[1])
             rows = sparse.csr_matrix((data, indices, self.indptr[start : stop + 1] - first), shape=shape)
-            rows.check_format(full_check=True)  # scipy reads beyond its arrays where places of genes do not exist
+            rows.check_format(full_check=True)  # scipy reads out of bounds if gene indices are invalid
             return rows
         except MemoryError:
             raise
-        except Exception as e:  # h5py, zarr and their codecs have no common class
+        except Exception as e:  # h5py, zarr and their codecs have no common exception class
             where = f"{self.place}, cells {start} to {stop}: {e}"
             raise FileError(damaged(self.path, where)) from e
 
 
 def _runs(rows: np.ndarray, longest: int) -> Iterator[tuple[int, int, int, int]]:
-    """Stretches (start, stop) to read that hold the sorted rows, and which of these, (first, last), are in each."""
+    """Group sorted rows into runs to read: yield (start, stop) of each run, and the range (first, last) of its rows."""
     first = 0
     breaks = np.flatnonzero(np.diff(rows) > GAP) + 1
     for end in [*breaks.tolist(), len(rows)]:
@@ -101,7 +101,7 @@ def _runs(rows: np.ndarray, longest: int) -> Iterator[tuple[int, int, int, int]]
 
 @dataclass(frozen=True)
 class Selected:
-    """Some rows (n,) and columns (G,), None: all, of a matrix; a place of -1 among the columns is a gene it lacks."""
+    """Selected rows (n,) and columns (G,) of a matrix; None: all. Column -1 is a missing gene, filled with zeros."""
 
     matrix: Rows
     rows: np.ndarray | None = None
@@ -125,7 +125,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Matrices of the same genes, one below the other."""
+    """Several matrices with the same genes, stacked by rows."""
 
     parts: Sequence[Rows]
 
@@ -151,7 +151,7 @@ class Stacked:
 
 
 def rows_at_once(matrix: Rows) -> int:
-    """How many rows of a matrix are a good block to read."""
+    """Return a suitable number of rows per block for reading a matrix."""
     if isinstance(matrix, Selected):
         return rows_at_once(matrix.matrix)
     if isinstance(matrix, Stacked):
@@ -160,7 +160,7 @@ def rows_at_once(matrix: Rows) -> int:
 
 
 def on_disk(matrix: Rows) -> bool:
-    """Whether rows are read from a file each time."""
+    """Whether rows of the matrix are read from a file on every access."""
     if isinstance(matrix, Selected):
         return on_disk(matrix.matrix)
     if isinstance(matrix, Stacked):
@@ -169,7 +169,7 @@ def on_disk(matrix: Rows) -> bool:
 
 
 def iter_row_blocks(matrix: Rows) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """All rows in order, a block at a time; the next is read while one is worked on."""
+    """Iterate over all rows in blocks; the next block is read while the caller works on the current one."""
     step, n = rows_at_once(matrix), matrix.shape[0]
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
     yield from zip(parts, prefetch(matrix[part] for part in parts), strict=True)

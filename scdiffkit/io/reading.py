@@ -1,4 +1,4 @@
-"""Cells from files, whatever the format, and whether they fit into memory."""
+"""Reading of cells in any supported format, into memory or, if they do not fit, backed by their files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 log = logging.getLogger("scdiffkit")
-LEAST_MEMORY = 2e9  # bytes: what every command takes, however few the cells (benchmarks/results/scale.md)
-BYTES_OF_A_VALUE, COPIES = 8, 3  # a value and its column; of the counts, while they are prepared and learnt from
-PACKED = 10  # bytes in memory of one in a file whose size inside is not known
+LEAST_MEMORY = 2e9  # bytes that every command needs, however few the cells (benchmarks/results/scale.md)
+BYTES_OF_A_VALUE, COPIES = 8, 3  # bytes of a value and its index; copies of the counts in preparation and training
+PACKED = 10  # bytes in memory per byte on disk, for files of unknown compression
 IN_MEMORY_ALREADY = "--memory disk: the cells are in memory already; give the path of a file."
 PLACES = ("auto", "disk", "ram")
 CELL_SUFFIXES = (".h5ad", ".zarr", ".loom", ".h5")
@@ -50,7 +50,7 @@ def read(path: str | Path) -> AnnData:
     ----------
     path
         An h5ad, zarr, loom or 10x HDF5 file (v2, v3), or a 10x matrix folder (v2, v3, gzipped or not). The content
-        decides the format; ScdiffWarning if the name suggests another one.
+        determines the format; ScdiffWarning if the name suggests another one.
 
     Returns
     -------
@@ -79,13 +79,13 @@ def read(path: str | Path) -> AnnData:
 def open_cells(
     data: CellsLike, memory: str | float = "auto"
 ) -> tuple[str | None, AnnData | Backed | dict[str, AnnData | Backed]]:
-    """Where cells came from, in words (None: memory), and the cells, in memory or in their files.
+    """Open cells in memory or backed by their files; return their source as text (None: memory) and the cells.
 
-    data: an AnnData; a path that `read` takes; a folder of such files; or several of these, which come back by name.
-    memory: "ram"; "disk" leaves them in their files; "auto" does where working on them would take more memory than is
-    free, and an amount ("8G", or bytes) where it would take more than that.
-    Raises FileError when a file cannot be read, or does not fit and can only be read whole, ConfigError for an amount
-    of memory in which nothing can be done.
+    data: an AnnData; a path for `read`; a folder of such files; or several of these, which are returned by name.
+    memory: "ram" reads cells into memory; "disk" leaves them in their files; "auto" leaves them there if working on
+    them needs more than the free memory, and an amount ("8G", or bytes) if it needs more than this amount.
+    Raises FileError if a file cannot be read, or if it does not fit and can only be read whole; ConfigError if the
+    amount of memory is too small for any work.
     """
     limit = None if memory in PLACES else parse_bytes(memory)
     if limit is not None and limit < LEAST_MEMORY:
@@ -126,7 +126,7 @@ def open_cells(
 
 
 def open_rows(path: str | Path) -> AnnData | Backed:
-    """The cells of a file, matrices left in it where rows can be read from there: h5ad and zarr, CSR and dense."""
+    """Open a file; matrices stay in it if rows can be read from there (h5ad and zarr, CSR or dense)."""
     path = Path(path)
     if format_of_content(path) not in ("h5ad", "zarr") or is_old(path):
         return read(path)
@@ -135,7 +135,7 @@ def open_rows(path: str | Path) -> AnnData | Backed:
 
 
 def files_in(item: CellsLike) -> list[Any]:
-    """A folder of files as these, in order of their names; anything else as it is."""
+    """Return the files of a folder of cell files, sorted by name; anything else is returned as the only item."""
     if not isinstance(item, (str, Path)) or not Path(item).is_dir():
         return [item]
     path = Path(item)
@@ -151,7 +151,7 @@ def _stem(item: Any, i: int) -> str:
 
 
 def footprint(path: Path) -> float:
-    """Bytes of memory, about, that working on a file of cells as a whole takes."""
+    """Estimate the bytes of memory needed to work on all cells of a file."""
     format = format_of_content(path)
     if format in ("h5ad", "zarr") and not is_old(path):
         sizes = [matrix.size for matrix in open_backed(path).matrices.values()]
@@ -168,7 +168,7 @@ def footprint(path: Path) -> float:
 
 
 def _rows_first(adata: AnnData) -> AnnData:
-    """Sparse X, layers and raw as CSR."""
+    """Convert sparse X, layers and raw to CSR."""
     if sparse.issparse(adata.X) and adata.X.format != "csr":
         adata.X = adata.X.tocsr()
     for name, layer in adata.layers.items():

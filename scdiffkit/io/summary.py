@@ -1,4 +1,4 @@
-"""What a file of cells holds, found without loading it."""
+"""Description of the contents of a file of cells, without loading the file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from scdiffkit.io.formats import damaged, format_of_content, open_hdf5, open_zar
 if TYPE_CHECKING:
     from anndata import AnnData
 
-TOP = 5  # categories listed for a column
-SAMPLES = 16  # places from which values are looked at
-BLOCK = 1 << 22  # values read at once
+TOP = 5  # most frequent categories listed per column
+SAMPLES = 16  # positions at which values are sampled
+BLOCK = 1 << 22  # number of values per read
 COUNTS = 'layers["counts"]'
 
 
 @dataclass
 class Stored:
-    """A matrix in a file or in memory, cells x genes; `values` is 1-d for CSR and CSC, else 2-d."""
+    """A matrix, cells x genes, in a file or in memory; `values` is 1-d for CSR and CSC, else 2-d."""
 
     storage: str
     shape: tuple[int, int]
@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass
 class Contents:
-    """The parts of an AnnData, with matrices that need not be in memory."""
+    """The parts of an AnnData; matrices may be in a file."""
 
     obs: pd.DataFrame
     var: pd.DataFrame
@@ -51,14 +51,13 @@ class Contents:
 
 
 def describe(path: AnnData | str | Path) -> dict[str, Any]:
-    """What cells are, in a file (path) or in memory, as plain values ready for JSON.
+    """Describe cells in a file (path) or in memory as plain values for JSON.
 
-    Keys: path, format, size_bytes, n_obs, n_vars, counts (where raw counts are: 'layers["counts"]', 'raw',
-    'X' or None), matrices (place -> storage, dtype, shape, integers), layers, obs (a list of name, dtype,
-    missing, n_categories, top), var (column names), median_counts and median_genes per cell (None without
-    counts), obsm, uns (keys), scdiffkit (uns["scdiffkit"] or None). Whether values are integers is judged
-    from a sample of them.
-    Raises FileError when `path` is missing, damaged, or holds no cells.
+    Keys: path, format, size_bytes, n_obs, n_vars, counts (location of raw counts: 'layers["counts"]', 'raw', 'X' or
+    None), matrices (location -> storage, dtype, shape, integers), layers, obs (a list of name, dtype, missing,
+    n_categories, top), var (column names), median_counts and median_genes per cell (None without counts), obsm, uns
+    (keys), scdiffkit (uns["scdiffkit"] or None). Whether values are integers is judged from a sample.
+    Raises FileError if `path` is missing, damaged, or holds no cells.
     """
     if not isinstance(path, str | Path):
         return {"path": None, "format": "memory", "size_bytes": None} | _summary(_in_memory(path))
@@ -73,7 +72,7 @@ def describe(path: AnnData | str | Path) -> dict[str, Any]:
             return start | _summary(_anndata(root))
         except MemoryError:
             raise
-        except Exception as e:  # zarr and its codecs have no common class
+        except Exception as e:  # zarr and its codecs have no common exception class
             raise FileError(damaged(path, e)) from e
     with open_hdf5(path) as f:
         try:
@@ -85,11 +84,11 @@ def describe(path: AnnData | str | Path) -> dict[str, Any]:
                 return start | _summary(_anndata(f))
         except (OSError, KeyError, ValueError) as e:
             raise FileError(damaged(path, e)) from e
-    return start | _summary(_in_memory(h5ad.read(path)))  # an h5ad of before anndata 0.8
+    return start | _summary(_in_memory(h5ad.read(path)))  # an h5ad file from before anndata 0.8
 
 
 def _anndata(f: Any) -> Contents:
-    """What an h5ad file, or the group of a zarr store, holds."""
+    """Read the contents of an h5ad file or of a zarr group."""
     from anndata.io import read_elem
 
     places = {"X": f.get("X"), "raw": f.get("raw/X")}
@@ -175,12 +174,12 @@ def _summary(cells: Contents) -> dict[str, Any]:
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """OSError, with the place of the matrix, where values cannot be read."""
+    """Convert any error while values are read to an OSError that names the matrix."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as e:  # h5py, zarr and its codecs have no common class
+    except Exception as e:  # h5py, zarr and its codecs have no common exception class
         raise OSError(f"{place}: {e}") from e
 
 
@@ -195,7 +194,7 @@ def _column(name: str, column: pd.Series) -> dict[str, Any]:
 
 
 def _sample(m: Stored) -> np.ndarray:
-    """Values from places evenly spread over the matrix."""
+    """Return values from positions evenly spread over the matrix."""
     if m.values.ndim == 1:
         width = 4096
         starts = np.unique(np.linspace(0, max(0, m.values.shape[0] - width), SAMPLES).astype(int))
@@ -213,7 +212,7 @@ def _looks_like_counts(values: np.ndarray) -> bool:
 
 
 def _per_cell(m: Stored) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and detected genes of each cell, read a block at a time."""
+    """Compute the total counts and detected genes of each cell, block by block."""
     totals, genes = np.zeros(m.shape[0]), np.zeros(m.shape[0])
     if m.storage == "CSR":
         indptr = np.asarray(m.indptr[()])

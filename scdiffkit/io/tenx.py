@@ -1,4 +1,4 @@
-"""10x Genomics' two formats: the matrix folder (v2: genes.tsv, v3: features.tsv.gz) and HDF5 (v2, v3)."""
+"""The two formats of 10x Genomics: matrix folder (v2: genes.tsv, v3: features.tsv.gz) and HDF5 (v2, v3)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 GENE_EXPRESSION = "Gene Expression"
 MATRIX = "matrix.mtx"
-GZIP_LEVEL = 2  # level 6 saves a fifth and takes seven times as long
+GZIP_LEVEL = 2  # level 6 makes files a fifth smaller, but takes seven times as long
 
 
 def read_folder(path: Path) -> AnnData:
-    """The cells of a matrix folder; its files may be gzipped or not, and share a prefix (as on GEO)."""
+    """Read a matrix folder. Its files may be gzipped or not, and may share a prefix (as on GEO)."""
     files = find_files(path)
     try:
         barcodes = [line[0] for line in _rows(files["barcodes"])]
@@ -52,7 +52,7 @@ def read_folder(path: Path) -> AnnData:
 
 
 def read_h5(path: Path) -> AnnData:
-    """The cells of a 10x HDF5 file, v3 (group `matrix`) or v2 (one group, named like the genome)."""
+    """Read a 10x HDF5 file, v3 (group `matrix`) or v2 (one group, named after the genome)."""
     with open_hdf5(path) as f:
         try:
             group, var = h5_group(f, path)
@@ -67,7 +67,7 @@ def read_h5(path: Path) -> AnnData:
 
 
 def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
-    """The group with the counts, and its genes as a var frame named by symbol."""
+    """Return the group with the counts, and its genes as a var frame indexed by symbol."""
     if "matrix" in f:
         group = f["matrix"]
         features = group["features"]
@@ -86,9 +86,9 @@ def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
 
 
 class TenxFolder:
-    """A v3 matrix folder that grows by batches of cells.
+    """A v3 matrix folder to which batches of cells are appended.
 
-    The matrix is layers["counts"] if there is one, else X. obs and uns["scdiffkit"] go to two extra files,
+    The matrix is layers["counts"] if there is one, else X. obs and uns["scdiffkit"] are written to two extra files,
     which other tools ignore and `read` restores.
     """
 
@@ -113,7 +113,7 @@ class TenxFolder:
             text = io.BytesIO()
             mmwrite(text, block, field="integer" if integers else "real", symmetry="general")
             text.seek(0)
-            while text.readline().startswith(b"%"):  # mmwrite's header, and its size line
+            while text.readline().startswith(b"%"):  # skip mmwrite's header and size line
                 pass
             self._gzip.write(text.read())
             self._integers &= integers
@@ -127,7 +127,7 @@ class TenxFolder:
         size = f"{self._shape[0]} {self._shape[1]} {self._nnz}"
         header = _gzipped(f"%%MatrixMarket matrix coordinate {field} general\n{size}\n")
         with (self._path / f"{MATRIX}.gz").open("wb") as file, self._body_path.open("rb") as body:
-            file.write(header)  # a gzip file may have several members: the size comes first, but is known last
+            file.write(header)  # as a gzip member of its own: it precedes the body, but the size is known only now
             shutil.copyfileobj(body, file, 1 << 20)
         self._body_path.unlink()
         values, spec, lost = columns.encode(obs)
@@ -150,7 +150,7 @@ class TenxFolder:
 
 
 class TenxH5:
-    """A v3 10x HDF5 file that grows by batches of cells: integer counts, barcodes and genes, no more."""
+    """A v3 10x HDF5 file to which batches of cells are appended: integer counts, barcodes and genes only."""
 
     def __init__(self, path: Path, var: pd.DataFrame, uns: dict[str, Any], layers: tuple[str, ...]) -> None:
         self._var, self._uns, self._layers = var, uns, layers
@@ -191,7 +191,7 @@ class TenxH5:
 
 
 def find_files(folder: Path) -> dict[str, Path]:
-    """The files of a 10x folder by role; FileError that says what was looked for and what is there."""
+    """Find the files of a 10x folder, by role. Raises FileError that lists what is missing and what is there."""
     try:
         there = sorted(p.name for p in folder.iterdir())
     except OSError as e:
@@ -219,7 +219,7 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def matrix_shape(file: Path) -> tuple[int, int]:
-    """Genes and cells as the header of a matrix file states them."""
+    """Read the numbers of genes and cells from the header of a matrix file."""
     with _open(file) as f:
         for line in f:
             if not line.startswith("%") and line.strip():
@@ -230,7 +230,7 @@ def matrix_shape(file: Path) -> tuple[int, int]:
 
 def _open(file: Path) -> io.TextIOWrapper:
     with file.open("rb") as f:
-        gzipped = f.read(2) == b"\x1f\x8b"  # by content: unpacked files sometimes keep their .gz
+        gzipped = f.read(2) == b"\x1f\x8b"  # check the content: unpacked files sometimes keep the suffix .gz
     stream: Any = gzip.GzipFile(file) if gzipped else file.open("rb")
     return io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
 
@@ -260,7 +260,7 @@ def _read_matrix(file: Path, n_genes: int, n_cells: int, folder: Path) -> sparse
 
 
 def _read_obs(file: Path, barcodes: list[str], spec: columns.Spec) -> pd.DataFrame:
-    """The labels beside the matrix, in the order of the barcodes; types by `spec`, else numbers where all are."""
+    """Read obs in the order of the barcodes; dtypes are those of `spec`, else numeric if all values are numbers."""
     with _open(file) as text:
         table = pd.read_csv(text, sep="\t", index_col=False, dtype=str, keep_default_na=False)
     table = table.set_index(table.columns[0])
@@ -285,7 +285,7 @@ def _numbers_if_all_are(column: pd.Series) -> np.ndarray:
 def _assemble(
     matrix: sparse.csr_matrix, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], path: Path
 ) -> AnnData:
-    """The genes among the features, under unique names."""
+    """Build the AnnData: keep only features that are genes, and make gene names unique."""
     from anndata import AnnData
     from anndata.utils import make_index_unique
 
@@ -320,7 +320,7 @@ def _check_names(names: pd.Index, kind: str) -> None:
 
 
 def _features(var: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
-    """Gene ids, feature types, and which var columns have no place in a 10x format."""
+    """Return gene ids, feature types, and the var columns that 10x formats cannot hold."""
     key = next((k for k in ("gene_ids", "gene_id") if k in var), None)
     ids = [str(v) for v in (var[key] if key else var.index)]
     types = [str(v) for v in var["feature_types"]] if "feature_types" in var else [GENE_EXPRESSION] * len(var)

@@ -1,4 +1,4 @@
-"""Cells to files, whatever the format."""
+"""Writing of cells in any supported format."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from scdiffkit.runtime.memory import trim_memory
 if TYPE_CHECKING:
     from anndata import AnnData
 
-BLOCK = 2048  # cells written at once
-BATCHES_KEPT = 32  # after so many, memory that is free goes back to the system
+BLOCK = 2048  # cells per batch in `write`
+BATCHES_KEPT = 32  # batches after which freed heap memory is returned to the operating system
 NUL = "\0"
 
 
 class CellFile(Protocol):
-    """A file that grows by batches of cells; `finish` returns what the format could not carry."""
+    """A file to which batches of cells are appended; `finish` returns a list of what the format cannot hold."""
 
     def append(self, X: sparse.csr_matrix, layers: dict[str, sparse.csr_matrix]) -> None: ...
     def finish(self, obs: pd.DataFrame) -> list[str]: ...
@@ -47,18 +47,18 @@ FILES: dict[Format, Callable[[Path, pd.DataFrame, dict[str, Any], tuple[str, ...
 
 
 def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str | None = None) -> Path:
-    """Write cells to a file. A failure leaves what was there before.
+    """Write cells to a file. If writing fails, an existing file remains unchanged.
 
     Parameters
     ----------
     adata
-        The cells. 10x formats hold `layers["counts"]`, or else `X`.
+        The cells. 10x formats hold only `layers["counts"]`, or `X` if there is no such layer.
     path
         `.h5ad`, `.loom`, `.h5` (10x HDF5) or, without a suffix, a 10x matrix folder.
     force
-        Replace what exists at the path.
+        Replace an existing file or 10x folder at the path.
     format
-        "h5ad", "loom", "10x" or "10x-h5", instead of the suffix.
+        "h5ad", "loom", "10x" or "10x-h5"; by default, the suffix decides.
 
     Returns
     -------
@@ -98,14 +98,14 @@ def write(adata: AnnData, path: str | Path, *, force: bool = False, format: str 
 
 
 class CellWriter:
-    """Streams cells to a file with bounded memory (only obs is held until the end).
+    """Stream cells to a file with bounded memory (only obs is kept until the end).
 
     with CellWriter("cells.h5ad", genes, uns={...}) as out:
         out.append(X, {"counts": counts}, obs)  # X (b, n_genes) CSR, log1p; counts (b, n_genes) CSR, integers
 
-    The file appears at its path on a clean exit; after an exception nothing is left behind. `lost` lists
-    what the format cannot carry; it is said in one ScdiffWarning on exit. Same input, same bytes.
-    Raises what `check_output` raises on construction, and DataError when a batch does not fit.
+    The file appears at its path on a clean exit; after an exception, nothing is left behind. `lost` lists what the
+    format cannot hold; one ScdiffWarning on exit reports it. The same input gives the same bytes. The constructor
+    raises what `check_output` raises; `append` raises DataError if a batch does not match the earlier ones.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class CellWriter:
         self._var = pd.DataFrame(index=names) if var is None else var.set_axis(names)
         self._uns, self._layers = dict(uns or {}), tuple(layers)
         self._obs: list[pd.DataFrame] = []
-        self._names: list[str] = []  # joined: a million strings take five times the memory
+        self._names: list[str] = []  # joined by NUL: a list of a million strings takes five times the memory
         self._index_name: Any = None
         self._batches = 0
 
@@ -142,9 +142,9 @@ class CellWriter:
         return self
 
     def append(self, X: Any, layers: dict[str, Any], obs: pd.DataFrame) -> None:
-        """Add b cells. X and layers: (b, n_genes), sparse or dense; layers["counts"] integers; obs: b rows.
+        """Append b cells. X and layers: (b, n_genes), sparse or dense; layers["counts"]: integers; obs: b rows.
 
-        Every batch has the same layers, obs columns and categories. Raises DataError when one does not fit.
+        All batches must have the same layers, obs columns and categories, otherwise DataError is raised.
         """
         if set(layers) != set(self._layers):
             raise DataError(f"A batch has the layers {sorted(layers)}, expected {sorted(self._layers)}.")
@@ -154,7 +154,7 @@ class CellWriter:
         with writing(self.path):
             self._file.append(matrices.pop("X"), matrices)
         self._batches += 1
-        if self._batches % BATCHES_KEPT == 0:  # what is freed lies scattered in the heaps of the threads that took it
+        if self._batches % BATCHES_KEPT == 0:  # freed memory is scattered over the heaps of several threads
             trim_memory()
         self._index_name = obs.index.name
         self._obs.append(obs.reset_index(drop=True))
@@ -162,7 +162,7 @@ class CellWriter:
             self._names.append(NUL.join(map(str, obs.index)))
             if self._names[-1].count(NUL) >= len(obs):
                 raise DataError("A cell's name has the character NUL in it, which no format carries: rename it.")
-        # Few large pieces: many small ones, between matrices that are freed, would keep memory from being used anew.
+        # Merge into few large pieces: many small ones between freed matrices would fragment the heap.
         while len(self._obs) > 1 and len(self._obs[-2]) <= len(self._obs[-1]):
             self._obs[-2:] = [pd.concat(self._obs[-2:], ignore_index=True)]
         while len(self._names) > 1 and len(self._names[-2]) <= len(self._names[-1]):
@@ -175,7 +175,7 @@ class CellWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with writing(self.path), self._stack:
-            trim_memory()  # what the batches took, before there is every name at once
+            trim_memory()  # return the batches' memory before all names are held at once
             obs = pd.concat(self._obs, ignore_index=True) if self._obs else pd.DataFrame()
             obs.index = pd.Index(
                 NUL.join(self._names).split(NUL) if self._names else [], dtype=object, name=self._index_name

@@ -1,7 +1,7 @@
-"""How alike two sets of cells are: one file a family of metrics, each metric an entry of METRICS.
+"""Metrics of the similarity of two sets of cells: one file per family, one entry of METRICS per metric.
 
-A new metric is a function under `@metric(...)` in its family's file; evaluation, JSON and
-table pick it up from there.
+To add a metric, decorate a function with `@metric(...)` in its family's file; the evaluation, metrics.json and the
+tables include it without further changes.
 """
 
 from scdiffkit.metrics import biology, cells, classifier, coverage, joint, marginals, papers, privacy, structure

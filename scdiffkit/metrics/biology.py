@@ -1,6 +1,6 @@
-"""Do synthetic cells say what real cells say: which types there are, by which genes, and how they respond?
+"""Biology metrics: whether cell types, marker genes, differential expression and responses are those of real cells.
 
-Length: one metric after another, each short.
+This file is long because it has many short metrics.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from scdiffkit.metrics.marginals import zeros_per_gene
 from scdiffkit.metrics.registry import metric
 
 N_MARKERS = 50
-MIN_CELLS_OF_TYPE, FEWEST_OF_TYPE = 10, 5  # real and synthetic cells, for a type to be compared
-FEW_OF_TYPE = 20  # cells: more of a type leave nothing to be gained
-MIN_DETECTED = 0.05  # share of cells with a gene, for its fold change to be compared
+MIN_CELLS_OF_TYPE, FEWEST_OF_TYPE = 10, 5  # minimum real and synthetic cells of a type that is compared
+FEW_OF_TYPE = 20  # real cells per type for augmentation_gain; with more, augmentation does not help
+MIN_DETECTED = 0.05  # minimum share of cells with a gene whose fold change is compared
 FDR = 0.05
 SLOPE = (
     "Slope, through the origin, of synthetic on real differences of mean log1p-normalised values, {}, over genes in "
@@ -46,7 +46,7 @@ DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini
     source="train on synthetic, test on real: Esteban et al. 2017 (arXiv 1706.02633)",
 )
 def type_f1(real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D), and their types, text (n,) and (m,)."""
+    """real (n, D), synthetic (m, D), and their types (n,) and (m,), text -> macro-F1."""
     return macro_f1(synthetic, synthetic_types, real, real_types)
 
 
@@ -83,7 +83,7 @@ def type_f1_reverse(
 def augmentation_gain(
     real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 where there are no two types with cells in both halves."""
+    """Return 0 if fewer than two types have held-out cells."""
     place = np.empty(len(real), dtype=int)
     for name in set(real_types):
         rows = np.flatnonzero(real_types == name)
@@ -115,7 +115,7 @@ def augmentation_gain(
 def marker_overlap(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 for a type that synthetic cells lack."""
+    """A type that synthetic cells lack counts 0."""
     pairs = _of_types(real, synthetic, real_types, synthetic_types)
     return _mean_over([float(np.isin(_strongest(p[0].t), _strongest(p[1].t)).mean()) if p else 0.0 for p in pairs])
 
@@ -134,7 +134,7 @@ def marker_overlap(
 def marker_auprc(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 for a type that synthetic cells lack."""
+    """A type that synthetic cells lack counts 0."""
     from sklearn.metrics import average_precision_score
 
     values = []
@@ -162,7 +162,7 @@ def marker_auprc(
 def lfc_types(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 for a type that synthetic cells lack."""
+    """A type that synthetic cells lack counts 0."""
     return _mean_over(_compared_by(_spearman, real, synthetic, real_types, synthetic_types))
 
 
@@ -180,7 +180,7 @@ def lfc_types(
 def lfc_slope(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 for a type that synthetic cells lack."""
+    """A type that synthetic cells lack counts 0."""
     return _mean_over(_compared_by(_slope, real, synthetic, real_types, synthetic_types))
 
 
@@ -196,7 +196,7 @@ def lfc_slope(
 def de_recall(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """1 where real cells have no such gene; 0 for a type that synthetic cells lack."""
+    """A type without differentially expressed genes in real cells counts 1; a type that synthetic cells lack, 0."""
     pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
     return _mean_over([0.0 if p is None else _share_found(*p) for p in pairs])
 
@@ -215,8 +215,8 @@ def de_recall(
 def de_precision(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """Where synthetic cells have no such gene: 1 if real ones have none either, else 0, as finding nothing is no
-    precision. 0 for a type that synthetic cells lack."""
+    """A type without differentially expressed genes in synthetic cells counts 1 if real cells have none either, else 0,
+    so that finding nothing is not rewarded. A type that synthetic cells lack counts 0."""
     pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
     return _mean_over(
         [0.0 if p is None or (p[0].any() and not p[1].any()) else _share_found(p[1], p[0]) for p in pairs]
@@ -241,7 +241,7 @@ def lfc_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> float:
-    """0 for a type or condition that synthetic cells lack."""
+    """A type or condition that synthetic cells lack counts 0."""
     return _mean_over(
         _between_conditions(
             _spearman, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions
@@ -269,7 +269,7 @@ def lfc_slope_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> float:
-    """0 for a type or condition that synthetic cells lack."""
+    """A type or condition that synthetic cells lack counts 0."""
     return _mean_over(
         _between_conditions(_slope, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions)
     )
@@ -284,7 +284,7 @@ def _between_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> list[float]:
-    """The figure of real and synthetic differences, of each condition within each type."""
+    """Compute `figure` of the real and synthetic differences for each condition within each type."""
     values = []
     for name in sorted(set(real_types)):
         rows, other_rows = real_types == name, synthetic_types == name
@@ -301,8 +301,10 @@ def _compared_by(
     real_types: np.ndarray,
     synthetic_types: np.ndarray,
 ) -> list[float]:
-    """The figure of real and synthetic differences of detected genes, of each type; 0 for one that synthetic cells
-    lack."""
+    """Compute `figure` of the real and synthetic differences of detected genes for each type.
+
+    A type that synthetic cells lack gets 0.
+    """
     used = 1 - zeros_per_gene(real) >= MIN_DETECTED
     pairs = _of_types(real, synthetic, real_types, synthetic_types)
     return [figure(p[0].difference[used], p[1].difference[used]) if p else 0.0 for p in pairs]
@@ -311,28 +313,33 @@ def _compared_by(
 def _expressed_differently(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Of each type the genes that differ in real and in synthetic cells, (G,) each: 1 up, -1 down, 0 for the others."""
+    """For each type, return the differentially expressed genes in real and in synthetic cells, (G,) each.
+
+    Genes are marked 1 if up, -1 if down, else 0. A type that synthetic cells lack is None.
+    """
     used = 1 - zeros_per_gene(real) >= MIN_DETECTED
     pairs = _of_types(real, synthetic, real_types, synthetic_types)
     return [None if p is None else (p[0].significant(used), p[1].significant(used)) for p in pairs]
 
 
 def _share_found(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Share of the genes that are wanted (1 or -1) that are found with the same sign; 1 where none is wanted."""
+    """Compute the share of the wanted genes (1 or -1) that are found with the same sign; 1 if none is wanted."""
     return float((wanted == found)[wanted != 0].mean()) if wanted.any() else 1.0
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Cells of a type against all others, of each gene (G,): difference of the means, Welch's t (0 for a gene that does
-    not vary), and its degrees of freedom."""
+    """A type against all other cells, for each gene (G,): difference of means, Welch's t and its degrees of freedom.
+
+    t is 0 for constant genes.
+    """
 
     difference: np.ndarray
     t: np.ndarray
     df: np.ndarray
 
     def significant(self, used: np.ndarray) -> np.ndarray:
-        """1 for genes that are higher, -1 for those that are lower, at FDR among those used (G,) bool; 0 for others."""
+        """Mark significant genes at FDR among those `used` (G,) bool: 1 if higher, -1 if lower, else 0."""
         from scipy.stats import false_discovery_control, t
 
         signs = np.zeros(len(self.t), dtype=int)
@@ -343,7 +350,10 @@ class Contrast:
 
 
 def contrasts(cells: sparse.csr_matrix, types: np.ndarray, names: Sequence[Any]) -> list[Contrast]:
-    """Of the cells (n, G), with types (n,), those of each name against all others. Both must have cells."""
+    """Contrast each of the types `names` with all other cells, for cells (n, G) with types (n,).
+
+    Both groups of a contrast must have cells.
+    """
     which = np.array([types == name for name in names], dtype=np.float64).reshape(len(names), len(types))
     sums, squares = (sparse.csr_matrix(which) @ x for x in (cells, cells.multiply(cells).tocsr()))
     totals = [np.asarray(x.sum(axis=0)).ravel() for x in (cells, cells.multiply(cells))]
@@ -355,9 +365,9 @@ def contrasts(cells: sparse.csr_matrix, types: np.ndarray, names: Sequence[Any])
         for (total, square), m in ((of_type, n), (others, len(types) - n)):
             mean = total / m
             variance = square / m - mean**2
-            variance[variance < 1e-12 * square / m] = 0  # what is left of rounding, of a gene that does not vary
+            variance[variance < 1e-12 * square / m] = 0  # rounding errors of constant genes
             means.append(mean)
-            errors.append(variance / max(m - 1, 1))  # squared, of the mean
+            errors.append(variance / max(m - 1, 1))  # squared standard error of the mean
             of_df.append(errors[-1] ** 2 / max(m - 1, 1))
         difference, error = means[0] - means[1], errors[0] + errors[1]
         t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
@@ -369,8 +379,10 @@ def contrasts(cells: sparse.csr_matrix, types: np.ndarray, names: Sequence[Any])
 def _of_types(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> list[tuple[Contrast, Contrast] | None]:
-    """Contrasts of real and of synthetic cells for each type with enough real cells and enough others beside them; None
-    where synthetic cells of the type, or others, are missing."""
+    """Contrast each type of `types_to_compare` in real and in synthetic cells.
+
+    A type is None if the synthetic cells have too few cells of it, or too few others.
+    """
     names = types_to_compare(real_types)
     counts = [int((synthetic_types == name).sum()) for name in names]
     there = [n for n, c in zip(names, counts) if min(c, len(synthetic_types) - c) >= FEWEST_OF_TYPE]
@@ -381,36 +393,40 @@ def _of_types(
 
 
 def types_to_compare(types: np.ndarray) -> list[str]:
-    """Those with at least MIN_CELLS_OF_TYPE cells, and as many others."""
+    """Return the types with at least MIN_CELLS_OF_TYPE cells and at least MIN_CELLS_OF_TYPE other cells."""
     names, counts = np.unique(types, return_counts=True)
     return [str(n) for n, count in zip(names, counts) if min(count, len(types) - count) >= MIN_CELLS_OF_TYPE]
 
 
 def _mean_over(values: list[float]) -> float:
-    """1 where there was nothing to compare."""
+    """Return the mean of the values; 1 if there is nothing to compare."""
     return float(np.mean(values)) if values else 1.0
 
 
 def _strongest(t: np.ndarray) -> np.ndarray:
-    """The genes of the highest t."""
+    """Return the indices of the genes with the highest t: N_MARKERS of them, or a tenth of the genes if fewer."""
     return np.argsort(-t, kind="stable")[: max(1, min(N_MARKERS, len(t) // 10))]
 
 
 def welch_t(cells: sparse.csr_matrix, which: np.ndarray) -> np.ndarray:
-    """Welch's t of each gene, (G,), in the cells (n, G) that `which` (n,) marks against the others; 0 for a gene that
-    does not vary."""
+    """Compute Welch's t of each gene, (G,), for the cells (n, G) marked by `which` (n,) against the others.
+
+    t is 0 for constant genes.
+    """
     return contrasts(cells, which, [True])[0].t
 
 
 def _slope(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Of synthetic on real differences (G,), through the origin; where no real one differs: 1 if no synthetic one does
-    either, else 0."""
+    """Compute the slope, through the origin, of synthetic on real differences (G,).
+
+    If all real differences are 0: 1 if all synthetic ones are 0 too, else 0.
+    """
     length = float(real @ real)
     return float(real @ synthetic) / length if length > 0 else float(not synthetic.any())
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """0 where a side is constant."""
+    """Compute Spearman's correlation; 0 if an input is constant."""
     from scipy.stats import spearmanr
 
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -425,9 +441,10 @@ def macro_f1(
     test_types: np.ndarray,
     of_types: Sequence[str] | None = None,
 ) -> float:
-    """Macro-F1, over the types of the test cells or those given, of a logistic regression on standardised components.
+    """Compute the macro-F1 of a logistic regression that learns types from `learnt` cells and predicts `test` cells.
 
-    Types weigh alike, and the weights are held small: without either, rare types make it a matter of luck.
+    The average is over `of_types`, or else the types of the test cells. Components are standardised, classes balanced
+    and weights strongly regularised; otherwise, rare types make the score unstable.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score

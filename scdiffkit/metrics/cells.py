@@ -1,4 +1,4 @@
-"""Each cell on its own: how many counts, how many genes, how much of them mitochondrial."""
+"""Per-cell metrics: library size, number of detected genes and fraction of mitochondrial counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCE = "quality-control figures of a cell as in scanpy's calculate_qc_metrics,
     needs=("library_size",),
 )
 def library_size(real: Any, synthetic: Any, real_size: np.ndarray, synthetic_size: np.ndarray) -> float:
-    """Sizes (n,) and (m,), counts."""
+    """real_size (n,) and synthetic_size (m,) are total counts per cell."""
     return _distance(np.log10(real_size + 1), np.log10(synthetic_size + 1))
 
 
@@ -36,7 +36,7 @@ def library_size(real: Any, synthetic: Any, real_size: np.ndarray, synthetic_siz
     needs=("genes_detected",),
 )
 def genes_detected(real: Any, synthetic: Any, real_genes: np.ndarray, synthetic_genes: np.ndarray) -> float:
-    """Numbers of genes (n,) and (m,)."""
+    """real_genes (n,) and synthetic_genes (m,) are numbers of detected genes per cell."""
     return _distance(np.log10(real_genes + 1), np.log10(synthetic_genes + 1))
 
 
@@ -51,7 +51,7 @@ def genes_detected(real: Any, synthetic: Any, real_genes: np.ndarray, synthetic_
     needs=("mitochondrial_share",),
 )
 def mitochondrial_share(real: Any, synthetic: Any, real_share: np.ndarray, synthetic_share: np.ndarray) -> float:
-    """Shares (n,) and (m,), 0 to 1."""
+    """real_share (n,) and synthetic_share (m,) are fractions between 0 and 1."""
     return _distance(real_share, synthetic_share)
 
 

@@ -1,4 +1,4 @@
-"""Can a classifier tell synthetic from real cells?"""
+"""Classifier two-sample tests: whether a classifier distinguishes synthetic from real cells."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from scdiffkit.metrics.registry import ABUNDANT, MEDIUM, N_VARIABLE, Space, metric
 
 N_TREES = 100
-CELLS_OF_LEAF = 5  # at least, of a forest on one of GENE_SETS
-MANY_VALUES = 20_000  # below, threads cost more than they save
+CELLS_OF_LEAF = 5  # minimum cells per leaf, for forests on one of GENE_SETS
+MANY_VALUES = 20_000  # with fewer values, threads cost more than they save
 
 
 SOURCE = "classifier two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545)"
@@ -34,7 +34,8 @@ DEFINITION = (
 def rf_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
     """real (n, D), synthetic (m, D) -> AUC. The forest's seed is fixed.
 
-    Out of bag rather than cross-validated: on pbmc3k the same AUC within 0.005 in a quarter of the time.
+    Out-of-bag scores are used instead of cross-validation: on pbmc3k the AUC is the same within 0.005, in a quarter of
+    the time.
     """
     return _forest_auc(real, synthetic, N_TREES)
 
@@ -62,12 +63,12 @@ def _forest_auc(real: np.ndarray, synthetic: np.ndarray, n_trees: int, **options
     source=SOURCE,
 )
 def rf_auc_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> AUC, as `rf_auc`."""
+    """real (n, D), synthetic (m, D) -> AUC, computed by `rf_auc`."""
     return rf_auc(real, synthetic)
 
 
 def _in_genes(name: str, space: Space, genes: str) -> None:
-    """Register the forest's AUC on a set of genes that is chosen on the real cells."""
+    """Register the forest's AUC on one of GENE_SETS, a set of genes selected on the real cells."""
 
     @metric(
         name,
@@ -109,7 +110,7 @@ _in_genes("rf_auc_abundant_genes", "abundant", OF_CLASS.format(f"{ABUNDANT} or m
     source=SOURCE,
 )
 def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> AUC; folds are fixed."""
+    """real (n, D), synthetic (m, D) -> AUC. The folds are fixed."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -138,7 +139,7 @@ def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
     "(arXiv 1806.07755)",
 )
 def nn_accuracy(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> accuracy, leave-one-out."""
+    """real (n, D), synthetic (m, D) -> leave-one-out accuracy, averaged over the two sets."""
     from sklearn.neighbors import NearestNeighbors
 
     cells = np.vstack([real, synthetic])

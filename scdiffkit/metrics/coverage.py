@@ -1,4 +1,4 @@
-"""Do synthetic cells lie where real cells lie, and everywhere that real cells lie?"""
+"""Coverage metrics: whether synthetic cells are realistic (precision, density) and diverse (recall, coverage)."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ def coverage(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, k: int = K) -> dict[str, float]:
-    """Precision, recall, density and coverage of synthetic (m, D) against real cells (n, D).
+    """Compute precision, recall, density and coverage of synthetic (m, D) against real cells (n, D).
 
-    A cell's ball reaches to its k-th nearest neighbour on its own side, without its edge. Precision: share of
-    synthetic cells in any real ball; recall: of real cells in any synthetic ball; density: real balls around a
-    synthetic cell, over k; coverage: share of real balls that hold a synthetic cell. Source: RECALL, COVERAGE.
+    A cell's ball is open and extends to its k-th nearest neighbour within its own set. Precision is the share of
+    synthetic cells in any real cell's ball; recall is the share of real cells in any synthetic cell's ball; density is
+    the mean number of real cells' balls around a synthetic cell, divided by k; coverage is the share of real cells
+    whose ball contains a synthetic cell. Sources: RECALL, COVERAGE.
     """
     from scipy.spatial.distance import cdist
 
@@ -93,7 +94,7 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, k: int = K) -> dic
 
 
 def radii(cells: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each cell (n, D) to its k-th nearest other cell, (n,)."""
+    """Compute the distance of each cell (n, D) to its k-th nearest other cell, (n,)."""
     from scipy.spatial.distance import cdist
 
     k = min(k, len(cells) - 1)

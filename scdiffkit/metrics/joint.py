@@ -1,4 +1,4 @@
-"""Distances between whole distributions of cells."""
+"""Metrics of the joint distribution: MMD, optimal transport, gene-gene correlations and mixing of cells."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from scipy import sparse
 from scdiffkit.metrics.marginals import COMMON, correlation
 from scdiffkit.metrics.registry import metric
 
-WIDEST = 4.0  # times the median; each further kernel is half as wide
+WIDEST = 4.0  # bandwidth of the widest kernel, in medians; each further kernel has half the bandwidth
 N_KERNELS = 5
-DENSE = 0.05  # share of values that are not zero
+DENSE = 0.05  # share of nonzero values above which a dense product is faster
 N_CORRELATED = 500
 PERPLEXITY = 30
 
@@ -29,7 +29,7 @@ PERPLEXITY = 30
     source="Gretton et al. 2012 (JMLR 13), eq. 3",
 )
 def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> unbiased MMD^2; 0 when a side has a single cell."""
+    """real (n, D), synthetic (m, D) -> unbiased MMD^2; 0 if either set has a single cell."""
     n, m = len(real), len(synthetic)
     if min(n, m) < 2:
         return 0.0
@@ -39,7 +39,7 @@ def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
         kernel_sum(d2, WIDEST * median, N_KERNELS) / N_KERNELS
         for d2 in (within_real, squared_distances(synthetic, synthetic), squared_distances(real, synthetic))
     )
-    # the diagonals, n and m times k(x, x) = 1, are what biases the V-statistic
+    # subtract the diagonals, n and m terms k(x, x) = 1, which bias the V-statistic
     return (xx - n) / (n * (n - 1)) + (yy - m) / (m * (m - 1)) - 2 * xy / (n * m)
 
 
@@ -72,7 +72,7 @@ def wasserstein_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     source=COMMON,
 )
 def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D) -> correlation; 1 where there are no pairs, or none that differ."""
+    """real (n, D), synthetic (m, D) -> correlation; 1 if there are no pairs of genes, or if all are equal."""
     genes = np.argsort(-np.vstack([real, synthetic]).var(axis=0), kind="stable")[:N_CORRELATED]
     if len(genes) < 2:
         return 1.0
@@ -98,10 +98,11 @@ def lisi(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 
 def lisi_of_cells(cells: np.ndarray, side: np.ndarray, perplexity: float = PERPLEXITY) -> np.ndarray:
-    """Effective number of sides, 1 to 2, among the neighbours of each cell (n, D) -> (n,); side: (n,) bool.
+    """Compute the local inverse Simpson's index of each cell (n, D) -> (n,).
 
-    Neighbours, three times the perplexity, weigh exp(-beta d), beta such that the entropy of a cell's weights is
-    log(perplexity).
+    The index is the effective number of sets among a cell's neighbours: 1 if all are from one set, 2 if both sets are
+    equally frequent. side: (n,) bool, the set of each cell. The number of neighbours is three times the perplexity;
+    their weights are exp(-beta d), with beta such that the entropy of a cell's weights is log(perplexity).
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -125,7 +126,7 @@ def lisi_of_cells(cells: np.ndarray, side: np.ndarray, perplexity: float = PERPL
 
 
 def _correlations(cells: np.ndarray) -> np.ndarray:
-    """Pearson's between genes, (D, D), of cells (n, D); 0 with a gene that does not vary."""
+    """Compute Pearson's correlations between the genes of cells (n, D), (D, D); 0 for constant genes."""
     centred = cells - cells.mean(axis=0)
     norms = np.linalg.norm(centred, axis=0)
     scaled = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-9)
@@ -133,22 +134,22 @@ def _correlations(cells: np.ndarray) -> np.ndarray:
 
 
 def kernel_sum(d2: np.ndarray, widest: float, n_kernels: int) -> float:
-    """Sum over all pairs and over kernels exp(-d^2 / b), b = widest x {1, 1/2, 1/4, ...}, of distances d^2."""
+    """Sum the kernels exp(-d^2 / b), b = widest x {1, 1/2, 1/4, ...}, over all squared distances d2."""
     k = np.exp(d2 / -widest)
     total = k.sum(dtype=np.float64)
     for _ in range(n_kernels - 1):
-        k *= k  # squaring a Gaussian kernel halves its b: one exp for all of them
+        k *= k  # squaring a Gaussian kernel halves its b, so one exp is enough for all kernels
         total += k.sum(dtype=np.float64)
     return float(total)
 
 
 def squared_distances(a: Any, b: Any) -> np.ndarray:
-    """Squared Euclidean distances (n, m) between the rows of a (n, D) and b (m, D), dense or both CSR."""
+    """Compute squared Euclidean distances (n, m) between the rows of a (n, D) and b (m, D), both dense or both CSR."""
     from scipy.spatial.distance import cdist
 
-    if not sparse.issparse(a):  # few dimensions: a loop beats a product of matrices
+    if not sparse.issparse(a):  # in few dimensions, cdist is faster than a matrix product
         return cdist(a, b, "sqeuclidean")
-    is_dense = a.nnz > DENSE * np.prod(a.shape)  # then a product of dense matrices is faster
+    is_dense = a.nnz > DENSE * np.prod(a.shape)  # then a dense product is faster
     products = a.toarray() @ b.toarray().T if is_dense else (a @ b.T).toarray()
     norms = [np.asarray(side.multiply(side).sum(axis=1)).ravel() for side in (a, b)]
     d2 = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * products, 0)

@@ -1,4 +1,4 @@
-"""Each gene on its own: how often it is zero, its mean, variance and coefficient of variation."""
+"""Per-gene metrics: fraction of zeros, mean, variance, coefficient of variation and distribution of each gene."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy import sparse
 from scdiffkit.metrics.registry import metric
 
 PAPER = "scRDiT (arXiv 2404.06153)"
-N_BINS = 20  # of a gene's values above zero
+N_BINS = 20  # bins for a gene's nonzero values
 TREND_BINS = 20
 COMMON = "common practice, e.g. Crowell et al. 2023 (Genome Biology 24:62)"
 CORRELATION = (
@@ -151,27 +151,27 @@ def ks_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 
 def ks_of_genes(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """Kolmogorov-Smirnov statistic of each gene, (G,), of real (n, G) and synthetic (m, G)."""
+    """Compute the Kolmogorov-Smirnov statistic of each gene, (G,), between real (n, G) and synthetic (m, G) cells."""
     values, difference = _cdfs(real, synthetic)
-    last = np.hstack([np.diff(values, axis=1) > 0, np.ones((len(values), 1), dtype=bool)])  # of equal values
+    last = np.hstack([np.diff(values, axis=1) > 0, np.ones((len(values), 1), dtype=bool)])  # last of each run of ties
     return np.where(last, difference, 0).max(axis=1)
 
 
 def ks_per_gene(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> np.ndarray:
-    """As `ks_of_genes`, (G,), of sparse cells whose values are not negative: only those above zero are sorted."""
+    """Compute `ks_of_genes`, (G,), for sparse nonnegative values; only nonzero values are sorted, which is faster."""
     sides = [sparse.csr_matrix(side).tocoo() for side in (real, synthetic)]
     genes, values = (np.concatenate([getattr(side, name) for side in sides]) for name in ("col", "data"))
-    # each value of one side raises its distribution function by one cell's share
+    # each value of a set raises that set's distribution function by 1 / number of cells
     steps = np.repeat([1 / real.shape[0], -1 / synthetic.shape[0]], [len(side.data) for side in sides])
     seen = values > 0
     order = np.lexsort((values[seen], genes[seen]))
     genes, values, steps = genes[seen][order], values[seen][order], steps[seen][order]
-    found = zeros_per_gene(sparse.csr_matrix(real)) - zeros_per_gene(sparse.csr_matrix(synthetic))  # up to zero
+    found = zeros_per_gene(sparse.csr_matrix(real)) - zeros_per_gene(sparse.csr_matrix(synthetic))  # at zero
     totals = np.cumsum(steps)
     starts = np.flatnonzero(np.diff(genes, prepend=-1))
     before = np.repeat(totals[starts] - steps[starts], np.diff(np.append(starts, len(genes))))
     difference = np.abs(found[genes] + totals - before)
-    last = (np.diff(genes, append=-1) != 0) | (np.diff(values, append=np.inf) > 0)  # of equal values
+    last = (np.diff(genes, append=-1) != 0) | (np.diff(values, append=np.inf) > 0)  # last of each run of ties
     found = np.abs(found)
     np.maximum.at(found, genes[last], difference[last])
     return found
@@ -195,7 +195,7 @@ def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
         x_seen, y_seen = x[x != 0], y[y != 0]
         both = np.sort(np.concatenate([x_seen, y_seen]))
         edges = both[np.arange(1, N_BINS) * len(both) // N_BINS] if len(both) else both
-        edges = np.unique(edges[edges < both[-1:]])  # else the last bin, beyond the largest value, is empty
+        edges = np.unique(edges[edges < both[-1:]])  # otherwise the last bin would be empty
         p, q = (_binned(seen, n, edges) for seen, n in ((x_seen, len(x)), (y_seen, len(y))))
         values.append(float((p * np.log(p / q)).sum()))
     return float(np.mean(values))
@@ -230,8 +230,10 @@ def mean_zeros_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 
 def trend(means: np.ndarray, figure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of log10 mean and of a figure, up to TREND_BINS each, over bins of genes of like mean; both inputs (G,).
-    Genes that no cell has are left out."""
+    """Compute the medians of log10 mean and of `figure` in bins of genes with similar means.
+
+    Both inputs are (G,); there are up to TREND_BINS bins of equally many genes. Genes with mean 0 are excluded.
+    """
     seen = np.flatnonzero(means > 0)
     seen = seen[np.argsort(means[seen], kind="stable")]
     bins = [part for part in np.array_split(seen, TREND_BINS) if len(part)]
@@ -239,20 +241,23 @@ def trend(means: np.ndarray, figure: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _between_trends(real: tuple[np.ndarray, np.ndarray], synthetic: tuple[np.ndarray, np.ndarray]) -> float:
-    """0 where no cell has any gene, on either side."""
+    """Compute the mean absolute difference of two trends at the real means; 0 if one of the sets has no counts."""
     if not (len(real[0]) and len(synthetic[0])):
         return 0.0
     return float(np.abs(real[1] - np.interp(real[0], *synthetic)).mean())
 
 
 def _log10(values: np.ndarray) -> np.ndarray:
-    """Of values >= 0, with a floor far below what a gene in a single cell has."""
+    """Compute log10 of values >= 0, clipped below at 1e-9, far less than the mean of a gene seen in a single cell."""
     return np.log10(np.maximum(values, 1e-9))
 
 
 def _cdfs(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each gene, all values of real (n, G) and synthetic (m, G) sorted, and how far the two distributions are apart
-    at each, (G, n + m) both; among equal values only the last counts."""
+    """For each gene, return the sorted values of real (n, G) and synthetic (m, G) cells together, and the absolute
+    difference of the two empirical distribution functions at each value; both (G, n + m).
+
+    Among tied values, only the difference at the last one is valid.
+    """
     both = np.hstack([real.T, synthetic.T])
     order = np.argsort(both, axis=1, kind="stable")
     is_real = order < len(real)
@@ -261,14 +266,14 @@ def _cdfs(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _binned(seen: np.ndarray, n: int, edges: np.ndarray) -> np.ndarray:
-    """Shares of n cells in the bins of `kl_genes`; seen: their values that are not zero."""
+    """Return the share of n cells in each bin of `kl_genes`; seen: the nonzero values of these cells."""
     counts = np.bincount(np.searchsorted(edges, seen), minlength=len(edges) + 1)
     shares = np.append(n - len(seen), counts) + 0.5
     return shares / shares.sum()
 
 
 def zeros_per_gene(cells: sparse.csr_matrix) -> np.ndarray:
-    """Share of cells (n, G) in which each gene is zero, (G,)."""
+    """Compute the share of cells (n, G) in which each gene is zero, (G,)."""
     return 1 - np.bincount(cells.indices[cells.data != 0], minlength=cells.shape[1]) / cells.shape[0]
 
 
@@ -277,13 +282,13 @@ def mean_per_gene(cells: sparse.csr_matrix) -> np.ndarray:
 
 
 def variance_per_gene(cells: sparse.csr_matrix) -> np.ndarray:
-    """Population variance (divided by n) of each gene, (G,)."""
+    """Compute the population variance (divided by n) of each gene, (G,)."""
     mean_of_squares = np.asarray(cells.multiply(cells).mean(axis=0)).ravel()
     return np.maximum(mean_of_squares - mean_per_gene(cells) ** 2, 0)
 
 
 def cv_per_gene(cells: sparse.csr_matrix) -> np.ndarray:
-    """Standard deviation over mean of each gene, 0 for one never seen, (G,)."""
+    """Compute the coefficient of variation (standard deviation / mean) of each gene, (G,); 0 for undetected genes."""
     mean, sd = mean_per_gene(cells), np.sqrt(variance_per_gene(cells))
     return np.divide(sd, mean, out=np.zeros_like(mean), where=mean > 0)
 
@@ -293,7 +298,7 @@ def mean_absolute_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, defined where a side is constant: 1 if both are equal, else 0."""
+    """Compute Pearson's correlation; if an input is constant, return 1 if both are equal, else 0."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float(np.allclose(a, b))
     return float(np.corrcoef(a, b)[0, 1])

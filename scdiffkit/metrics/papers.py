@@ -1,6 +1,6 @@
-"""The figures by which the scRDiT authors score cells, as their published code computes them.
+"""The metrics of the scRDiT paper, computed as its published code does.
 
-They are here so that results can be set beside the paper's. Each has a weakness, which its definition names.
+They allow a comparison with the paper's results. Each has a weakness, which its definition states.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ N_KERNELS = 5
     source=f"{PAPER}: KL divergence",
 )
 def kl_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    """Mean over all i, j of sum_g p_ig (log p_ig - log q_jg), which factorises over i and j."""
+    """Compute the mean over all i, j of sum_g p_ig (log p_ig - log q_jg), which factorises over i and j."""
     n, m = real.shape[0], synthetic.shape[0]
     mean_p, mean_log_q = np.zeros((2, real.shape[1]))
     negative_entropy = 0.0
@@ -116,9 +116,9 @@ def mmd_paper_blocks(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 
 def biased_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
-    """V-statistic from squared distances xx (n, n), yy (m, m), xy (n, m); 0 when all are 0.
+    """Compute the V-statistic from squared distances xx (n, n), yy (m, m) and xy (n, m); 0 if all distances are 0.
 
-    The bandwidths' mean is over pairs of different cells of both sets together.
+    The bandwidth is the mean squared distance over pairs of different cells of both sets together.
     """
     n, m = xy.shape
     total = xx.sum(dtype=np.float64) + yy.sum(dtype=np.float64) + 2 * xy.sum(dtype=np.float64)
@@ -130,13 +130,13 @@ def biased_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
-    """Over genes, within each cell: (n, G) -> (n, G)."""
+    """Compute the log-softmax over the genes of each cell: (n, G) -> (n, G)."""
     shifted = x - x.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _values_and_weights(cells: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """All values with their number of occurrences: the zeros, many, are one value."""
+    """Return all values with weights; the many zeros become one value, weighted by their number."""
     n_zeros = cells.shape[0] * cells.shape[1] - np.count_nonzero(cells.data)
     values = np.append(cells.data[cells.data != 0], 0.0)
     weights = np.append(np.ones(len(values) - 1), n_zeros)

@@ -1,6 +1,6 @@
-"""Are synthetic cells copies of the cells that a model was trained on?
+"""Privacy metrics: whether synthetic cells are copies of training cells, and whether these can be recognised.
 
-Nothing here proves that they are not: a figure at its real reference says that this test finds nothing.
+No metric proves that there are no copies: a value at the real reference only means that this test finds none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scipy import sparse
 from scdiffkit.metrics.coverage import radii
 from scdiffkit.metrics.registry import metric
 
-ENOUGH = 1000  # cells, to know how far apart neighbours are
+ENOUGH = 1000  # number of cells used to estimate the distance between neighbours
 BLOCK_OF_CELLS = 200
-FEWEST_GENES = 20  # of a cell, for an equal one to be a copy rather than chance
-TOO_FEW = 0  # instead of a fingerprint
+FEWEST_GENES = 20  # detected genes of a cell; with fewer, cells are equal by chance
+TOO_FEW = 0  # fingerprint of cells with too few genes
 NEAR = 0.33
-DOMIAS_COMPONENTS = 10  # in more, kernels see next to nothing
+DOMIAS_COMPONENTS = 10  # in more dimensions, kernel density estimates are hardly informative
 TPR = "true positives at few false ones, as in Carlini et al. 2022 (arXiv 2112.03570)"
 
 
@@ -37,9 +37,9 @@ TPR = "true positives at few false ones, as in Carlini et al. 2022 (arXiv 2112.0
     source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
 )
 def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
-    """real (n, D), of which `member` (n,) are known; synthetic (m, D) -> ratio; 1 where all cells are the same."""
+    """real (n, D), synthetic (m, D), member (n,), 1 for known cells -> ratio; 1 if all cells are equal."""
     both, known = np.vstack([real, synthetic]), real[member == 1]
-    least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # of cells in one place
+    least = 1e-6 * float(np.linalg.norm(both - both.mean(axis=0), axis=1).mean())  # distances below count as 0
     if least == 0 or len(known) < 2:
         return 1.0
     to_known = float(np.median(_to_nearest(synthetic, known)))
@@ -61,13 +61,12 @@ def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
 
 
 def copied_share(known: np.ndarray, made: np.ndarray) -> float:
-    """Share of cells with fingerprints `made` (m,) that are among those with `known` (n,)."""
+    """Compute the share of the fingerprints `made` (m,) that occur among the fingerprints `known` (n,)."""
     return float(((made != TOO_FEW) & np.isin(made, known)).mean())
 
 
 def repeated_share(of_cells: np.ndarray) -> float:
-    """Share of cells with fingerprints (n,) that equal another one of them: what exact_duplicates finds among cells as
-    they are."""
+    """Compute the share of fingerprints (n,) that occur more than once: the real reference of exact_duplicates."""
     marks, counts = np.unique(of_cells, return_counts=True)
     return float(((of_cells != TOO_FEW) & np.isin(of_cells, marks[counts > 1])).mean())
 
@@ -86,7 +85,7 @@ def repeated_share(of_cells: np.ndarray) -> float:
     source="ratio of the nearest neighbours' distances, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
 def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
-    """real (n, D), of which `member` (n,) are known; synthetic (m, D). 0 where all or none are known."""
+    """real (n, D), synthetic (m, D), member (n,), 1 for known cells -> share; 0 if all or none are known."""
     known, others = real[member == 1], real[member == 0]
     if min(len(known), len(others)) == 0:
         return 0.0
@@ -110,12 +109,13 @@ def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray,
     source="Hilprecht et al. 2019 (PoPETs 2019:232); distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated",
 )
 def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
-    """real (n, D), of which `member` (n,) says which were trained on; synthetic (m, D). 0.5 where all or none were."""
+    """real (n, D), synthetic (m, D), member (n,), 1 for training cells -> AUC; 0.5 if all or none are."""
     return _auc(member, nearness(real, synthetic))
 
 
 def _at_false_positives(percent: int) -> None:
-    """Register what the attack of membership_auc finds at so many percent of false positives, cells and donors."""
+    """Register the true positive rates, over cells and over donors, of membership_auc's attack at `percent` % false
+    positives."""
     rate = percent / 100
 
     @metric(
@@ -172,7 +172,7 @@ def _at_false_positives(percent: int) -> None:
 def donor_membership_auc(
     real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray, donors: np.ndarray, __: np.ndarray
 ) -> float:
-    """real (n, D) of `donors` (n,), of which `member` (n,) says which were trained on; synthetic (m, D)."""
+    """real (n, D), synthetic (m, D), member (n,), 1 for training cells, donors (n,) -> AUC over donors."""
     return _auc(*by_donor(nearness(real, synthetic), member, donors))
 
 
@@ -196,8 +196,10 @@ for _percent in (1, 10):
     source="DOMIAS, van Breugel et al. 2023 (arXiv 2302.12580), with kernel density estimates",
 )
 def domias_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
-    """real (n, D), of which `member` (n,) says which were trained on (1), which not (0), and which are the reference
-    (2); synthetic (m, D). 0.5 where any of them is missing."""
+    """real (n, D), synthetic (m, D), member (n,) -> AUC; 0.5 if a group is missing.
+
+    member: 1 for training cells, 0 for held-out cells, 2 for reference cells.
+    """
     reference, asked = real[member == 2], member < 2
     if min(len(reference), len(synthetic)) < 2:
         return 0.5
@@ -211,12 +213,13 @@ def domias_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: n
 
 
 def nearness(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """How near a synthetic cell (m, D) lies to each real one (n, D), for how near other real ones do, (n,)."""
+    """Score each real cell (n, D) by its distance to the nearest synthetic cell (m, D), relative to its distance to
+    the nearest other real cell, (n,); negated, so that higher is nearer."""
     return -_to_nearest(real, synthetic) / np.maximum(radii(real, 1), 1e-12)
 
 
 def by_donor(scores: np.ndarray, member: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each donor whether any cell is a member, and the mean score of its cells; all inputs (n,)."""
+    """For each donor, return whether any of its cells is a member, and the mean score of its cells; inputs (n,)."""
     names, code = np.unique(donors, return_inverse=True)
     of_each = np.bincount(code)
     members = np.bincount(code, member == 1, minlength=len(names)) > 0
@@ -224,17 +227,22 @@ def by_donor(scores: np.ndarray, member: np.ndarray, donors: np.ndarray) -> tupl
 
 
 def true_positive_rate(member: np.ndarray, scores: np.ndarray, rate: float) -> float:
-    """Share of members that score above all but `rate` of the others, (n,) both; `rate` where all or none are."""
+    """Compute the share of members whose score exceeds that of all but `rate` of the others.
+
+    member and scores are (n,). Returns `rate` if all or none are members.
+    """
     members, others = scores[member == 1], scores[member == 0]
     if min(len(members), len(others)) == 0:
         return rate
-    wrong = int(rate * len(others) + 1e-9)  # so many others may be taken for members
+    wrong = int(rate * len(others) + 1e-9)  # number of false positives allowed
     return float((members > np.sort(others)[::-1][wrong]).mean())
 
 
 def log_density(cells: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Log of the density of cells (n, D) at other places (m, D), (m,), up to a constant of D: Gaussian kernels of
-    standard deviation n^(-1/(D + 4)), for coordinates of standard deviation 1."""
+    """Estimate the log density of cells (n, D) at the points `at` (m, D), (m,), up to a constant that depends on D.
+
+    Uses Gaussian kernels of standard deviation n^(-1/(D + 4)) (Scott's rule for coordinates of standard deviation 1).
+    """
     from scipy.spatial.distance import cdist
     from scipy.special import logsumexp
 
@@ -246,14 +254,14 @@ def log_density(cells: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _auc(member: np.ndarray, scores: np.ndarray) -> float:
-    """0.5 where all or none are members."""
+    """Compute the area under the ROC curve; 0.5 if all or none are members."""
     from sklearn.metrics import roc_auc_score
 
     return 0.5 if len(set(member)) < 2 else float(roc_auc_score(member, scores))
 
 
 def _to_nearest(cells: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Distance of each cell (n, D) to the nearest known one (m, D), (n,)."""
+    """Compute the distance of each cell (n, D) to the nearest of the known cells (m, D), (n,)."""
     from scipy.spatial.distance import cdist
 
     blocks = np.array_split(cells, max(1, len(cells) // BLOCK_OF_CELLS))
@@ -261,7 +269,7 @@ def _to_nearest(cells: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _between_neighbours(cells: np.ndarray) -> np.ndarray:
-    """Distance to the nearest other cell, of up to ENOUGH of the cells (n, D)."""
+    """Compute the distance to the nearest other cell for the first ENOUGH of the cells (n, D)."""
     from scipy.spatial.distance import cdist
 
     some = cells[:ENOUGH]
@@ -271,10 +279,11 @@ def _between_neighbours(cells: np.ndarray) -> np.ndarray:
 
 
 def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> np.ndarray:
-    """Of each cell's values (n, G), (n,) uint64: a hash of which genes, and how much to three digits (normalising twice
-    may differ in the last). TOO_FEW for a cell with fewer genes than `fewest`, which may equal another by chance.
+    """Hash each cell of (n, G) to a fingerprint, (n,) uint64.
 
-    Among a million cells and a million others, some two that differ share one with a probability of 1 in 20 million.
+    The hash covers the detected genes and their values, rounded to three decimals because normalising twice may change
+    the last digits. Cells with fewer than `fewest` genes, which may be equal by chance, get TOO_FEW. Between a million
+    cells and a million others, the probability of any collision is 1 in 20 million.
     """
     cells = sparse.csr_matrix(cells, copy=True)
     cells.eliminate_zeros()

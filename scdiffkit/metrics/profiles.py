@@ -1,4 +1,4 @@
-"""Which metrics are computed: all of them, or a choice by name."""
+"""Selection of the metrics to compute: all of them, a profile, or metrics by name."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Sequence
 from scdiffkit.errors import ConfigError, did_you_mean
 from scdiffkit.metrics.registry import METRICS
 
-# What a verdict rests on: whether cells can be told apart, and whether they are copies.
+# The verdict needs these: whether a classifier distinguishes the cells, and whether they are copies.
 ALWAYS = ("rf_auc", "rf_auc_hvg_seurat", "exact_duplicates", "near_duplicates", "nn_ratio", "membership_auc")
 MINIMAL = (
     *ALWAYS, "zeros_mae", "mean_mae", "variance_mae", "library_size", "genes_detected", "mmd_pca", "precision",
     "recall", "type_f1",
 )  # fmt: skip
-# What a terminal shows, from the shell and from R; the report has the rest.
+# The metrics printed by the command line and by R; the report has all of them.
 HEADLINES = (
     "rf_auc", "rf_auc_genes", "rf_auc_hvg_seurat", "mmd_pca", "precision", "recall", "coverage", "zeros_mae",
     "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
     "exact_duplicates", "membership_auc",
 )  # fmt: skip
 FULL, FAST, QUICK = "full", "fast", "minimal"
-ONE_RESAMPLE = (FAST, QUICK)  # profiles that are scored once, with few cells
+ONE_RESAMPLE = (FAST, QUICK)  # profiles that use one resample of few cells
 PROFILES = (FULL, FAST, QUICK)
 
 
 def asked_for(metrics: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of metrics and profiles, as they are given: one text, with commas, or several."""
+    """Split the `metrics` argument, a sequence of names or one comma-separated text, into distinct names."""
     names = [metrics] if isinstance(metrics, str) else metrics
     return tuple(dict.fromkeys(part.strip() for name in names for part in name.split(",") if part.strip()))
 
 
 def chosen_metrics(asked: Sequence[str]) -> tuple[str, ...]:
-    """The metrics to compute, in their own order: those of the profiles and names asked for, and ALWAYS.
+    """Return the metrics to compute, in the order of METRICS: the requested ones and ALWAYS.
 
-    Raises ConfigError for a name that is neither a metric nor a profile, and for no name at all.
+    asked: names of metrics and profiles. Raises ConfigError if it is empty, or if a name is neither a metric nor a
+    profile.
     """
     of_profile = {
         FULL: [name for name, m in METRICS.items() if m.default],

@@ -1,8 +1,8 @@
-"""How other papers score generated cells, computed as their published code does it, flaws included.
+"""Metrics of other papers, computed as their published code does, flaws included.
 
-So that a figure can be set beside a published one. What each has against it is in PROTOCOLS; none enters the verdict.
+They allow a comparison with published values. PROTOCOLS states the flaws of each; none affects the verdict.
 
-Length: one metric after another, each short.
+This file is long because it has many short metrics.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ Genes = Literal["all", "cv", "seurat_v3"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """metrics: names. genes: which of those compared: all, the 2000 of the highest coefficient of variation, or
-    scanpy's 2000 highly variable ones (seurat_v3, on the real cells' counts). flaws: what to know before quoting."""
+    """The metrics of another paper and the genes they are computed on.
+
+    metrics: names. genes: which of the compared genes are used: "all"; "cv", the 2000 with the highest coefficient of
+    variation; or "seurat_v3", scanpy's 2000 highly variable genes, selected on the real cells' counts. flaws: caveats
+    for anyone who quotes these scores.
+    """
 
     metrics: tuple[str, ...]
     genes: Genes
@@ -109,14 +113,17 @@ def _of_each_type(
     real_types: np.ndarray,
     synthetic_types: np.ndarray,
 ) -> float:
-    """Mean over the types that both sides have; 0 where there is none."""
+    """Compute the mean of `distance` over the types that both sets have; 0 if there is none."""
     both = sorted(set(real_types) & set(synthetic_types))
     values = [distance(real[real_types == t], synthetic[synthetic_types == t]) for t in both]
     return float(np.mean(values)) if values else 0.0
 
 
 def _cfgen_mmd(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Biased MMD^2, kernels exp(-d^2 / 2 sigma^2) summed, of the first so many cells of both."""
+    """Compute the biased MMD^2, summed over kernels exp(-d^2 / 2 sigma^2), of equally many cells of both sets.
+
+    The larger set is cut to the size of the smaller one.
+    """
     n = min(len(real), len(synthetic))
     real, synthetic = real[:n], synthetic[:n]
     pairs = [(real, real, 1), (synthetic, synthetic, 1), (real, synthetic, -2)]
@@ -134,11 +141,11 @@ def _w2(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 
 def _projected(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Components fitted on the real cells; synthetic ones less the real mean, or as they are."""
+    """Project both sets onto components fitted to the real cells; centre synthetic cells by the real mean if asked."""
     from sklearn.decomposition import PCA
 
     x, y = real.toarray(), synthetic.toarray()
-    with np.errstate(invalid="ignore"):  # shares of no variance, which nobody asks for
+    with np.errstate(invalid="ignore"):  # explained variance ratios of constant data, which are not used
         pca = PCA(min(CFGEN_COMPONENTS, *x.shape), svd_solver="full").fit(x)
     return pca.transform(x), (y - pca.mean_ if centred else y) @ pca.components_.T
 
@@ -224,7 +231,7 @@ def _components_of_both(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, n
     source=SCDIFFUSION,
 )
 def scdiffusion_spearman(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    """0 where one side's means are all the same."""
+    """Return 0 if the means of either set are all equal."""
     from scipy.stats import spearmanr
 
     means = mean_per_gene(real), mean_per_gene(synthetic)
@@ -241,7 +248,7 @@ def scdiffusion_spearman(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) 
     source=SCDIFFUSION,
 )
 def scdiffusion_pearson(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    """0 where one side's means are all the same."""
+    """Return 0 if the means of either set are all equal."""
     means = mean_per_gene(real), mean_per_gene(synthetic)
     return 0.0 if min(np.ptp(mean) for mean in means) == 0 else float(np.corrcoef(*means)[0, 1])
 
@@ -363,7 +370,7 @@ def scldm_fd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
 def _of_conditions(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> list[tuple[Contrast, Contrast]]:
-    """Real and synthetic contrasts of the conditions that both sides have, beside others."""
+    """Return real and synthetic contrasts of the conditions that both sets have and that some cells do not have."""
     sides = ((real, real_conditions), (synthetic, synthetic_conditions))
     names = [
         name
@@ -387,7 +394,7 @@ def _of_conditions(
 def cell_eval_pearson_delta(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> float:
-    """0 where a side does not differ, or shares no condition."""
+    """A condition without differences in either set counts 0. Returns 0 if no condition is shared."""
     values = []
     for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
         flat = min(np.ptp(a.difference), np.ptp(b.difference)) == 0
@@ -410,7 +417,7 @@ def cell_eval_pearson_delta(
 def cell_eval_direction_match(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> float:
-    """1 for a condition in which no gene differs; 0 where no condition is shared."""
+    """A condition without differentially expressed genes counts 1. Returns 0 if no condition is shared."""
     used, values = np.ones(real.shape[1], dtype=bool), []
     for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
         signs = a.significant(used)
@@ -433,7 +440,7 @@ def cell_eval_direction_match(
 def cell_eval_discrimination(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> float:
-    """0 where no condition is shared; of equally near ones the own counts as last."""
+    """Ties rank a condition's own difference last. Returns 0 if no condition is shared."""
     pairs = _of_conditions(real, synthetic, real_conditions, synthetic_conditions)
     values = []
     for own, (_, made) in enumerate(pairs):

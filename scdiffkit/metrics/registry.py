@@ -1,4 +1,4 @@
-"""What a metric is, and the one place where all of them are listed."""
+"""The Metric class and the registry of all metrics, METRICS."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ Need = Literal[
 Family = Literal["per gene", "per cell", "joint", "coverage", "classifier", "biology", "privacy", "papers"]
 Function = Callable[..., float]
 
-GENE_SETS: tuple[Space, ...] = ("hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant")  # chosen on real cells
-N_VARIABLE = 2000  # genes of "variable", and at most of each of these sets
-MEDIUM, ABUNDANT = 0.02, 0.2  # mean counts per cell: below the first a gene is rare, from the second on abundant
+GENE_SETS: tuple[Space, ...] = ("hvg_seurat", "hvg_seurat_v3", "rare", "medium", "abundant")  # selected on real cells
+N_VARIABLE = 2000  # number of genes in "variable", and the maximum of each of GENE_SETS
+MEDIUM, ABUNDANT = 0.02, 0.2  # mean counts per cell: genes below MEDIUM are rare, genes from ABUNDANT on abundant
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that compares real with synthetic cells.
+    """A metric that compares real with synthetic cells.
 
-    function takes real (n, D) and synthetic (m, D) in `space` and gives a finite number for any two sets of
-    at least 2 cells each. "genes": log1p-normalised values, CSR, D = genes. "variable": the most variable of
-    them, dense. "pca": dense, D components fitted on both sides together. One of GENE_SETS: dense, the genes of a set
-    that was chosen on the real cells. It draws no random numbers of its own that are not fixed. against: "train" where
-    the cells that a model was trained on, if they are known, take the place of the real ones; "neighbours" and
-    "candidates" where both do, and `member` tells the ones from the others (1 and 0); "references" where other real
-    cells are there too (2), "donors" where donors were trained on or not, as a whole.
-    needs: what function takes too, a pair of arrays (n,) and (m,) each, in this order.
-    default: False where it is computed for a protocol only.
+    function: takes real (n, D) and synthetic (m, D) cells in `space` and returns a finite number for any two sets of
+    at least 2 cells each. It is deterministic: any random numbers in it have a fixed seed.
+    space: "genes": log1p-normalised values of all genes, CSR. "variable": the most variable genes, dense. "pca": D
+    principal components fitted on both sets together, dense. One of GENE_SETS: the genes of a set that was selected on
+    the real cells, dense.
+    against: which cells take the place of `real`. "real": the real cells. "train": the training cells, if they are
+    known, else the real cells. "neighbours" and "candidates": both training cells (`member` 1) and other real cells
+    (`member` 0). "references": these and further real cells as a reference (`member` 2). "donors": these, where whole
+    donors were either trained on or held out.
+    needs: further arguments of function, in this order: a pair of arrays (n,) and (m,) for each.
+    default: False if the metric is computed only for a protocol.
     """
 
     name: str
@@ -52,10 +54,10 @@ class Metric:
     default: bool = True
 
     def __call__(self, real: Any, synthetic: Any, *, seed: int = 0, **given: tuple[np.ndarray, np.ndarray]) -> float:
-        """The figure for real (n, D) and synthetic (m, D), matrices in this metric's space.
+        """Compute the metric for real (n, D) and synthetic (m, D) cells, matrices in this metric's space.
 
-        given: by name, (n,) and (m,) of what the metric `needs`; what it does not need is left aside. Where there
-        are more than `max_cells` cells on a side, as many are drawn with `seed`.
+        given: pairs of arrays (n,) and (m,) by the names in `needs`; other names are ignored. A set of more than
+        `max_cells` cells is subsampled to that number with `seed`.
         """
         rng = np.random.default_rng([seed, 5])
         rows = [_at_most(self.max_cells, side.shape[0], rng) for side in (real, synthetic)]
@@ -69,7 +71,7 @@ class Metric:
         return value
 
     def distance_from_best(self, value: float) -> float:
-        """How bad a value is, 0 at best, in the metric's own unit; the same for every direction."""
+        """Return how far a value is from the best one, in the metric's unit: 0 is best, whatever the direction."""
         return distance_from_best(self.direction, self.best, value)
 
 
@@ -101,7 +103,7 @@ def metric(
     needs: tuple[Need, ...] = (),
     default: bool = True,
 ) -> Callable[[Function], Function]:
-    """Register the decorated function as a metric; see `Metric` for the fields."""
+    """Register the decorated function as a metric. `Metric` describes the fields."""
 
     def register(function: Function) -> Function:
         if name in METRICS:
@@ -115,7 +117,7 @@ def metric(
 
 
 def _at_most(n: int | None, n_cells: int, rng: np.random.Generator) -> np.ndarray | slice:
-    """Rows of at most n of n_cells cells, in their order."""
+    """Draw at most n of n_cells rows without replacement, in ascending order."""
     if n is None or n_cells <= n:
         return slice(None)
     return np.sort(rng.choice(n_cells, n, replace=False))

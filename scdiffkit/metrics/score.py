@@ -1,4 +1,4 @@
-"""What a metric says of synthetic cells, beside what it says of real cells and of bad models."""
+"""The score of synthetic cells by one metric, beside the scores of real cells and of baselines (bad models)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 
 BASELINES = ("shuffled", "pooled", "copies")
 NAMES = {"shuffled": "shuffled cells", "pooled": "the mean cell", "copies": "copies"}
-CLEARLY = 0.25  # of what real cells are off: so much more is clearly worse
-ROUNDING = 1e-6  # of what real cells are off: less is no difference
-FEWEST_RESAMPLES = 3  # that tell a spread
-FAR = 10.0  # times the way to bad models: beyond, a percentage says nothing
-NEAR_REFERENCE = 0.1  # of the way to bad models, where there are fewer
+# The first two are relative to the distance of real cells from the best value.
+CLEARLY = 0.25  # a baseline is clearly worse than real cells if it is further away by more than this
+ROUNDING = 1e-6  # smaller differences are rounding errors
+FEWEST_RESAMPLES = 3  # needed for a prediction interval
+FAR = 10.0  # position beyond which a percentage is not informative
+NEAR_REFERENCE = 0.1  # position up to which a score counts as at the real reference, with fewer resamples
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric: its values for the synthetic cells, one a resample, the same for real cells, and those of bad models,
-    which are so far off that the first resample tells."""
+    """The values of one metric for synthetic cells, real cells and baselines.
+
+    values and real_references have one value per resample. baselines has the values of each bad model, by name, from
+    the first resample only: they are so far off that one is enough.
+    """
 
     metric: str
     family: str
@@ -49,17 +53,20 @@ class Score:
         return float(np.mean(self.real_references))
 
     def baseline(self, name: str) -> float:
-        """Of one bad model; KeyError where it says nothing of this metric."""
+        """Return the mean value of one baseline. Raises KeyError if it does not apply to this metric."""
         return float(np.mean(self.baselines[name]))
 
     def is_worse(self, name: str) -> bool:
-        """Whether a bad model does worse than real cells here."""
+        """Whether a baseline scores worse than real cells."""
         return self._beyond_reference(name) > ROUNDING * self._off(self.real_references)
 
     @property
     def baseline_name(self) -> str | None:
-        """The bad model that a value is set against: shuffled cells, which have the right genes, where those are
-        clearly worse than real ones here, else the worst; None where none is: then this metric tells little."""
+        """The baseline that the value is compared with, which defines position 1.
+
+        This is "shuffled", which keeps the right genes, if it is clearly worse than real cells; else the worst
+        baseline, if that is clearly worse; else None: the metric does not separate good from bad models.
+        """
         off = self._off(self.real_references)
         clearly = max(CLEARLY * off, self._by_chance())
         for name in dict.fromkeys((*(n for n in BASELINES[:1] if n in self.baselines), self.worst_baseline())):
@@ -68,12 +75,12 @@ class Score:
         return None
 
     def worst_baseline(self) -> str:
-        """The bad model that does worst here."""
+        """Return the baseline with the worst score."""
         return max(self.baselines, key=lambda name: self._off(self.baselines[name]))
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """Holds another resample's value 19 times in 20; None with fewer than three resamples."""
+        """The 95% prediction interval of another resample's value; None with fewer than three resamples."""
         return _range(self.values)
 
     @property
@@ -82,39 +89,43 @@ class Score:
 
     @property
     def position(self) -> float:
-        """Where the value lies: 0 at the real reference or better, 1 as bad as the bad model it is set against (where
-        there is none: twice as far from best as real cells); may be more."""
+        """The position of the value: 0 at the real reference or better, 1 at the baseline; it may exceed 1.
+
+        Without a baseline, 1 means twice as far from the best value as real cells.
+        """
         return max(0.0, self._off(self.values) - self._off(self.real_references)) / self._width()
 
     @property
     def real_reference_position(self) -> float:
-        """How far real cells stray, on the same scale; with fewer than three resamples, what counts as close."""
+        """The position up to which real cells score by chance; NEAR_REFERENCE with fewer than three resamples."""
         return self._by_chance() / self._width() if _range(self.real_references) else NEAR_REFERENCE
 
     def _width(self) -> float:
-        """Of the scale: from real cells to the bad model."""
+        """Return the length of the scale of `position`: from real cells to the baseline."""
         if self.baseline_name is not None:
             return self._beyond_reference(self.baseline_name)
         return max(self._by_chance(), self._off(self.real_references), 1e-12)
 
     def _beyond_reference(self, name: str) -> float:
-        """How much further from best a bad model is than real cells, in the resamples that score it."""
+        """Return how much further a baseline is from the best value than real cells, in the resamples that score it."""
         baselines = self.baselines[name]
         return self._off(baselines) - self._off(self.real_references[: len(baselines)])
 
     def _by_chance(self) -> float:
-        """How much worse than on average real cells may score; 0 with fewer than three resamples."""
+        """Return how much worse than their mean real cells may score by chance; 0 with fewer than three resamples."""
         bounds = _range(self._distances(self.real_references))
         return 0.0 if bounds is None else bounds[1] - self._off(self.real_references)
 
     def _off(self, values: tuple[float, ...]) -> float:
-        """Mean distance from best."""
+        """Return the mean distance from the best value."""
         return float(np.mean(self._distances(values)))
 
     @property
     def at_real_reference(self) -> bool:
-        """Whether real cells score as badly now and then; with fewer than three resamples, whether it is close to the
-        reference."""
+        """Whether the value lies within the prediction interval of real cells, or is better.
+
+        With fewer than three resamples: whether its position is at most NEAR_REFERENCE.
+        """
         bounds = _range(self._distances(self.real_references))
         if bounds is None:
             return self.position <= NEAR_REFERENCE
@@ -122,7 +133,7 @@ class Score:
 
     @property
     def place(self) -> str:
-        """Where the value lies, in words: how much of the way from real cells to a bad model."""
+        """The position as text for tables: "as real cells", "30% to shuffled cells", ..."""
         if self.at_real_reference or self.position < 0.01:
             return "as real cells"
         bad = NAMES.get(self.baseline_name or "", "twice that of real cells")
@@ -134,13 +145,14 @@ class Score:
         return tuple(distance_from_best(self.direction, self.best, value) for value in values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in metrics.json.
+        """Return the score as in metrics.json.
 
-        value, real_reference: means over resamples. shuffled, pooled, copies: bad models in the first of them, null
-        where one says nothing. value_range, real_reference_range: what holds one more resample 19 times in 20, null
-        with fewer than three. baseline_name: the one that this metric is set against, null where none tells. position:
-        0 where real cells are or better, 1 where that bad model is. at_real_reference: whether real cells score as
-        badly now and then. direction: "lower is better" and the like; best: the best value there is.
+        value, real_reference: means over resamples. shuffled, pooled, copies: scores of the baselines (bad models) in
+        the first resample, null for a baseline that does not apply. value_range, real_reference_range: 95% prediction
+        intervals of one more resample, null with fewer than three resamples. baseline_name: the baseline that the value
+        is compared with, null if none is clearly worse than real cells. position: 0 at the real reference or better, 1
+        at that baseline. at_real_reference: whether the value lies within the interval of real cells or is better.
+        direction: such as "lower is better". best: the best possible value.
         """
         return {
             "metric": self.metric,
@@ -161,7 +173,7 @@ class Score:
 
 
 def _range(values: tuple[float, ...]) -> tuple[float, float] | None:
-    """Prediction interval of one more value, 95%; two values say next to nothing of their spread."""
+    """Return the 95% prediction interval of one more value; None with too few values to estimate their spread."""
     from scipy.stats import t
 
     n = len(values)
@@ -173,7 +185,7 @@ def _range(values: tuple[float, ...]) -> tuple[float, float] | None:
 
 
 def score_of(metric: Metric, figures: list[dict[str, float]]) -> Score:
-    """From value and real reference of each resample, and baselines of the first."""
+    """Build a Score from one dict per resample: value and real_reference, and in the first one also the baselines."""
     by_name = {which: tuple(figure[which] for figure in figures if which in figure) for which in figures[0]}
     return Score(
         metric=metric.name,

@@ -1,4 +1,4 @@
-"""The spaces that cells are compared in."""
+"""The spaces in which cells are compared: genes, highly variable genes and principal components."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ N_COMPONENTS = 20
 
 
 def as_csr(cells: Any) -> sparse.csr_matrix:
-    """Cells (n, G), sparse or dense, as CSR float64 without stored zeros.
+    """Convert cells (n, G), sparse or dense, to CSR float64 without explicit zeros.
 
-    float64 because variances and distances are differences of large sums.
+    float64 is needed because variances and distances are differences of large sums.
     """
     csr = sparse.csr_matrix(cells, dtype=np.float64, copy=True)
     csr.sum_duplicates()
@@ -28,12 +28,14 @@ def as_csr(cells: Any) -> sparse.csr_matrix:
 def in_space(
     space: Space, real: Any, synthetic: Any, gene_sets: Mapping[Space, np.ndarray] | None = None
 ) -> tuple[Any, Any]:
-    """Log-normalised cells real (n, G) and synthetic (m, G), sparse or dense, in the given space.
+    """Transform log-normalised cells real (n, G) and synthetic (m, G), sparse or dense, to the given space.
 
-    "variable": the 2000 genes of the highest variance in both sides together, dense. "pca" is fitted on both sides
-    together too: fitted on the real ones alone, cells that the fit has not seen lie elsewhere than those it has, and
-    even two halves of one data set can be told apart (a random forest's AUC on pbmc3k is then 0.81, instead of 0.51).
-    gene_sets: places of the genes of GENE_SETS; KeyError for such a space that is not among them.
+    "variable" selects the 2000 genes with the highest variance in both sets together, dense. "pca" is also fitted on
+    both sets together: with a fit to the real cells alone, cells used for the fit and other cells are distributed
+    differently, so that even two halves of one data set can be distinguished (on pbmc3k, a random forest then has an
+    AUC of 0.81 instead of 0.51).
+    gene_sets: column indices of the genes of each of GENE_SETS. Raises KeyError if `space` is one of GENE_SETS and is
+    missing here.
     """
     if space in GENE_SETS:
         places = (gene_sets or {})[space]
@@ -53,16 +55,16 @@ def in_space(
 def principal_components(
     cells: sparse.csr_matrix, n_components: int = N_COMPONENTS, *, rest: sparse.csr_matrix | None = None
 ) -> np.ndarray:
-    """Principal components (n, k) of cells (n, G), centred, not scaled per gene; then those of the rest (m, G), which
-    have no part in the fit.
+    """Compute principal components (n, k) of cells (n, G), centred but not scaled per gene.
 
-    k is n_components, or fewer where cells or genes do not allow as many.
+    If `rest` (m, G) is given, its cells are projected onto the components fitted to `cells`, and the result has n + m
+    rows. k is n_components, or less if there are too few cells or genes.
     """
     from sklearn.decomposition import PCA
 
     n_components = min(n_components, min(cells.shape) - 1)
     all_equal = (cells.max(axis=0) - cells.min(axis=0)).count_nonzero() == 0
-    if n_components < 1 or all_equal:  # one gene, or no directions to be found
+    if n_components < 1 or all_equal:  # one gene, or no variance
         every = cells if rest is None else sparse.vstack([cells, rest], format="csr")
         return np.asarray(every[:, 0].toarray() - cells[:, 0].mean())
     pca = PCA(n_components, svd_solver="arpack", random_state=0)

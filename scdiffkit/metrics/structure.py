@@ -1,7 +1,7 @@
-"""Do cells lie as close together, and groups of cells as far apart, as real ones do?
+"""Structure metrics: whether distances between cells, and between groups of cells, are those of real data.
 
-These look at one side at a time and compare what they find: a model may put cells in the right place on average and
-still draw every type too narrow, or donors too much alike.
+Each statistic is computed within each set and then compared: a model may place cells correctly on average and still
+generate types that are too narrow, or donors that are too similar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scdiffkit.metrics.biology import FEWEST_OF_TYPE, MIN_CELLS_OF_TYPE
 from scdiffkit.metrics.registry import Need, metric
 
 N_NEIGHBOURS = 10
-MOST_APART = 1e3  # ratio of variances: more is counted as this much
+MOST_APART = 1e3  # ratios of variances are clipped at this
 CROWELL = "Crowell et al. 2023 (Genome Biology 24:62)"
 GROUPS: tuple[tuple[str, Need, str], ...] = (
     ("types", "types", "cell types"),
@@ -28,7 +28,7 @@ RATIOS = (
 
 
 def _by_groups(suffix: str, need: Need, groups: str) -> None:
-    """Register what is compared between groups of cells."""
+    """Register the silhouette and variance metrics for one kind of group."""
 
     @metric(
         f"silhouette_{suffix}",
@@ -78,7 +78,7 @@ for _suffix, _need, _groups in GROUPS:
 def cell_distances(
     real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """0 where no type has enough real cells."""
+    """Return 0 if no type has enough real cells."""
     from scipy.spatial.distance import pdist
     from scipy.stats import ks_2samp
 
@@ -159,7 +159,10 @@ def variance_too_wide(
 
 
 def silhouette(cells: np.ndarray, groups: np.ndarray) -> float:
-    """Mean silhouette width of cells (n, D) in groups (n,); 0 where there are no two groups, or no two cells in any."""
+    """Compute the mean silhouette width of cells (n, D) in groups (n,).
+
+    Returns 0 if there is only one group, or if every group has only one cell.
+    """
     from sklearn.metrics import silhouette_score
 
     n_groups = len(set(groups))
@@ -169,7 +172,7 @@ def silhouette(cells: np.ndarray, groups: np.ndarray) -> float:
 
 
 def variance_explained(cells: np.ndarray, groups: np.ndarray) -> float:
-    """Share of the variance of cells (n, D) between groups (n,); 0 where cells do not vary."""
+    """Compute the share of the variance of cells (n, D) that lies between groups (n,); 0 without any variance."""
     total = float(((cells - cells.mean(axis=0)) ** 2).sum())
     parts = [cells[groups == name] for name in sorted(set(groups))]
     within = sum(float(((part - part.mean(axis=0)) ** 2).sum()) for part in parts)
@@ -179,8 +182,11 @@ def variance_explained(cells: np.ndarray, groups: np.ndarray) -> float:
 def variance_ratios(
     real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> np.ndarray:
-    """Variance of synthetic (m, D) within types over that of real cells (n, D), (D,), each type weighing as many cells
-    as there are real ones. Types of few cells on a side are left out; where none is left, all cells are of one type."""
+    """Compute the within-type variance of synthetic (m, D) divided by that of real cells (n, D), (D,).
+
+    Types are weighted by their number of real cells. Types with few cells in either set are excluded; if none is left,
+    all cells are treated as one type.
+    """
     names, counts = np.unique(real_types, return_counts=True)
     enough = [
         n >= FEWEST_OF_TYPE and (synthetic_types == name).sum() >= FEWEST_OF_TYPE for name, n in zip(names, counts)
@@ -195,7 +201,7 @@ def variance_ratios(
 
 
 def occurrences(cells: np.ndarray) -> np.ndarray:
-    """How often each cell (n, D) is among the nearest neighbours of others, (n,)."""
+    """Count how often each cell (n, D) is among the N_NEIGHBOURS nearest neighbours of other cells, (n,)."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(N_NEIGHBOURS, len(cells) - 1)
@@ -204,7 +210,7 @@ def occurrences(cells: np.ndarray) -> np.ndarray:
 
 
 def _ratio(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """1 where neither varies, to within rounding."""
+    """Compute synthetic / real, clipped at MOST_APART; 1 where both are 0 up to rounding."""
     least = 1e-9 * max(float(real.max()), float(synthetic.max()), 1e-300)
     return np.clip((synthetic + least) / (real + least), 1 / MOST_APART, MOST_APART)
 

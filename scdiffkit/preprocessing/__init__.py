@@ -1,1 +1,1 @@
-"""From raw counts to training data."""
+"""Preprocessing of raw counts to training data."""

@@ -1,4 +1,4 @@
-"""Columns of obs: labels that can be used, colours, and those that are kept."""
+"""obs columns: checks of labels, colours, and selection of columns and rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from scdiffkit.io import Backed
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# obs columns that are added
+# obs columns that preprocessing adds
 TOTAL = "total_counts"
 FILE = "file"
 
 
 def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None], first: int = 0) -> AnnData | Backed:
-    """The same cells; of millions in a file, only these columns of obs (all, where one is not there), and numbers from
-    `first` on for their names."""
+    """Reduce obs of backed cells to the wanted columns and total_counts, to save memory with millions of cells.
+
+    Cell names are replaced by numbers from `first` on. Cells in memory, and cells that lack one of the columns, are
+    returned unchanged.
+    """
     columns = list(dict.fromkeys(column for column in wanted if column))
     if not isinstance(cells, Backed) or any(column not in cells.obs for column in columns):
         return cells
@@ -31,7 +34,10 @@ def with_columns(cells: AnnData | Backed, wanted: Sequence[str | None], first: i
 
 
 def colors_of(obs: pd.DataFrame, uns: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """scanpy's uns["COLUMN_colors"] as column -> category -> colour; of columns whose colours fit their categories."""
+    """Convert scanpy's uns["COLUMN_colors"] to column -> category -> colour.
+
+    Columns with another number of colours than categories are left out.
+    """
     found = {}
     for column in obs.select_dtypes("category"):
         categories, colors = obs[column].cat.categories, uns.get(f"{column}_colors")
@@ -43,7 +49,7 @@ def colors_of(obs: pd.DataFrame, uns: Mapping[str, Any]) -> dict[str, dict[str, 
 def color_lists(
     categories: Mapping[str, Sequence[str]], colors: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[str]]:
-    """The reverse: uns["COLUMN_colors"] of the columns, each with its categories, for which there is a colour each."""
+    """Convert colours back to uns["COLUMN_colors"], for columns in which every category has a colour."""
     return {
         f"{column}_colors": [colors[column][name] for name in names]
         for column, names in categories.items()
@@ -54,7 +60,7 @@ def color_lists(
 def check_label(obs: pd.DataFrame, key: str) -> None:
     """Check that an obs column can label cells.
 
-    Raises DataError when it is missing, has missing values, has one value, or another value for every cell.
+    Raises DataError if it is missing, has missing values, has only one value, or has a unique value in every cell.
     """
     if key not in obs:
         raise DataError(f"There is no obs column {key!r}; {did_you_mean(key, obs.columns)}")
@@ -77,12 +83,12 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
 
 def check_columns(obs: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     for column in columns:
-        if column not in obs and column != FILE:  # which is there once they are joined
+        if column not in obs and column != FILE:  # added when files are joined
             raise DataError(f"{name} has no obs column {column!r}; {did_you_mean(column, obs.columns)}")
 
 
 def take_rows(obs: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """Some rows of obs, categories that no longer occur left out, as AnnData does."""
+    """Select rows of obs and remove unused categories, as AnnData does."""
     if len(rows) == len(obs):
         return obs
     obs = obs.iloc[rows].copy()

@@ -1,4 +1,4 @@
-"""Where raw counts are in an AnnData or a file, and whether they are counts at all."""
+"""Location of the raw counts in an AnnData or a file, and checks that they are counts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scdiffkit")
 LAYER = 'layers["counts"]'
-FIRST_CELLS = 2048  # by which a file's counts are recognised
-ROUNDING = 1e-6  # counts this close to integers are integers that went through arithmetic
+FIRST_CELLS = 2048  # cells by which counts in a file are recognised
+ROUNDING = 1e-6  # counts this close to integers are rounding errors of integers
 
 
 def selected(counts: Rows, rows: np.ndarray | None, columns: np.ndarray | None) -> Rows:
-    """Some rows and columns, None: all; what is in memory is taken once, not each time that it is looked through."""
+    """Select rows and columns (None: all); a matrix in memory is sliced at once, one in a file on every access."""
     chosen = Selected(counts, rows, columns)
     return chosen if on_disk(counts) else chosen[0 : chosen.shape[0]]
 
 
 def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
-    """Raw counts (cells x genes, CSR float32 integers) and where they were.
+    """Return raw counts (cells x genes, CSR float32 integers) and their location.
 
-    They are looked for in layers["counts"], raw and X, in that order.
-    `raw` may hold other genes than `adata`: then they are those of adata.raw.var_names.
-    Raises DataError when none of them holds raw counts, or when layers["counts"] is there and does not.
+    They are searched for in layers["counts"], raw and X, in that order. Counts in `raw` have the genes of
+    adata.raw.var_names, which may differ from those of `adata`.
+    Raises DataError if none of these holds raw counts, or if layers["counts"] exists and does not.
     """
     places = {LAYER: adata.layers.get("counts"), "raw": None if adata.raw is None else adata.raw.X, "X": adata.X}
     places |= {f'layers["{name}"]': layer for name, layer in adata.layers.items() if name not in ("counts", None)}
@@ -45,14 +45,17 @@ def find_counts(adata: AnnData) -> tuple[sparse.csr_matrix, str]:
         log.info("Counts in %s were within %g of integers and were rounded", source, ROUNDING)
     log.info("Raw counts: %s (%d cells x %d genes)", source, *counts.shape)
     found = sparse.csr_matrix((rounded, counts.indices, counts.indptr), shape=counts.shape)
-    if not rounded.all():  # what was rounded to zero was not detected
+    if not rounded.all():  # values rounded to zero must not be explicit
         found = found.copy()
         found.eliminate_zeros()
     return found, source
 
 
 def _find(places: Mapping[str, Callable[[], Any]]) -> tuple[sparse.csr_matrix, str]:
-    """The matrix of raw counts as it is, and where it was; places: what gives each matrix there is."""
+    """Return the matrix of raw counts, unchanged, and its location.
+
+    places: for each location, a function that returns its matrix.
+    """
     wrong: dict[str, str] = {}
     for source in (LAYER, "raw", "X"):
         if source not in places:
@@ -87,7 +90,7 @@ def _find(places: Mapping[str, Callable[[], Any]]) -> tuple[sparse.csr_matrix, s
 
 @dataclass(frozen=True)
 class _Counts:
-    """Raw counts in a file (cells, genes), CSR float32; every block that is read is checked."""
+    """Raw counts in a file (cells, genes), read as CSR float32; every block read is checked to hold counts."""
 
     matrix: OnDisk
 
@@ -113,7 +116,7 @@ class _Counts:
 
 
 def counts_of(cells: AnnData | Backed) -> tuple[Rows, str]:
-    """Raw counts (cells, genes) and where they were; in a file they are told by its first cells."""
+    """Return raw counts (cells, genes) and their location; in a file, they are recognised by the first cells."""
     if not isinstance(cells, Backed):
         return find_counts(cells)
     _, place = _find({place: lambda m=m: m[:FIRST_CELLS] for place, m in cells.matrices.items()})  # type: ignore[misc]
@@ -129,14 +132,14 @@ def are_counts(matrix: Any) -> bool:
 
 
 def _as_csr(matrix: Any) -> sparse.csr_matrix:
-    """As canonical CSR, in memory: no explicit zeros, no duplicates. The matrix itself where it is that already."""
+    """Convert a matrix to canonical CSR in memory, without explicit zeros or duplicates; copy only if needed."""
     if hasattr(matrix, "to_memory"):  # backed on disk
         matrix = matrix.to_memory()
     elif not sparse.issparse(matrix):
         matrix = np.asarray(matrix)
     if matrix.dtype.kind not in "iufb":
         raise DataError(f"Values of type {matrix.dtype} are not counts: X and layers must hold numbers.")
-    if matrix.dtype == np.float16:  # which sparse matrices do not know
+    if matrix.dtype == np.float16:  # not supported by sparse matrices
         matrix = matrix.astype(np.float32)
     csr = sparse.csr_matrix(matrix)
     if not (csr.has_canonical_format and csr.data.all()):
@@ -147,7 +150,7 @@ def _as_csr(matrix: Any) -> sparse.csr_matrix:
 
 
 def _why_not_counts(values: np.ndarray) -> str | None:
-    """What keeps stored values from being raw counts; None if nothing does."""
+    """Return the reason why stored values are not raw counts; None if they are."""
     if _whole(values):
         return None
     unknown = int((~np.isfinite(values)).sum())
@@ -164,7 +167,7 @@ def _why_not_counts(values: np.ndarray) -> str | None:
 
 
 def _whole(values: np.ndarray) -> bool:
-    """Whether all are exact integers from 0, by blocks that stay in the processor's cache."""
+    """Whether all values are exact nonnegative integers; checked in blocks that fit the processor's cache."""
     if values.dtype.kind in "ub":
         return True
     blocks = (values[start : start + 2**16] for start in range(0, len(values), 2**16))
@@ -172,15 +175,15 @@ def _whole(values: np.ndarray) -> bool:
 
 
 def _others_of_integers(places: Mapping[str, Callable[[], Any]]) -> list[str]:
-    """The layers, besides "counts", that could be raw counts."""
+    """Return the layers, besides "counts", that could hold raw counts."""
     found = []
     for place in (place for place in places if place not in (LAYER, "raw", "X")):
-        with contextlib.suppress(DataError, FileError):  # not numbers, or not to be read from its file
+        with contextlib.suppress(DataError, FileError):  # not numeric, or not readable
             if _why_not_counts(_as_csr(places[place]()).data) is None:
                 found.append(place.replace('"', "'"))
     return found
 
 
 def _listed(places: Sequence[str]) -> str:
-    """ "X holds" or "raw, X hold"."""
+    """Return "X holds" or "raw, X hold"."""
     return f"{', '.join(places)} {'holds' if len(places) == 1 else 'hold'}"

@@ -1,4 +1,4 @@
-"""Which cells and genes pass the filters."""
+"""Filters of cells and genes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger("scdiffkit")
-KEPT_APART = 50  # counts a gene, at most, that are kept in memory until it is seen often enough
+KEPT_APART = 50  # maximum min_cells for which counts of genes that are still too rare are kept in memory
 
 
 def passing(
     counts: Rows, names: pd.Index, config: PreprocessConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Places of the cells and of the genes that pass the filters, and the sums of these genes' counts in these cells.
+    """Return the indices of the cells and of the genes that pass the filters, and the library size of these cells over
+    these genes.
 
-    Genes are counted in the cells that pass. The sums come of the same look at the counts, where those of genes that
-    are too rare so far are kept apart; None where these could be many.
+    Genes are counted in the cells that pass. Library sizes are computed in the same pass over the counts, which
+    collects the counts of genes that are too rare so far; None if min_cells is so high that these could be too many.
     """
     mito = _mitochondrial(names, config) if config.max_mito is not None else None
     of_cells = np.zeros((3, counts.shape[0]))  # total counts, genes detected, mitochondrial share
@@ -67,7 +68,7 @@ def passing(
 def _checks(
     config: PreprocessConfig, totals: np.ndarray, genes: np.ndarray, mito: np.ndarray
 ) -> list[tuple[str, Any, np.ndarray, np.ndarray]]:
-    """The cell filters that are on: name, limit, the value of each cell, and which cells pass."""
+    """Return name, limit, value of each cell, and mask of passing cells for each active cell filter."""
     checks: list[tuple[str, Any, np.ndarray, np.ndarray]] = [
         ("min_counts", config.min_counts, totals, totals >= config.min_counts),
         ("min_genes", config.min_genes, genes, genes >= config.min_genes),
@@ -82,7 +83,7 @@ def _checks(
 
 
 def _mitochondrial(names: pd.Index, config: PreprocessConfig) -> np.ndarray:
-    """Which genes are mitochondrial, (n_genes,) bool."""
+    """Return a mask of the mitochondrial genes, (n_genes,) bool. Warns if there are none."""
     prefix = config.mito_prefix
     mito = np.array([str(name).casefold().startswith(prefix.casefold()) for name in names])
     if not mito.any():

@@ -1,4 +1,4 @@
-"""Which genes are highly variable."""
+"""Selection of highly variable genes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 log = logging.getLogger("scdiffkit")
-SPANS = (0.3, 0.5, 1.0)  # of seurat_v3's loess; below some 200 cells 0.3 sees too few different means
+SPANS = (0.3, 0.5, 1.0)  # loess spans of seurat_v3; below about 200 cells, 0.3 covers too few distinct means
 FEWEST_VARYING = 10
 CELLS_AT_ONCE = 2048
-MAX_CELLS_TO_CHOOSE = 50_000  # of very many cells, genes are chosen on so many
+MAX_CELLS_TO_CHOOSE = 50_000  # maximum number of cells on which genes are selected
 
 
 def check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
@@ -47,7 +47,7 @@ def check_batch_key(obs: pd.DataFrame, config: PreprocessConfig) -> None:
 
 
 def highly_variable(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: PreprocessConfig) -> np.ndarray:
-    """Which of the kept genes are used, (n_genes,) bool."""
+    """Return a mask of the selected genes among the kept ones, (n_genes,) bool."""
     flavor, n_top = config.hvg_flavor, config.n_top_genes
     if flavor == "list":
         chosen = np.asarray(names.isin(config.genes or ()))
@@ -68,34 +68,40 @@ def highly_variable(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Pr
 
 
 def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: PreprocessConfig) -> AnnData:
-    """All cells, or of very many a random choice, on which genes are chosen; X as the selection wants it."""
+    """Return the cells on which genes are selected: all, or a random sample of MAX_CELLS_TO_CHOOSE.
+
+    X holds counts for seurat_v3, else log-normalised values.
+    """
     from anndata import AnnData
 
     if counts.shape[0] > MAX_CELLS_TO_CHOOSE:
         at = _drawn(obs[config.batch_key] if config.batch_key else pd.Series(0, index=obs.index))
         parts = np.array_split(
             at, math.ceil(len(at) / CELLS_AT_ONCE)
-        )  # all at once would need several times the memory
+        )  # all rows at once would need several times the memory
         X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), take_rows(obs, at)
         trim_memory()
         log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
     else:
         X = counts[0 : counts.shape[0]]
         log.debug("Genes are chosen on all %d cells", counts.shape[0])
-    if config.hvg_flavor != "seurat_v3":  # which looks at counts
+    if config.hvg_flavor != "seurat_v3":  # seurat_v3 uses counts
         X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
     return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
 
 
 def _drawn(batches: pd.Series) -> np.ndarray:
-    """Places of MAX_CELLS_TO_CHOOSE cells, sorted: of each batch as many as of any other, all of smaller ones."""
+    """Draw MAX_CELLS_TO_CHOOSE cells, equally many from each batch or all of a smaller batch; return sorted indices."""
     order = np.random.default_rng(0).permutation(len(batches))
     rank = pd.Series(order).groupby(batches.to_numpy()[order]).cumcount().to_numpy()
     return np.sort(order[np.argsort(rank, kind="stable")[:MAX_CELLS_TO_CHOOSE]])
 
 
 def _coefficient_of_variation(X: sparse.csr_matrix) -> np.ndarray:
-    """Standard deviation over mean of each gene, 0 for one never detected. Source: scRDiT, gene selection."""
+    """Compute the coefficient of variation (standard deviation / mean) of each gene; 0 for undetected genes.
+
+    Source: scRDiT, gene selection.
+    """
     values = X.astype(np.float64)
     mean = np.asarray(values.mean(axis=0)).ravel()
     variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
@@ -103,7 +109,7 @@ def _coefficient_of_variation(X: sparse.csr_matrix) -> np.ndarray:
 
 
 def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
-    """scanpy's choice; seurat_v3 is tried with wider spans where its loess is singular."""
+    """Select genes with scanpy; seurat_v3 is retried with wider spans if its loess is singular."""
     if config.hvg_flavor != "seurat_v3":
         return _scanpy_selection(cells, config)
     _check_enough_to_fit(cells, config)
@@ -120,7 +126,7 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
 
 
 def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
-    """Refuse what would make the loess library crash the whole process: hardly any gene that varies."""
+    """Raise DataError if too few genes vary: the loess library would crash the whole process."""
     counts = cells.X
     batches = pd.Series("", index=cells.obs_names) if config.batch_key is None else cells.obs[config.batch_key]
     for batch in batches.unique():

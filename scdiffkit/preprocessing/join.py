@@ -1,4 +1,4 @@
-"""Several sets of cells as one."""
+"""Concatenation of several sets of cells."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 log = logging.getLogger("scdiffkit")
-FEW_SHARED = 0.5  # of a file's genes
+FEW_SHARED = 0.5  # share of the smallest file's genes below which a small intersection is reported
 
 
 def raw_cells(
     cells: AnnData | Backed | Mapping[str, AnnData | Backed], config: PreprocessConfig, labels: Sequence[str] = ()
 ) -> RawCells:
-    """The raw counts of cells, or of several sets of them as one; labels: obs columns that all must have.
+    """Return the raw counts of one set of cells, or of several sets concatenated.
 
-    cells: several sets by name; config.join says which genes these are given, and a gene that a set lacks is a zero
-    there. obs columns that all have are kept, obs["file"] holds the names.
+    cells: one set, or several sets by name. Several sets get the intersection ("inner") or union ("outer") of their
+    genes, as set by config.join; genes that a set lacks are zero there. obs columns that all sets have are kept, and
+    obs["file"] holds the names of the sets. labels: obs columns that all sets must have.
     """
     if not isinstance(cells, Mapping):
         return _raw(cells)
@@ -39,7 +40,7 @@ def raw_cells(
 
 
 class RawCells(NamedTuple):
-    """Raw counts (cells, genes) with obs and var; source: where they were; record: earlier uns["scdiffkit"]."""
+    """Raw counts (cells, genes) with obs and var; source: their location; record: the input's uns["scdiffkit"]."""
 
     counts: Rows
     obs: pd.DataFrame
@@ -49,14 +50,14 @@ class RawCells(NamedTuple):
     colors: dict[str, dict[str, str]]  # obs column -> category -> colour
 
     def take(self, rows: np.ndarray) -> RawCells:
-        """These cells (places, ascending) only."""
+        """Select cells by ascending indices."""
         if len(rows) == len(self.obs):
             return self
         return self._replace(counts=selected(self.counts, rows, None), obs=take_rows(self.obs, rows))
 
 
 def _raw(cells: AnnData | Backed) -> RawCells:
-    """The raw counts of one set of cells; nothing else than obs and var columns is carried on."""
+    """Return the raw counts of one set of cells; of its other parts, only obs, var, record and colours are kept."""
     from anndata.utils import make_index_unique
 
     counts, source = counts_of(cells)
@@ -75,8 +76,8 @@ def _raw(cells: AnnData | Backed) -> RawCells:
         raise DataError(
             f"{len(repeated)} gene names occur more than once ({examples}): run adata.var_names_make_unique() first."
         )
-    obs = cells.obs.copy(deep=not isinstance(cells, Backed))  # what a file gave is nobody else's
-    if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # one that takes its table of names away
+    obs = cells.obs.copy(deep=not isinstance(cells, Backed))  # obs read from a file needs no copy
+    if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # a new Index: its hash table is freed
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
         warn(f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.")
@@ -86,7 +87,7 @@ def _raw(cells: AnnData | Backed) -> RawCells:
 
 
 def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> RawCells:
-    """Several sets of cells as one."""
+    """Concatenate several sets of cells."""
     parts = list(named.values())
     shared = parts[0].var.index
     everything = shared
@@ -140,13 +141,13 @@ def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> Raw
 
 
 def _named_categories(values: pd.Series) -> pd.Categorical:
-    """As categories that are text and in no order, as those of several files can be put together."""
+    """Convert a column to an unordered categorical with text categories, so that several files can be combined."""
     column = pd.Categorical(values)
     return pd.Categorical.from_codes(column.codes, pd.Index([str(c) for c in column.categories], dtype=object))
 
 
 def _unique_names(parts: Sequence[RawCells]) -> pd.Index:
-    """Cell names of all parts; where parts share some, each gets its file's number."""
+    """Return the cell names of all parts; if they are not unique, append each file's number."""
     names = parts[0].obs.index.append([part.obs.index for part in parts[1:]])
     if names.is_unique:
         return names

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def lognormalise(
     counts: sparse.csr_matrix, target_sum: float, library_size: np.ndarray | None = None
 ) -> sparse.csr_matrix:
-    """log1p of counts (n, genes) scaled from each cell's library size to `target_sum` (CSR float32).
+    """Scale counts (n, genes) of each cell from its library size to `target_sum` and apply log1p (CSR float32).
 
-    library_size: (n,), where the matrix does not hold all genes; default the sum of each cell's counts. An empty
-    cell stays all zero.
+    library_size: (n,), needed if the matrix does not have all genes; by default, the sum of each cell's counts. An
+    empty cell stays zero.
     """
     size = np.asarray(counts.sum(axis=1, dtype=np.float64) if library_size is None else library_size).ravel()
     factors = np.divide(target_sum, size, out=np.zeros(len(size)), where=size > 0)

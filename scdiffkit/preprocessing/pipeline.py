@@ -1,4 +1,4 @@
-"""From raw counts to training data: cells and genes are filtered, counts normalised, genes chosen."""
+"""The preprocessing pipeline: filter cells and genes, normalise counts, and select genes."""
 
 from __future__ import annotations
 
@@ -46,24 +46,25 @@ def preprocess(
     adata
         Cells with raw counts in `layers["counts"]`, `raw` or `X`.
     config
-        Options as an object; `options` replace its fields.
+        Options as an object; `**options` override its fields.
     label
         obs column(s) that must be usable as labels. They become categorical.
     **options
-        Fields of `PreprocessConfig`, with the names of the command line: `min_counts`, `max_mito`, `n_top_genes`, ...
+        Fields of `PreprocessConfig`, named as on the command line: `min_counts`, `max_mito`, `n_top_genes`, ...
 
     Returns
     -------
     AnnData ready for training: `X` (cells x kept genes, CSR float32) holds log1p of counts per `target_sum`,
-    `layers["counts"]` raw counts, `obs["total_counts"]` the library size over the kept genes, `var["highly_variable"]`
-    the selected genes and `uns["scdiffkit"]["preprocess"]` every parameter. Other columns of obs and var are kept.
+    `layers["counts"]` holds raw counts, `obs["total_counts"]` the library size over the kept genes,
+    `var["highly_variable"]` marks the selected genes, and `uns["scdiffkit"]["preprocess"]` holds every parameter. Other
+    columns of obs and var are kept.
 
     Raises
     ------
     DataError
         If there are no raw counts, a label cannot be used, gene names repeat, or a filter leaves nothing.
     ConfigError
-        For an option that is unknown or that the gene selection does not read.
+        If an option is unknown, or is not used by the chosen gene selection.
 
     Examples
     --------
@@ -75,11 +76,11 @@ def preprocess(
 
 @dataclass(frozen=True)
 class Prepared:
-    """Cells ready for training, whose matrices are not made yet.
+    """Cells ready for training, before normalised values are computed.
 
     counts: raw counts (cells, kept genes), in memory or in files; totals: their sums (cells,). obs, var, uns: as
-    `preprocess` returns them; without var["highly_variable"] where the genes were not to be chosen. rows: places
-    (cells,) of these cells among those given.
+    returned by `preprocess`, but without var["highly_variable"] if genes were not selected. rows: indices (cells,) of
+    these cells in the input.
     """
 
     counts: Rows
@@ -92,7 +93,7 @@ class Prepared:
 
     @classmethod
     def of(cls, cells: AnnData | Backed) -> Prepared:
-        """Cells that `preprocess` has prepared, as they are. Raises DataError for others."""
+        """Wrap cells that `preprocess` has prepared, unchanged. Raises DataError for other cells."""
         config = prepared_config(cells)
         counts, _ = counts_of(cells)
         totals = _totals(counts)
@@ -105,7 +106,7 @@ class Prepared:
         return cls(counts, totals, cells.obs, cells.var, dict(cells.uns), config, np.arange(len(totals)))
 
     def take(self, rows: np.ndarray) -> Prepared:
-        """These cells (places, ascending) only."""
+        """Select cells by ascending indices."""
         if len(rows) == len(self.obs):
             return self
         counts, obs = selected(self.counts, rows, None), take_rows(self.obs, rows)
@@ -121,7 +122,7 @@ class Prepared:
         return AnnData(X=X, layers={"counts": counts}, obs=self.obs, var=self.var, uns=self.uns)
 
     def write(self, path: str | Path, *, force: bool = False) -> Path:
-        """The same to a file, a block of cells at a time."""
+        """Write the cells of `in_memory` to a file, block by block."""
         with (
             deferred_interrupts() as interrupted,
             CellWriter(path, self.var.index, var=self.var, uns=self.uns, layers=("counts",), force=force) as out,
@@ -143,10 +144,10 @@ def prepare(
     label: str | Sequence[str] | None = None,
     choose_genes: bool = True,
 ) -> Prepared:
-    """What `preprocess` does, up to the point where matrices are made; cells as `raw_cells` takes them, or gives them.
+    """Run the steps of `preprocess` up to the computation of normalised values.
 
-    choose_genes: whether highly variable genes are wanted.
-    Raises what `preprocess` raises, and DataError when sets do not go together.
+    cells: as for `raw_cells`, or its result. choose_genes: whether to select highly variable genes.
+    Raises what `preprocess` raises, and DataError if sets cannot be joined.
     """
     labels = [label] if isinstance(label, str) else list(label or ())
     raw = cells if isinstance(cells, RawCells) else raw_cells(cells, config, labels)
@@ -159,7 +160,7 @@ def prepare(
         counts = selected(counts, rows if len(rows) < len(obs) else None, columns if len(columns) < len(var) else None)
     if totals is None:
         totals = _totals(counts)
-    if (totals == 0).any() and (config.min_counts or config.min_genes):  # min_counts holds for the genes that stay
+    if (totals == 0).any() and (config.min_counts or config.min_genes):  # the minima apply to kept genes
         there = np.flatnonzero(totals)
         log.info("Cells: %d -> %d (no counts in the genes kept)", len(totals), len(there))
         counts = selected(raw.counts, rows[there], columns)
@@ -171,10 +172,10 @@ def prepare(
     if TOTAL in obs:
         log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
     obs[TOTAL] = totals.astype(np.float32)
-    trim_memory()  # names and columns of millions of cells were read, copied and looked through
+    trim_memory()  # names and columns of millions of cells were read and copied
     if choose_genes:
         var["highly_variable"] = highly_variable(counts, obs, var.index, config)
-    parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad has no None: what is off is left out
+    parameters = config.model_dump(mode="json", exclude_none=True)  # h5ad cannot store None
     record = {**raw.record, "preprocess": {**parameters, "source": raw.source, "version": version_of("scdiffkit")}}
     kept = {c: [str(x) for x in obs[c].cat.categories] for c in raw.colors if hasattr(obs[c], "cat")}
     return Prepared(
@@ -183,7 +184,7 @@ def prepare(
 
 
 def _totals(counts: Rows) -> np.ndarray:
-    """Sum of each cell's counts, (cells,)."""
+    """Compute the sum of each cell's counts, (cells,)."""
     totals = np.empty(counts.shape[0])
     for part, block in iter_row_blocks(counts):
         totals[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
@@ -198,7 +199,7 @@ def is_prepared(adata: AnnData | Backed) -> bool:
 
 
 def prepared_config(adata: AnnData | Backed) -> PreprocessConfig:
-    """The parameters `adata` was prepared with. Raises DataError when it was not prepared by this tool."""
+    """Return the parameters with which `adata` was prepared. Raises DataError if this tool did not prepare it."""
     if not is_prepared(adata):
         raise DataError("These cells were not prepared by this tool: run `scdiff preprocess` on their raw counts.")
     recorded = dict(adata.uns["scdiffkit"]["preprocess"])
@@ -208,5 +209,5 @@ def prepared_config(adata: AnnData | Backed) -> PreprocessConfig:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's types, as they come back from h5ad, as Python's own."""
+    """Convert numpy types, as read from h5ad, to Python's own."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -1,1 +1,1 @@
-"""The report of an evaluation: HTML pages that need no other file, and their pictures."""
+"""Reports of evaluations and comparisons: self-contained HTML pages and their pictures."""

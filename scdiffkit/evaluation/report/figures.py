@@ -1,4 +1,4 @@
-"""The report's pictures: arrays in, one picture for light and one for dark pages out."""
+"""Plots of the report: each is drawn from arrays, once for light and once for dark pages."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 DPI = 110
-# Paul Tol's "muted" scheme, safe for colour-blind readers, and black; rarer types share a grey
+# Paul Tol's "muted" scheme, which is safe for colour-blind readers, and black; other types share a grey
 COLOURS = (
     "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255", "#000000",
 )  # fmt: skip
-# Tol's "light" scheme, for dark pages, and white
+# Paul Tol's "light" scheme and white, for dark pages
 LIGHT_COLOURS = (
     "#77AADD", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#EEDD88", "#EE8866", "#FFAABB", "#DDDDDD", "#FFFFFF",
 )  # fmt: skip
 BINS = 24
-STRONGEST = 30  # genes in a heat map of correlations
+STRONGEST = 30  # number of genes in a heat map of correlations
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. Real and synthetic differ in brightness too, and lines in their dashes: they print in grey.
+    """Colours of a page.
 
+    Real and synthetic cells also differ in brightness, and their lines in dashes, so that they can be printed in grey.
     Blues and orange are those of Okabe & Ito 2008.
     """
 
@@ -51,7 +52,7 @@ DARK = Theme(text="#e6e6e6", page="#16181b", faint="#3a3d42", real="#56B4E9")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as PNG, for light and for dark pages, and what is on it, in words for who cannot see it."""
+    """A picture as PNG, for light and for dark pages, with an alternative text for readers who cannot see it."""
 
     light: bytes
     dark: bytes
@@ -60,12 +61,12 @@ class Picture:
     height: int
 
     def uri(self, page: Literal["light", "dark"]) -> str:
-        """As a page holds it within itself."""
+        """Return the picture as a data URI that a page can embed."""
         return "data:image/png;base64," + base64.b64encode(self.light if page == "light" else self.dark).decode()
 
 
 def picture(draw: Callable[[Theme, Figure], None], alt: str, size: tuple[float, float]) -> Picture:
-    """draw(theme, figure) is called for both pages; size in inches."""
+    """Create a picture by calling draw(theme, figure) for light and for dark pages. size is in inches."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def picture(draw: Callable[[Theme, Figure], None], alt: str, size: tuple[float, 
             for ax, place in zip(figure.axes, places):
                 ax.set_position(place)
             figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-            places = [ax.get_position() for ax in figure.axes]  # the layout, half of the time, is the same
+            places = [ax.get_position() for ax in figure.axes]  # reused: layout takes half of the time
             pngs.append(file.getvalue())
     return Picture(light=pngs[0], dark=pngs[1], alt=alt, width=int(size[0] * DPI), height=int(size[1] * DPI))
 
@@ -102,13 +103,15 @@ def embedding(
     label: str | None,
     seed: int,
 ) -> Picture:
-    """Positions (n, 2) and (m, 2) over each other, and each side on its own in the colours of its types, (n,) and
-    (m,) or more, or None."""
+    """Plot positions (n, 2) and (m, 2) in one panel, and each set in a panel of its own, coloured by type.
+
+    types: of the real and of the synthetic cells, at least (n,) and (m,), or None for a set without types.
+    """
     types = [t if t is None else t[: len(xy)] for t, xy in zip(types, (real, synthetic))]
     both = np.vstack([real, synthetic])
     margin = 0.04 * np.ptp(both, axis=0) + 1e-9
     size = float(np.clip(9000 / len(both), 2, 20))
-    order = np.random.default_rng([seed, 6]).permutation(len(both))  # neither side covers the other
+    order = np.random.default_rng([seed, 6]).permutation(len(both))  # so that neither set covers the other
     seen = [of_side for of_side in types if of_side is not None]
 
     def draw(theme: Theme, figure: Figure) -> None:
@@ -137,7 +140,7 @@ def embedding(
 
 
 def distributions(titles: Sequence[str], pairs: Sequence[tuple[np.ndarray, np.ndarray]], alt: str) -> Picture:
-    """A histogram of each pair of real (n,) and synthetic (m,) values."""
+    """Plot a histogram of each pair of real (n,) and synthetic (m,) values."""
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
 
@@ -163,7 +166,7 @@ def distributions(titles: Sequence[str], pairs: Sequence[tuple[np.ndarray, np.nd
 
 
 def trends(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
-    """Variance and zeros of genes by their mean, of cells (n, G) and (m, G)."""
+    """Plot each gene's variance and share of zeros against its mean, for cells (n, G) and (m, G)."""
     sides = [
         (mean_per_gene(x), np.log10(np.maximum(variance_per_gene(x), 1e-9)), zeros_per_gene(x))
         for x in (real, synthetic)
@@ -185,7 +188,10 @@ def trends(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
 
 
 def correlations(genes: np.ndarray, sides: dict[str, sparse.csr_matrix]) -> Picture:
-    """Correlations of the most variable genes (G names) within each set of cells (n, G), in the first's order."""
+    """Plot the correlations of the most variable genes within each set of cells (n, G).
+
+    genes: the G gene names. The first set determines the genes and, by clustering, their order.
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage
 
     first = next(iter(sides.values()))
@@ -211,7 +217,10 @@ def correlations(genes: np.ndarray, sides: dict[str, sparse.csr_matrix]) -> Pict
 def dots(
     genes: Sequence[str], types: Sequence[str], sides: dict[str, tuple[np.ndarray, np.ndarray]], label: str
 ) -> Picture:
-    """Marker genes by cell type; of each side the share of cells with a gene and its mean, (types, genes) each."""
+    """Plot marker genes by cell type.
+
+    sides: for each set, the share of cells with a gene and its mean, (types, genes) each.
+    """
     most = max(float(mean.max()) for _, mean in sides.values()) or 1.0
 
     def draw(theme: Theme, figure: Figure) -> None:
@@ -234,20 +243,23 @@ def dots(
 
 
 def _correlation_matrix(cells: np.ndarray) -> np.ndarray:
-    """(G, G), 0 with a gene that does not vary."""
+    """Compute Pearson's correlations between genes, (G, G); 0 for constant genes."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(np.atleast_2d(np.corrcoef(cells.T)))
 
 
 def _colours_of(types: np.ndarray, *, dark: bool = False) -> tuple[dict[str, str], int]:
-    """A colour for each of the most frequent types, in the order of their names; how many have none. dark: the page."""
+    """Assign colours to the most frequent types, in the order of their names; also return the number of other types.
+
+    dark: whether the page is dark.
+    """
     names, counts = np.unique(types, return_counts=True)
     frequent = sorted(names[np.argsort(-counts, kind="stable")][: len(COLOURS)])
     return dict(zip(frequent, LIGHT_COLOURS if dark else COLOURS)), len(names) - len(frequent)
 
 
 def _legend(place: Any, colours: dict[str, str], **options: Any) -> None:
-    """Coloured dots and their names; on a figure with `loc`, else below an axes."""
+    """Add a legend of coloured dots: at `loc` on a figure, or without `loc` below an axes."""
     from matplotlib.lines import Line2D
 
     handles = [

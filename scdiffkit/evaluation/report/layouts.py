@@ -1,4 +1,4 @@
-"""Real and synthetic cells in one plane, to be looked at."""
+"""Two-dimensional layouts (UMAP, t-SNE) of real and synthetic cells."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from scipy import sparse
 from scdiffkit.metrics.spaces import as_csr, principal_components
 
 N_NEIGHBORS = 15
-TSNE_CELLS = 500  # a side
-TSNE_STEPS = 500  # with so few cells, enough
+TSNE_CELLS = 500  # per set
+TSNE_STEPS = 500  # enough for TSNE_CELLS cells per set
 
 
 def umap_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """UMAP positions (n, 2) and (m, 2) of real (n, G) and synthetic (m, G) cells, log1p-normalised.
+    """Compute UMAP positions (n, 2) and (m, 2) of real (n, G) and synthetic (m, G) cells, log1p-normalised.
 
-    Both together make the principal components and the map, so that what is unlike either side shows.
+    Principal components and UMAP are fitted to both sets together, so that differences between them show.
     """
     from sklearn.neighbors import NearestNeighbors
     from umap import UMAP
@@ -26,9 +26,9 @@ def umap_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray
     if components.shape[1] < 2:
         components = np.pad(components, ((0, 0), (0, 1)))
     start = components[:, :2] / (components[:, 0].std() or 1.0)
-    start += np.random.default_rng(seed).normal(0, 1e-4, start.shape)  # no two cells start at one place
+    start += np.random.default_rng(seed).normal(0, 1e-4, start.shape)  # no two cells start at the same position
     n_neighbors = min(N_NEIGHBORS, len(components) - 1)
-    # exact neighbours, which spares compiling UMAP's approximate search: a third of the time on first use
+    # exact neighbours avoid the compilation of UMAP's approximate search, a third of the time on first use
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
     umap = UMAP(
         n_neighbors=n_neighbors,
@@ -45,7 +45,7 @@ def umap_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray
 
 
 def tsne_layout(real: Any, synthetic: Any, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE positions (n, 2) and (m, 2), as `umap_layout`, of the first 500 cells per set."""
+    """Compute t-SNE positions of the first 500 cells per set; arguments and result are those of `umap_layout`."""
     from sklearn.manifold import TSNE
 
     sides = [as_csr(side[:TSNE_CELLS]) for side in (real, synthetic)]

@@ -1,4 +1,4 @@
-"""The pages of the report, from what an evaluation or a comparison found."""
+"""The HTML pages of an evaluation and of a comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def html(evaluation: Evaluation, pictures: dict[str, Picture]) -> str:
-    """The report as a page, with its pictures."""
+    """Render the report of an evaluation as an HTML page with its pictures."""
     return render(
         "report.html.j2",
         about=evaluation,
@@ -32,12 +32,12 @@ def html(evaluation: Evaluation, pictures: dict[str, Picture]) -> str:
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Several synthetic sets beside one another, as a page."""
+    """Render a comparison of several synthetic sets as an HTML page."""
     return render("compare.html.j2", about=comparison, families=families(comparison.scores_of_first()))
 
 
 def _type_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Of each type: cells on both sides, and its scores or why there are none; the worst first."""
+    """Return one row per type, worst first: cells in each set, and scores or the reason why there are none."""
     rows = []
     for name, counts in (evaluation.types or {}).items():
         scores = evaluation.of_types.get(name, [])

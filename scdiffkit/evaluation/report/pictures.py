@@ -1,4 +1,4 @@
-"""Which pictures a report has, and what is drawn on them."""
+"""The pictures of a report: which there are, and the data that they show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scdiffkit.metrics.registry import N_VARIABLE
 if TYPE_CHECKING:
     pass
 
-GENES_SHOWN = 4  # most variable, and as many of those that differ most
+GENES_SHOWN = 4  # number of the most variable genes, and of the genes that differ most
 MARKERS_OF_TYPE = 2
 TYPES_SHOWN = 15
 CELL_FIGURES = {
@@ -32,10 +32,10 @@ CELL_FIGURES = {
 
 
 class Drawing:
-    """The report's pictures. Layouts are computed in the pool while metrics are; pictures are drawn from them.
+    """The report's pictures. Layouts are computed in the pool at the same time as metrics, and drawn by `draw`.
 
-    sides: of which as many real as synthetic cells, at most `most` of each, are shown in the layouts. label: name of
-    the types. layouts: names of LAYOUTS.
+    sides: all sets; layouts show equally many real and synthetic cells, at most `most` of each. label: name of the
+    obs column with the types. layouts: names of LAYOUTS.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Drawing:
         self.pictures: dict[str, Picture] = {}
 
     def draw(self, real: Subsample, reference: Subsample, synthetic: Subsample) -> None:
-        """Draw the pictures, by their titles, the layouts first, of real, other real and synthetic cells."""
+        """Draw all pictures of real, other real (reference) and synthetic cells; keep them by title, layouts first."""
         types = [part.types if self.label and part.has_types else None for part in self.shown]
         drawn = {
             "Single cells": _cells(real, synthetic),
@@ -69,7 +69,7 @@ class Drawing:
         self.pictures = embeddings | drawn
 
     def positions(self) -> pd.DataFrame:
-        """The cells of the first layout, as Evaluation.cells has them."""
+        """Return the cells of the first layout as the table Evaluation.cells."""
         frames = []
         for side, part, xy in zip(("real", "synthetic"), self.shown, next(iter(self.layouts.values())).result()):
             types = part.types[: len(xy)] if self.label and part.has_types else np.full(len(xy), None)
@@ -78,7 +78,7 @@ class Drawing:
 
 
 def _cells_to_draw(sides: dict[str, CellSet], seed: int, most: int) -> tuple[Subsample, Subsample]:
-    """As many real as synthetic cells."""
+    """Draw equally many real and synthetic cells, at most `most` of each."""
     real, synthetic = sides["real"], sides["synthetic"]
     n = min(real.X.shape[0], synthetic.X.shape[0], most)
     orders = (
@@ -100,7 +100,7 @@ def _cells(real: Subsample, synthetic: Subsample) -> Picture:
 
 
 def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
-    """The most variable genes, and those whose distributions differ most."""
+    """Draw the distributions of the most variable genes, and of the genes whose distributions differ most."""
     variable = np.argsort(-variance_per_gene(real), kind="stable")[:GENES_SHOWN]
     candidates = np.argsort(-variance_per_gene(real), kind="stable")[:N_VARIABLE]
     ks = ks_of_genes(real[:, candidates].toarray(), synthetic[:, candidates].toarray())
@@ -113,7 +113,7 @@ def _genes(names: np.ndarray, real: sparse.csr_matrix, synthetic: sparse.csr_mat
 
 
 def _markers(names: np.ndarray, real: Subsample, synthetic: Subsample, label: str) -> Picture:
-    """The strongest markers of the most frequent types of the real cells."""
+    """Draw the strongest markers of the most frequent types of the real cells."""
     counts = pd.Series(real.types).value_counts()
     types = sorted(counts.index[:TYPES_SHOWN])
     chosen: list[int] = []
