@@ -455,7 +455,7 @@ def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkey
     del real.layers["counts"]
     with pytest.raises(ConfigError, match="`protocol` cell-eval compares conditions: name their obs column"):
         evaluate(*halves(demo), label="cell_type", protocol="cell-eval")
-    with pytest.raises(ConfigError, match="`protocol` cfgen chooses genes by raw counts"):
+    with pytest.raises(ConfigError, match="`protocol` cfgen selects genes by the raw counts"):
         evaluate(real, synthetic, **options)
 
 
@@ -721,7 +721,7 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
         "definition",
     }
     assert read["inputs"]["synthetic"] == {
-        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
+        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, used as it is",
     }  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def test_what_happened_is_in_the_report(data, tmp_path):
 def test_what_cannot_be_compared_is_refused(demo):
     renamed = demo.copy()
     renamed.obs["cell_type"] = renamed.obs["cell_type"].astype(str).map(lambda name: f"cluster {hash(name) % 97}")
-    with pytest.raises(DataError, match="No cell_type is in both"):
+    with pytest.raises(DataError, match="No cell_type occurs in both"):
         scdiffkit.evaluate(demo, renamed, label="cell_type", **MINIMAL)
     for n in (1, 99):
         with pytest.raises(DataError, match=f"Only {n} genes are in all sets"):
@@ -235,7 +235,7 @@ def test_cells_of_another_run_are_not_judged_by_what_this_one_held_out(data, hel
 def test_training_cells_that_the_cells_contradict_are_not_believed(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run")
     train, test = scdiffkit.split(data, label="cell_type", out=(tmp_path / "train.h5ad", tmp_path / "test.h5ad"))
-    with pytest.warns(ScdiffWarning, match="trained on other cells than those of `train`"):
+    with pytest.warns(ScdiffWarning, match="not trained on the cells of `train`"):
         found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **FEW)
     assert found.basis == "unknown"
     assert f"--train {train}" in found.command()

@@ -132,7 +132,7 @@ def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
         open_cells(tiny, memory="disk")
     with pytest.raises(ConfigError, match="too little"):
         open_cells(tmp_path / "csc.h5ad", memory="1M")
-    with pytest.raises(ConfigError, match="`memory` 'much' is neither auto, disk or ram nor an amount"):
+    with pytest.raises(ConfigError, match="`memory` 'much' is not auto, disk, ram or an amount"):
         open_cells(tmp_path / "csc.h5ad", memory="much")
 
 
