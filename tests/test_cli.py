@@ -154,7 +154,7 @@ BAD = [
     (["preprocess", "data.h5ad", "-o", "new.h5ad", "--min-cells", "241"], 1, "--min-cells 241"),
     (["train", "data.h5ad", "--label", "celltype"], 1, "did you mean 'cell_type'"),
     (["train", "data.h5ad", "--label", "one_value"], 1, "one value"),
-    (["train", "data.h5ad", "--label", "all_values"], 1, "another value for each"),
+    (["train", "data.h5ad", "--label", "all_values"], 1, "a different value in each"),
     (["train", "data.h5ad", "--label", "with_nan"], 1, "no value for 3 of"),
     (["train", "duplicated.h5ad"], 1, "var_names_make_unique"),
     (["train", "data.h5ad", "--arch", "dti"], 2, "did you mean 'dit'"),

@@ -361,5 +361,5 @@ def test_files_of_old_are_read_whole(tmp_path: Path) -> None:
         f["var"] = np.array([(f"g{i}".encode(),) for i in range(130)], dtype=[("index", "S4")])
         f["X"] = X
     assert evaluate(path, path).inputs["real"]["cells"] == 40
-    with pytest.raises(FileError, match=r"before 0\.8.*write it again"):
+    with pytest.raises(FileError, match=r"older than 0\.8.*write it again"):
         evaluate(path, path, memory="disk")

@@ -54,7 +54,7 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
     run, cells = held
     found = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found.basis == "holdout"
-    assert found.verdict.basis == "Judged by the cells that were held out from training."
+    assert found.verdict.basis == "The synthetic cells are compared with cells that were held out from training."
     n_real, n_train = (found.inputs[side]["cells"] for side in ("real", "train"))
     assert n_real == pytest.approx(210, abs=3)
     assert n_train == pytest.approx(0.9 * (700 - n_real), abs=1)
@@ -81,7 +81,9 @@ def test_the_run_knows_its_cells_and_its_label(data, held, tmp_path):
     expected = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found["scores"] == json.loads(json.dumps([score.to_dict() for score in expected.scores]))
     drawn = scdiff("evaluate", "--run", run.path, *OF_FEW, "-o", tmp_path / "drawn")
-    assert drawn.stdout.splitlines()[0] == "Judged by the cells that were held out from training."
+    assert (
+        drawn.stdout.splitlines()[0] == "The synthetic cells are compared with cells that were held out from training."
+    )
     assert ad.read_h5ad(tmp_path / "drawn" / "cells.h5ad").n_obs == 1000
 
 
@@ -96,8 +98,8 @@ def test_validation_cells_stand_in_with_a_word_about_it(data, tmp_path):
 def test_without_cells_held_out_the_first_line_says_so_and_no_verdict_is_better_than_close(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run", **{"train.val_fraction": 0})
     done = scdiff("evaluate", data, cells, "--label", "cell_type", *OF_FEW, "-o", tmp_path / "report")
-    assert done.stdout.splitlines()[0].startswith("Judged against the cells it was trained on, for none were held out")
-    assert "Judged against the cells it was trained on" in (tmp_path / "report" / "report.html").read_text()
+    assert "compared with the cells that the model was trained on, because none" in done.stdout.splitlines()[0]
+    assert "compared with the cells that the model was trained on" in (tmp_path / "report" / "report.html").read_text()
     copies = ad.read_h5ad(data)  # real cells that pretend to be the run's
     copies.uns["scdiffkit"] = dict(ad.read_h5ad(cells).uns["scdiffkit"])
     found = scdiffkit.evaluate(data, copies, label="cell_type", **MINIMAL)

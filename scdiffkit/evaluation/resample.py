@@ -296,7 +296,8 @@ def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dic
             )
         elif metric.against not in {*resample.against, "train"}:
             skipped[metric.name] = (
-                "the real cells differ from the training cells in types, conditions, donors or batches"
+                "the real cells come from other donors than the training cells, or differ from them in types, "
+                "conditions or batches"
                 if resample.trained
                 else "the training cells are not given (--train)"
             )

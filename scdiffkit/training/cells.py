@@ -124,7 +124,7 @@ def _prepare(
         )
 
     if isinstance(cells, Mapping) or not is_prepared(cells):
-        log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
+        log.info("preparing the raw counts (scdiff preprocess does this as a separate step)")
         choose = CODECS[run_config.codec.name].highly_variable
         raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
         for column in run_config.conditions:

@@ -64,7 +64,7 @@ test_that("cells that an earlier call added stay marked, and are not learnt from
   twice <- scdiff_augment(once, "cell_type", c(CD19 = 70), max_steps = 2, out = folder <- tempfile("run-"))
   expect_identical(table(twice$obs$synthetic)[["TRUE"]], 6L + 70L - sum(blood$obs$cell_type == "CD19"))
   expect_false(any(twice$obs$synthetic[1:300]))
-  expect_match(readLines(file.path(folder, "train.log")), "270 cells to train, 30 for validation", all = FALSE)
+  expect_match(readLines(file.path(folder, "train.log")), "270 training cells, 30 validation cells", all = FALSE)
   own <- blood
   own$obs$synthetic <- "mine"
   expect_refused(scdiff_augment(own, "cell_type", c("CD8 T" = 30), run = trained()), "'synthetic' of its own")

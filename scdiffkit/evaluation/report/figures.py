@@ -132,7 +132,9 @@ def embedding(
             _legend(figure, colours | others, loc="outside right center")
 
     centres = f"Points of both sets lie in one {name} layout, fitted to both together"
-    alt = f"{name} of {len(real)} real and {len(synthetic)} synthetic cells. {centres}; cells that are alike lie close."
+    alt = (
+        f"{name} of {len(real)} real and {len(synthetic)} synthetic cells. {centres}; similar cells lie close together."
+    )
     return picture(draw, alt, (12, 3.9))
 
 

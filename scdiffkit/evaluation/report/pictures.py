@@ -53,8 +53,8 @@ class Drawing:
         """Draw the pictures, by their titles, the layouts first, of real, other real and synthetic cells."""
         types = [part.types if self.label and part.has_types else None for part in self.shown]
         drawn = {
-            "Single cells": _cells(real, synthetic),
-            "Single genes": _genes(self.genes, real.X, synthetic.X),
+            "Distributions over cells": _cells(real, synthetic),
+            "Distributions of single genes": _genes(self.genes, real.X, synthetic.X),
             "Mean, variance and zeros of genes": figures.trends(real.X, synthetic.X),
             "Correlations between genes": figures.correlations(
                 self.genes, {"real": real.X, "other real cells": reference.X, "synthetic": synthetic.X}
