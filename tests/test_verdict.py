@@ -144,7 +144,7 @@ def test_a_poor_family_keeps_cells_from_being_indistinguishable() -> None:
 def test_the_worst_findings_come_first_and_the_papers_figures_are_none() -> None:
     found = said((0.52, 0.50, 0.95), per_gene=0.3, biology=0.4, joint=0.2, per_cell=0.35, papers=5.0)
     assert [finding.split(" is ")[0] for finding in found.findings] == ["a biology", "a per_cell", "a per_gene"]
-    assert "real cells 0, bad models: shuffled 1. It is." in found.findings[0]
+    assert "(real cells: 0; bad models: shuffled 1). It is." in found.findings[0]
 
 
 def test_copies_are_not_to_be_shared() -> None:
