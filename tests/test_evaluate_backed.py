@@ -249,7 +249,7 @@ def test_compare_says_of_how_many_cells(many: AnnData, tmp_path: Path, few_held:
     done = CliRunner().invoke(app, [str(word) for word in argv])
     assert done.exit_code == 0
     assert f"one: 50 of the {real.n_obs} real cells, drawn at random, are compared" in done.stderr
-    assert f"Of the real cells, 50 of {real.n_obs} were drawn at random" in (out / "compare.html").read_text()
+    assert f"50 of the {real.n_obs} real cells were drawn at random" in (out / "compare.html").read_text()
 
 
 # what is wrong with a file is said as in memory, or by the file and the place
