@@ -29,8 +29,8 @@ def choices(*values: str) -> dict[str, Any]:
 Memory = Annotated[
     str,
     typer.Option(
-        help="Where the cells of files (h5ad, zarr) are kept; auto leaves them on disk if they do not fit into "
-        "free memory, an amount such as 8G if they do not fit into that amount.",
+        help="Where the cells of files (h5ad, zarr) are kept: on disk, in memory (ram), or on disk only if they "
+        "do not fit into free memory (auto) or into an amount such as 8G.",
         rich_help_panel=INPUT,
         **choices("auto", "disk", "ram", "8G"),
     ),

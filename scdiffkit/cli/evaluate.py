@@ -46,12 +46,14 @@ Condition = Annotated[
     ),
 ]
 Resamples = Annotated[
-    int, typer.Option(help="Number of resamples, from which prediction intervals follow.", rich_help_panel=SCORES)
+    int, typer.Option(help="Number of resamples, from which prediction intervals are computed.", rich_help_panel=SCORES)
 ]
 Fast = Annotated[
     bool,
     typer.Option(
-        "--fast", help="One resample of at most 400 cells per group, no UMAP: half a minute.", rich_help_panel=SCORES
+        "--fast",
+        help="Use one resample of at most 400 cells per group, and no UMAP; takes half a minute.",
+        rich_help_panel=SCORES,
     ),
 ]
 Metrics = Annotated[

@@ -301,8 +301,8 @@ def _assemble(
     if repeated:
         var = var.set_axis(make_index_unique(var.index))
         warn(
-            f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was added to "
-            'them to tell them apart (their ids are in var["gene_ids"]).'
+            f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was "
+            'appended to make them unique (their ids are in var["gene_ids"]).'
         )
     return AnnData(X=matrix, obs=obs, var=var, uns=uns)
 

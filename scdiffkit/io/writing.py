@@ -193,5 +193,5 @@ class CellWriter:
             rows = rows.copy()
             rows.sum_duplicates()
         if name == "counts" and not np.array_equal(rows.data, np.rint(rows.data)):
-            raise DataError('layers["counts"] has values that are not integers: it holds raw counts.')
+            raise DataError('layers["counts"] has values that are not integers, but it must hold raw counts.')
         return rows
