@@ -140,7 +140,7 @@ def test_what_a_run_cannot_tell_is_said(held, demo, data, tmp_path):
     moved = shutil.copy(data, tmp_path / "moved.h5ad")
     run, _ = made_by(moved, tmp_path / "run")
     (tmp_path / "moved.h5ad").unlink()
-    with pytest.raises(RunError, match=r"moved\.h5ad is not there any more"):
+    with pytest.raises(RunError, match=r"moved\.h5ad no longer exists"):
         scdiffkit.evaluate(run=run)
     assert scdiff("evaluate", data, code=2).stdout == ""
 
