@@ -147,7 +147,7 @@ def train_on(spec: str, result: dict[str, Any], folder: Path, cells: Path, devic
         c, metrics = run.config().train, run.metrics()
         with warnings.catch_warnings():
             warnings.filterwarnings(
-                "ignore", "The cells of --like tell no library sizes"
+                "ignore", "The library sizes of the cells of .*like"
             )  # labels alone, as they should
             like, config = AnnData(obs=test.obs), SampleConfig(device=device)
             drawn = scdiffkit.sample(run, train.n_obs, like=like, config=config)

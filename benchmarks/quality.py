@@ -381,7 +381,7 @@ def scdiffkit_cells(
         trained = time.perf_counter()
         config = SampleConfig(sampler="ddim", steps=given["ddim"], seed=seed)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The cells of --like tell no library sizes")
+            warnings.filterwarnings("ignore", "The library sizes of the cells of .*like")
             labels_alone = AnnData(obs=test.obs)  # the depths of test cells are none of the model's business
             cells = scdiffkit.sample(run, train.n_obs, like=labels_alone, config=config)
         seconds = {"train": trained - start, "sample": time.perf_counter() - trained}

@@ -40,10 +40,10 @@ STEPS, CODEC_STEPS = 200, 100
 COMMANDS = ("preprocess", "train", "sample", "evaluate")
 # What does not grow, by the lines of the log before it (None: from the start) and after it.
 FIXED = {
-    "preprocess": ("Genes are chosen on", "chosen as highly variable"),
-    "train": ("principal components of", r"cells to train, .* held out"),
+    "preprocess": ("genes are selected on", "selected as highly variable"),
+    "train": ("principal components of", r"training cells, \d+ validation cells"),
     "sample": (None, "computing on"),
-    "evaluate": (r"comparing \d+ cells a side", "raw counts in X, normalised"),
+    "evaluate": (r"comparing \d+ cells per set", "raw counts in X, normalised"),
 }
 NONE = "not measured"
 MEASURED = ("seconds", "fixed", "memory_mib")

@@ -179,7 +179,7 @@ def drawn(run: Run, todo: Set, test: AnnData) -> tuple[AnnData, dict[str, float]
     given = {"steps": todo.steps} if todo.sampler != "ddpm" else {}
     config = SampleConfig(sampler=todo.sampler, seed=todo.seed, **given)
     with warnings.catch_warnings(), network_clock() as clock:
-        warnings.filterwarnings("ignore", "The cells of --like tell no library sizes")
+        warnings.filterwarnings("ignore", "The library sizes of the cells of .*like")
         start = time.perf_counter()
         cells = scdiffkit.sample(run, like=AnnData(obs=test.obs), config=config)
         seconds = {"network": clock["seconds"], "all": time.perf_counter() - start}

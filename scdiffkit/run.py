@@ -160,7 +160,7 @@ class Run:
         files = [Path(file) for file in listed]
         missing = [file for file in files if not file.exists()]
         if missing or not files:
-            why = f"{missing[0]} is not there any more" if missing else "it was trained on cells in memory"
+            why = f"{missing[0]} no longer exists" if missing else "it was trained on cells in memory"
             raise RunError(f"The cells that {self.path} was trained on cannot be read: {why}. Give them (DATA).")
         return files
 
@@ -262,7 +262,7 @@ class Run:
             found.append(f"The run is undertrained: its training was stopped early, after {steps:,}{of_planned} steps.")
         elif of["ended"] == "complete" and planned < SHORT * of.get("usual", 0):
             found.append(
-                f"The run is undertrained: it was planned with {planned:,} steps, where its preset has {of['usual']:,}."
+                f"The run is undertrained: it was planned with {planned:,} steps, and its preset has {of['usual']:,}."
             )
         if "codec_steps" in of:
             found.append(

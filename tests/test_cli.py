@@ -103,7 +103,7 @@ def test_evaluate_with_another_papers_protocol_and_compare(wide_folder, tmp_path
         cwd=tmp_path / "w",
     )
     assert "1. made" in ranked.stdout
-    assert "nearest to real cells" in ranked.stdout
+    assert "closest to real cells" in ranked.stdout
     assert (tmp_path / "w" / "comparison" / "compare.html").exists()
 
 
@@ -128,7 +128,7 @@ def test_preprocess_then_train(folder, tmp_path):
         "preprocess", folder / "data.h5ad", "-o", "prepared.h5ad", "--label", "cell_type", "--n-top-genes", 30,
         "--hvg-flavor", "cv", "--min-genes", 5, "--max-mito", 0.9, cwd=tmp_path,
     )  # fmt: skip
-    assert "30 to train on" in done.stdout
+    assert "30 of them selected" in done.stdout
     assert "240 -> " in done.stderr
     scdiff("train", "prepared.h5ad", "--arch", "unet", "--codec", "gene", *TINY[:4], "--set", "model.channels=8",
            "--set", "model.patch_size=5", "--out", "run", cwd=tmp_path)  # fmt: skip
@@ -138,7 +138,7 @@ def test_preprocess_then_train(folder, tmp_path):
 def test_a_list_of_genes(folder, tmp_path, tiny):
     (tmp_path / "genes.txt").write_text("\n".join(tiny.var_names[:12]) + "\n\n")
     done = scdiff("preprocess", folder / "data.h5ad", "-o", "p.h5ad", "--genes", "genes.txt", cwd=tmp_path)
-    assert "12 to train on" in done.stdout
+    assert "12 of them selected" in done.stdout
     scdiff("preprocess", folder / "data.h5ad", "-o", "q.h5ad", "--genes", "none.txt", cwd=tmp_path, code=2)
 
 
@@ -154,7 +154,7 @@ BAD = [
     (["preprocess", "data.h5ad", "-o", "new.h5ad", "--min-cells", "241"], 1, "--min-cells 241"),
     (["train", "data.h5ad", "--label", "celltype"], 1, "did you mean 'cell_type'"),
     (["train", "data.h5ad", "--label", "one_value"], 1, "one value"),
-    (["train", "data.h5ad", "--label", "all_values"], 1, "another value for each"),
+    (["train", "data.h5ad", "--label", "all_values"], 1, "a different value in each"),
     (["train", "data.h5ad", "--label", "with_nan"], 1, "no value for 3 of"),
     (["train", "duplicated.h5ad"], 1, "var_names_make_unique"),
     (["train", "data.h5ad", "--arch", "dti"], 2, "did you mean 'dit'"),
@@ -198,7 +198,7 @@ BAD = [
     (["evaluate", "data.h5ad", "nothing.h5ad"], 1, "nothing.h5ad"),
     (["info", "nothing.h5ad"], 1, "nothing.h5ad"),
     (["info", "text.h5ad"], 1, "text.h5ad"),
-    (["preprocess", "data.h5ad", "-o", "folder"], 2, ".h5ad and .loom only"),
+    (["preprocess", "data.h5ad", "-o", "folder"], 2, "only be written as .h5ad or .loom"),
     (["train", "data.h5ad", "--resume", "--force"], 2, "give one of them"),
     (["nonsense"], 2, "nonsense"),
     (["sample", "--nonsense"], 2, "nonsense"),
@@ -347,8 +347,8 @@ def test_guidance_scales(values, scales):
     [
         (["2", "cell_type=2"], "not both"),
         (["cell_type=2", "2"], "not both"),
-        (["2", "3"], "`cfg_scale=3` comes after 2"),
-        (["cell_type=2", "cell_type=2"], "cell_type=2 comes after cell_type=2"),
+        (["2", "3"], "`cfg_scale=3` contradicts 2"),
+        (["cell_type=2", "cell_type=2"], "cell_type=2 contradicts cell_type=2"),
         (["=2"], "COLUMN=NUMBER"),
         (["cell_type"], "COLUMN=NUMBER"),
         (["cell_type="], "COLUMN=NUMBER"),

@@ -193,7 +193,7 @@ def test_a_wrong_option_is_named(kwargs, message):
         ({"cfg_scale": -1}, "cfg_scale: .*finite number"),
         ({"cfg_scale": "inf"}, "cfg_scale: .*finite number"),
         ({"cfg_scale": {"cell_type": float("nan")}}, "cfg_scale: .*finite number"),
-        ({"library_size": 0}, "library_size: .*from 1 up to .*not 0"),
+        ({"library_size": 0}, "library_size: .*from 1 to .*not 0"),
         ({"library_size": "-5"}, "library_size: .*not '-5'"),
         ({"library_size": 2.5}, "library_size: .*whole number"),
         ({"library_size": "mean"}, "like, median, or"),
@@ -264,7 +264,7 @@ def test_amounts_of_memory(text, value):
 
 @pytest.mark.parametrize("text", ["lots", "-1G", "0", ""])
 def test_amounts_that_are_none(text):
-    with pytest.raises(ConfigError, match="nor an amount of memory"):
+    with pytest.raises(ConfigError, match="or an amount of memory"):
         parse_bytes(text)
 
 

@@ -230,7 +230,7 @@ def test_a_type_that_was_left_out_is_named(demo: AnnData) -> None:
     synthetic = other[other.obs["cell_type"] != lost].copy()
     evaluation = evaluate(real, synthetic, label="cell_type", metrics=MINIMAL)
     assert evaluation.missing_types() == evaluation.lost_types() == [lost]
-    assert f"no synthetic cells of {lost}: where only the other types were to be" in str(evaluation.verdict)
+    assert f"no synthetic cells of {lost}. If only the other types were to be" in str(evaluation.verdict)
     assert evaluation.verdict.word != "indistinguishable"
     assert evaluation["type_f1"].value < evaluation["type_f1"].real_reference - 0.03
 
@@ -455,7 +455,7 @@ def test_a_protocol_that_chooses_genes_looks_at_these_only(demo: AnnData, monkey
     del real.layers["counts"]
     with pytest.raises(ConfigError, match="`protocol` cell-eval compares conditions: name their obs column"):
         evaluate(*halves(demo), label="cell_type", protocol="cell-eval")
-    with pytest.raises(ConfigError, match="`protocol` cfgen chooses genes by raw counts"):
+    with pytest.raises(ConfigError, match="`protocol` cfgen selects genes by the raw counts"):
         evaluate(real, synthetic, **options)
 
 
@@ -468,7 +468,7 @@ def test_synthetic_cells_with_fewer_genes_keep_their_normalisation(tiny: AnnData
     assert evaluation.n_genes == 105
     assert abs(evaluation["mean_mae"].value - evaluation["mean_mae"].real_reference) < 0.15
     notes = " ".join(evaluation.notes)
-    assert "taken as it is" in notes
+    assert "used as it is" in notes
     assert "normalised over 120 genes" in notes
     assert "105 in both real and synthetic cells; 15 only in real, 0 only in synthetic" in notes
 
@@ -550,7 +550,7 @@ def test_few_cells_are_warned_of(tiny: AnnData) -> None:
     said = " ".join(str(w.message) for w in caught)
     assert "Only 10 cells per set" in said
     assert all(math.isfinite(x) for x in values(evaluation))
-    assert "rough" in str(evaluation.verdict)
+    assert "imprecise" in str(evaluation.verdict)
 
 
 def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) -> None:
@@ -594,8 +594,8 @@ def test_types_missing_on_a_side_are_named(tiny: AnnData) -> None:
         "Mono": {"real": 80, "synthetic": 80},
         "T": {"real": 0, "synthetic": 40},
     }
-    assert "Types of the real cells that no synthetic cell has: B." in evaluation.notes
-    assert "Types of the synthetic cells that no real cell has: T." in evaluation.notes
+    assert "No synthetic cell has these types of the real cells: B." in evaluation.notes
+    assert "No real cell has these types of the synthetic cells: T." in evaluation.notes
 
 
 def test_synthetic_cells_may_lack_the_label_and_real_ones_some_values(tiny: AnnData) -> None:
@@ -721,7 +721,7 @@ def test_json_holds_everything_in_plain_finite_values(report: tuple[Evaluation, 
         "definition",
     }
     assert read["inputs"]["synthetic"] == {
-        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, taken as it is",
+        "source": "memory", "sha256": None, "cells": 350, "genes": 765, "scale": "log1p-normalised X, used as it is",
     }  # fmt: skip
 
 

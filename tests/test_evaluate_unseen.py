@@ -54,7 +54,7 @@ def test_real_cells_are_those_held_out_and_training_cells_the_others(data, held,
     run, cells = held
     found = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found.basis == "holdout"
-    assert found.verdict.basis == "Judged by the cells that were held out from training."
+    assert found.verdict.basis == "The synthetic cells are compared with cells that were held out from training."
     n_real, n_train = (found.inputs[side]["cells"] for side in ("real", "train"))
     assert n_real == pytest.approx(210, abs=3)
     assert n_train == pytest.approx(0.9 * (700 - n_real), abs=1)
@@ -81,7 +81,9 @@ def test_the_run_knows_its_cells_and_its_label(data, held, tmp_path):
     expected = scdiffkit.evaluate(data, cells, label="cell_type", **FEW)
     assert found["scores"] == json.loads(json.dumps([score.to_dict() for score in expected.scores]))
     drawn = scdiff("evaluate", "--run", run.path, *OF_FEW, "-o", tmp_path / "drawn")
-    assert drawn.stdout.splitlines()[0] == "Judged by the cells that were held out from training."
+    assert (
+        drawn.stdout.splitlines()[0] == "The synthetic cells are compared with cells that were held out from training."
+    )
     assert ad.read_h5ad(tmp_path / "drawn" / "cells.h5ad").n_obs == 1000
 
 
@@ -96,8 +98,8 @@ def test_validation_cells_stand_in_with_a_word_about_it(data, tmp_path):
 def test_without_cells_held_out_the_first_line_says_so_and_no_verdict_is_better_than_close(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run", **{"train.val_fraction": 0})
     done = scdiff("evaluate", data, cells, "--label", "cell_type", *OF_FEW, "-o", tmp_path / "report")
-    assert done.stdout.splitlines()[0].startswith("Judged against the cells it was trained on, for none were held out")
-    assert "Judged against the cells it was trained on" in (tmp_path / "report" / "report.html").read_text()
+    assert "compared with the cells that the model was trained on, because none" in done.stdout.splitlines()[0]
+    assert "compared with the cells that the model was trained on" in (tmp_path / "report" / "report.html").read_text()
     copies = ad.read_h5ad(data)  # real cells that pretend to be the run's
     copies.uns["scdiffkit"] = dict(ad.read_h5ad(cells).uns["scdiffkit"])
     found = scdiffkit.evaluate(data, copies, label="cell_type", **MINIMAL)
@@ -138,7 +140,7 @@ def test_what_a_run_cannot_tell_is_said(held, demo, data, tmp_path):
     moved = shutil.copy(data, tmp_path / "moved.h5ad")
     run, _ = made_by(moved, tmp_path / "run")
     (tmp_path / "moved.h5ad").unlink()
-    with pytest.raises(RunError, match=r"moved\.h5ad is not there any more"):
+    with pytest.raises(RunError, match=r"moved\.h5ad no longer exists"):
         scdiffkit.evaluate(run=run)
     assert scdiff("evaluate", data, code=2).stdout == ""
 
@@ -191,7 +193,7 @@ def test_what_happened_is_in_the_report(data, tmp_path):
 def test_what_cannot_be_compared_is_refused(demo):
     renamed = demo.copy()
     renamed.obs["cell_type"] = renamed.obs["cell_type"].astype(str).map(lambda name: f"cluster {hash(name) % 97}")
-    with pytest.raises(DataError, match="No cell_type is in both"):
+    with pytest.raises(DataError, match="No cell_type occurs in both"):
         scdiffkit.evaluate(demo, renamed, label="cell_type", **MINIMAL)
     for n in (1, 99):
         with pytest.raises(DataError, match=f"Only {n} genes are in all sets"):
@@ -235,7 +237,7 @@ def test_cells_of_another_run_are_not_judged_by_what_this_one_held_out(data, hel
 def test_training_cells_that_the_cells_contradict_are_not_believed(data, tmp_path):
     _, cells = made_by(data, tmp_path / "run")
     train, test = scdiffkit.split(data, label="cell_type", out=(tmp_path / "train.h5ad", tmp_path / "test.h5ad"))
-    with pytest.warns(ScdiffWarning, match="trained on other cells than those of `train`"):
+    with pytest.warns(ScdiffWarning, match="not trained on the cells of `train`"):
         found = scdiffkit.evaluate(test, cells, train=train, label="cell_type", **FEW)
     assert found.basis == "unknown"
     assert f"--train {train}" in found.command()

@@ -87,8 +87,8 @@ def test_what_cannot_be_chosen_is_said_and_nothing_crashes(cells: str) -> None:
 
 def test_few_genes_are_no_choice(counts: sparse.csr_matrix) -> None:
     found = choose_gene_sets(lognormalise(counts, 1e4), counts)
-    assert "600 genes, all of which" in found.missing["hvg_seurat"]
-    assert "600 genes, all of which" in found.missing["hvg_seurat_v3"]
+    assert "rf_auc_genes already uses all of the 600 genes" in found.missing["hvg_seurat"]
+    assert "rf_auc_genes already uses all of the 600 genes" in found.missing["hvg_seurat_v3"]
 
 
 @pytest.mark.slow

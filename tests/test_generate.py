@@ -149,7 +149,7 @@ def test_dpm_is_recorded_logged_and_takes_steps_and_speedup(run, tmp_path, caplo
     by_steps, by_speedup = {"sampler": "dpm", "steps": 5}, {"sampler": "dpm", "steps": None, "speedup": 200}
     with caplog.at_level("INFO", logger="scdiffkit"):
         files = [draw(run, out=tmp_path / f"{i}.h5ad", config=c) for i, c in enumerate((by_steps, by_speedup))]
-    assert caplog.text.count("DPM-Solver++(2M): 5 network calls a cell (T = 1000, speedup 200), guidance 1") == 2
+    assert caplog.text.count("DPM-Solver++(2M): 5 network calls per cell (T = 1000, speedup 200), guidance 1") == 2
     cells, other = map(ad.read_h5ad, files)
     assert (cells.uns["scdiffkit"]["sampler"], cells.uns["scdiffkit"]["steps"]) == ("dpm++", 5)
     assert (cells.layers["counts"] != other.layers["counts"]).nnz == 0
@@ -345,7 +345,7 @@ def test_library_sizes_as_asked(deep, tmp_path, recwarn):
         assert set(cells.obs["total_counts"]) == {expected}
         assert str(cells.uns["scdiffkit"]["library_size"]) == str(asked)
     assert not [w for w in recwarn if w.category is ScdiffWarning]
-    with pytest.warns(ScdiffWarning, match="10001 is more than 10 times that of the deepest training cell"):
+    with pytest.warns(ScdiffWarning, match="10001 is more than 10 times the largest of the training cells"):
         assert set(draw(deep, 20, config={"library_size": 10_001}).obs["total_counts"]) == {10_001}
 
 
@@ -413,7 +413,9 @@ def test_a_large_file_to_be_like_is_not_loaded(deep, tiny, tmp_path, monkeypatch
     late = like.copy()
     late.X.data[-1] = 0.5
     scdiffkit.write(late, tmp_path / "late.h5ad")
-    with pytest.warns(ScdiffWarning, match=r"`like` tell no library sizes.*late\.h5ad: X has fractions"):
+    with pytest.warns(
+        ScdiffWarning, match=r"library sizes of the cells of `like` are not known.*late\.h5ad: X has fractions"
+    ):
         draw(deep, 30, like=tmp_path / "late.h5ad")
 
 
@@ -489,7 +491,7 @@ def test_any_number_of_devices_gives_the_same_file(counted, cores, tmp_path, cap
             )
         assert done == [32, 64, 96, 128, 150]  # whole blocks of 32
         assert caplog.text.count("computing on cpu") == 1  # whoever says it
-        assert caplog.text.count("network calls a cell") == 1
+        assert caplog.text.count("network calls per cell") == 1
         files.append(path.read_bytes())
     assert files[0] == files[1] == files[2]
     assert ad.read_h5ad(path).layers["counts"].sum() > 0
@@ -558,7 +560,7 @@ def test_what_does_not_fit_into_memory_is_drawn_in_parts(run, memory, config, ca
     with caplog.at_level("INFO", logger="scdiffkit"):
         parts = draw(run, config=config)
     assert 1 < max(seen) <= 4
-    assert "cells at once: the network goes over" in caplog.text
+    assert "fit into memory at once: the network processes" in caplog.text
     np.testing.assert_array_equal(parts.layers["counts"].toarray(), whole.layers["counts"].toarray())
     np.testing.assert_allclose(parts.X.toarray(), whole.X.toarray(), rtol=1e-5)
 
@@ -566,7 +568,7 @@ def test_what_does_not_fit_into_memory_is_drawn_in_parts(run, memory, config, ca
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_a_single_cell_that_does_not_fit_into_memory(run, memory, error, tmp_path):
     memory(0, error)
-    with pytest.raises(RunError, match=r"does not hold a batch of 30 cells.*`batch_size`"):
+    with pytest.raises(RunError, match=r"A batch of 30 cells does not fit.*`batch_size`"):
         draw(run, out=tmp_path / "cells.h5ad")
     assert list(tmp_path.iterdir()) == []
 
@@ -645,7 +647,7 @@ def test_calls_that_differ_share_neither_names_nor_random_numbers(counted, other
 
 
 @pytest.mark.parametrize("name", ["cells.h5ad", "cells.loom", "folder", None])
-@pytest.mark.filterwarnings("ignore:.*cannot carry:scdiffkit.errors.ScdiffWarning")
+@pytest.mark.filterwarnings("ignore:.*cannot store:scdiffkit.errors.ScdiffWarning")
 def test_only_the_categories_that_cells_have_are_in_the_output_and_colours_stay_theirs(tiny, tmp_path, name):
     cells = tiny.copy()
     cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"], ["T", "unused", "B", "Mono"], ordered=True)
@@ -679,7 +681,7 @@ def test_what_was_known_of_genes_is_known_of_them_in_the_output(tiny, tmp_path, 
     drawn = ad.read_h5ad(draw(trained, 10, out=tmp_path / "cells.h5ad"))
     expected = cells.var.loc[drawn.var_names]
     pd.testing.assert_frame_equal(drawn.var[expected.columns], expected, check_names=False)
-    with pytest.warns(ScdiffWarning, match="cannot carry"):
+    with pytest.warns(ScdiffWarning, match="cannot store"):
         folder = draw(trained, 10, out=tmp_path / "folder")
     assert sc.read_10x_mtx(folder).var["gene_ids"].to_dict() == expected["gene_ids"].to_dict()
     assert (folder / "features.tsv.gz").exists()

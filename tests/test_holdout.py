@@ -223,5 +223,5 @@ def test_what_cannot_be_split_is_refused(tiny, tmp_path):
 
 
 def test_a_split_without_a_test_set_is_refused(tiny):
-    with pytest.raises(ConfigError, match="no cells to test with"):
+    with pytest.raises(ConfigError, match="no test cells"):
         scdiffkit.split(tiny, fraction=0)

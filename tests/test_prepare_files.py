@@ -136,7 +136,7 @@ def test_the_file_can_be_a_label_and_a_batch(tiny: AnnData, caplog: pytest.LogCa
     found = prepare({"a": tiny, "b": second}, config, label="file")
     assert dict(found.obs["file"].value_counts()) == {"a": 240, "b": 90}
     assert found.var["highly_variable"].sum() == 20
-    assert "it names the files now" in caplog.text
+    assert "is replaced by the name of each cell's file" in caplog.text
 
 
 def test_columns_of_other_types_are_put_together(tiny: AnnData, tmp_path: Path) -> None:

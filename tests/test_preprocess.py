@@ -317,7 +317,7 @@ def test_repeated_cell_names(tiny: AnnData) -> None:
     [
         (None, "no obs column 'cell_typ'; did you mean 'cell_type'"),
         (["B"] * 240, "one value .'B'"),
-        ([f"c{i}" for i in range(240)], "another value for each of the 240 cells"),
+        ([f"c{i}" for i in range(240)], "a different value in each of the 240 cells"),
         (["B", None, "T"] * 80, r"no value for 80 of 240 cells.*notna\(\)"),
     ],
 )

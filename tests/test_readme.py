@@ -51,8 +51,10 @@ def test_the_quick_start_in_the_shell(folder):
         said[words[0]] = done
     assert said["sample"].stdout.strip() == "cells.h5ad"
     assert "(the latest)" in said["sample"].stderr
-    assert "20 network calls a cell (T = 1000, speedup 50)" in said["sample"].stderr
-    assert said["evaluate"].stdout.startswith("Judged by the cells that were held out from training.")
+    assert "20 network calls per cell (T = 1000, speedup 50)" in said["sample"].stderr
+    assert said["evaluate"].stdout.startswith(
+        "The synthetic cells are compared with cells that were held out from training."
+    )
     assert "report: report/report.html" in said["evaluate"].stdout
     assert "scdiff evaluate data.h5ad cells.h5ad --label cell_type" in (folder / "report" / "report.html").read_text()
     assert (folder / "report" / "cells.png").read_bytes().startswith(b"\x89PNG")

@@ -224,7 +224,7 @@ def test_a_batch_that_memory_does_not_hold_is_worked_on_in_parts(
     monkeypatch.setattr(Denoiser, "forward", small)
     run = fit(tiny, tmp_path / "run")
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-3)
-    assert "in parts of 4, with the same result" in caplog.text
+    assert "into micro-batches of 4, with the same result" in caplog.text
 
 
 # compiled

@@ -158,7 +158,7 @@ def test_stopped_by_time_and_resumed_equals_uninterrupted(tiny, tmp_path, codec,
 def test_time_that_is_up_before_the_codec_is_fitted_still_gives_a_run(tiny, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="scdiffkit"):
         run = fit(tiny, tmp_path / "run", steps=21, max_time=1e-3)
-    for said in ("the codec stopped early, at step 10", "fit was cut short, after 10 of 30 steps"):
+    for said in ("the codec was stopped early, at step 10", "fit was cut short, after 10 of 30 steps"):
         assert said in caplog.text
         assert said in (run.path / "train.log").read_text()
     assert run.steps() == [1]
@@ -395,7 +395,7 @@ def test_an_unwritable_folder_is_named_before_any_work(tiny, tmp_path):
     [
         (lambda a: a.obs.drop(columns="cell_type", inplace=True), "no obs column 'cell_type'"),
         (lambda a: a.obs.__setitem__("cell_type", "B"), "one value"),
-        (lambda a: a.obs.__setitem__("cell_type", a.obs_names), "another value for each"),
+        (lambda a: a.obs.__setitem__("cell_type", a.obs_names), "a different value in each"),
         (lambda a: a.obs.__setitem__("cell_type", [None, *["B", "T"] * 119, "B"]), "no value for 1 of"),
         (lambda a: a.X.data.__setitem__(0, np.nan), "NaN"),
         (lambda a: a.X.data.__setitem__(0, -1), "negative"),
@@ -487,7 +487,7 @@ def test_the_codec_alone_is_scored_where_enough_cells_are_held_out(tiny, tmp_pat
     assert auc["standard_error"] == pytest.approx(np.sqrt(121 / (12 * 60**2)), abs=1e-4)  # 60 cells held out
     assert all(0 <= x <= 1 for x in auc.values())
     assert run.describe()["codec_auc"] == auc
-    assert f"are told from other real cells with AUC {auc['held_out']:.2f}" in caplog.text
+    assert f"distinguishes encoded and decoded cells from real cells with AUC {auc['held_out']:.2f}" in caplog.text
     few = fit(tiny, tmp_path / "few", steps=2)  # 24 cells held out
     assert "codec_auc" not in few.provenance()
 

@@ -41,7 +41,7 @@ def said(auc: tuple[float, float, float], n_cells: int = MANY, say: dict[str, An
         ((0.60, 0.50, 0.95), "close", "most cells pass"),
         ((0.69, 0.50, 0.70), "poor", "no better than shuffled"),
         ((0.97, 0.50, 0.99), "poor", "Nearly every"),
-        ((0.51, 0.50, 0.52), "undecided", "tell a good model from a bad one"),
+        ((0.51, 0.50, 0.52), "undecided", "distinguish a good model from a bad one"),
     ],
 )
 def test_the_classifier_decides(auc: tuple[float, float, float], word: str, text: str) -> None:
@@ -58,7 +58,7 @@ def test_indistinguishable_is_claimed_only_where_the_interval_lies_within_the_ma
         30: "too few", 100: "close", 300: "close", 600: "close", 1000: "indistinguishable", 5000: "indistinguishable",
     }  # fmt: skip
     found = said((0.51, 0.50, 0.95), 600)
-    assert f"about {enough_cells(0.01):,} of each would tell" in str(found)
+    assert f"about {enough_cells(0.01):,} cells per set are needed" in str(found)
     assert said((0.51, 0.50, 0.95), enough_cells(0.01)).word == "indistinguishable"
     assert said((0.51, 0.50, 0.95), enough_cells(0.01) - 10).word == "close"
     assert 0.01 + 1.96 * 2**0.5 * auc_error(enough_cells(0.01)) == pytest.approx(MARGIN, abs=1e-3)
@@ -76,7 +76,7 @@ def test_more_cells_make_a_verdict_certain_but_do_not_turn_it_round(excess: floa
 def test_too_few_cells_say_how_many_would_do() -> None:
     found = said((0.60, 0.50, 0.65), 50)
     assert (found.word, found.grade) == ("too few", None)
-    assert f"About {found.enough_cells:,} cells of each would do" in str(found)
+    assert f"About {found.enough_cells:,} cells per set are needed" in str(found)
     assert found.uses == {}
 
 
@@ -89,8 +89,8 @@ def test_no_claim_of_equivalence_without_cells_that_the_model_has_not_seen(basis
     assert found.word == word
     assert found.text.startswith(found.basis)
     if basis == "none":
-        assert "against the cells it was trained on" in found.basis
-        assert found.sentence.startswith("Close to the cells it was trained on")
+        assert "with the cells that the model was trained on" in found.basis
+        assert found.sentence.startswith("Close to the training cells")
 
 
 def test_the_worst_headline_decides() -> None:
@@ -111,7 +111,7 @@ def test_what_cells_serve_for_is_named_and_what_not() -> None:
     assert found.word == "usable in part"
     assert found.uses == {genes: "good", relations: "poor", biology: "poor"}
     assert f"Usable for {genes}, not for {relations} and {biology}." in str(found)
-    assert "furthest from its real cells is NK" in str(found)
+    assert "differs most from its real cells is NK" in str(found)
 
 
 @pytest.mark.parametrize("case", ["poor", "copied"])
@@ -144,7 +144,7 @@ def test_a_poor_family_keeps_cells_from_being_indistinguishable() -> None:
 def test_the_worst_findings_come_first_and_the_papers_figures_are_none() -> None:
     found = said((0.52, 0.50, 0.95), per_gene=0.3, biology=0.4, joint=0.2, per_cell=0.35, papers=5.0)
     assert [finding.split(" is ")[0] for finding in found.findings] == ["a biology", "a per_cell", "a per_gene"]
-    assert "real cells 0, bad models: shuffled 1. It is." in found.findings[0]
+    assert "(real cells: 0; bad models: shuffled 1). It is." in found.findings[0]
 
 
 def test_copies_are_not_to_be_shared() -> None:
@@ -174,7 +174,7 @@ def test_membership_alone_is_a_matter_of_privacy_and_only_where_real_cells_are_l
     ]
     found = judge(scores, n_cells=MANY, **SAID)
     assert found.word == "indistinguishable"
-    assert "tell which cells the model was trained on, with AUC 1.00" in (found.privacy or "")
+    assert "recognise the cells that the model was trained on, with AUC 1.00" in (found.privacy or "")
     unlike = judge(scores, n_cells=MANY, alike=False, **SAID)
     assert not unlike.copies
     assert "was not tested" in (unlike.privacy or "")
@@ -200,7 +200,7 @@ def test_a_type_that_is_off_is_named_even_among_good_cells() -> None:
     assert said((0.50, 0.5, 0.9), say={"worst_type": None}).word == "indistinguishable"
     worst = said((0.50, 0.5, 0.9))
     assert worst.word == "indistinguishable"
-    assert "furthest from its real cells is NK" in str(worst)
+    assert "differs most from its real cells is NK" in str(worst)
     poor = said((0.50, 0.5, 0.9), say={"poor_types": ["NK"]})
     assert poor.word == "close"
     assert "Do not rely on the cells of NK" in str(poor)
@@ -213,8 +213,8 @@ def test_remarks_on_how_cells_were_made_are_repeated() -> None:
 def test_donors_that_differ_leave_no_room_to_judge_the_model() -> None:
     found = said((0.97, 0.93, 0.99), 400, {"alike": False})
     assert found.word == "undecided"
-    assert "of donors or batches that differ" in str(found)
-    assert "would do" not in str(found)
+    assert "from other donors or batches" in str(found)
+    assert "per set are needed" not in str(found)
 
 
 def test_attacks_on_membership_are_no_finding_where_the_cells_differ_anyway() -> None:

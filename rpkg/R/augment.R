@@ -1,31 +1,33 @@
 #' Add synthetic cells to rare types
 #'
-#' Trains on the object (or takes a run that was trained on it), draws cells of
-#' the types named until each has as many as wanted, and returns the object with
-#' them appended.
+#' Trains on the object (or uses a run that was trained on it), draws cells of the
+#' named types until each type has the wanted number of cells, and returns the
+#' object with these cells appended.
 #'
 #' @param object A Seurat object, a SingleCellExperiment, or a list of `counts`
 #'   and `obs`.
 #' @param label Column with the cell types.
-#' @param target How many cells each type named is to have in the end, such as
+#' @param target Number of cells that each named type has in the result, such as
 #'   `c("pDC" = 500)`.
-#' @param run A run that was trained on these cells with this label; default: a
+#' @param run A run that was trained on these cells with this label; by default, a
 #'   new one is trained.
 #' @param ... Passed on to [scdiff_train()], such as `max_time = "5m"`.
 #' @param sample A list of arguments for [scdiff_sample()], such as
 #'   `list(ddim = 20)`.
-#' @param seed Same seed, same cells.
+#' @param seed Random seed; the same seed gives the same cells.
 #' @param assay The assay with the raw counts.
-#' @return The object with more cells: `synthetic`, a logical column of its cells,
-#'   tells which, and those that an earlier call has added stay marked (a new model
-#'   does not learn from them); their names begin with `synthetic_`. Of the other
-#'   columns, what follows from the label is filled in (also a Seurat object's
-#'   identities, else these are the label), and `nCount_` and `nFeature_`; the rest
-#'   is `NA`. Genes that the model leaves out (seen in fewer than three cells) are
-#'   zero in them. Log values are joined where the object has them; other assays,
-#'   reductions and graphs, which are of the old cells alone, are left out. The
-#'   run's folder is in attribute `run` of a list, and in
-#'   `Misc(object, "scdiffkit")$run` or `metadata(object)$scdiffkit$run`.
+#' @return The object with more cells. The logical column `synthetic` marks synthetic
+#'   cells, including those that an earlier call added (a new model is not trained
+#'   on them); the names of synthetic cells begin with `synthetic_`. Columns that
+#'   are determined by the label are filled in for the new cells, and so are
+#'   `nCount_` and `nFeature_`; all other columns are `NA`. If the identities of a
+#'   Seurat object are not determined by the label, those of the new cells are the
+#'   label. Genes that the model leaves out (detected in fewer than three cells) are
+#'   zero in the new cells. Log values are added if the object has them. Other
+#'   assays, reductions and graphs, which cover only the old cells, are left out.
+#'   The folder of the run is in the attribute `run` of a list, in
+#'   `Misc(object, "scdiffkit")$run` of a Seurat object, and in
+#'   `metadata(object)$scdiffkit$run` of a SingleCellExperiment.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' more <- scdiff_augment(blood, "cell_type", c("CD8 T" = 60), max_steps = 20, out = tempfile())
 #' table(more$obs$cell_type, more$obs$synthetic)
@@ -33,10 +35,10 @@
 scdiff_augment <- function(object, label, target, run = NULL, ..., sample = list(), seed = 0, assay = NULL) {
   kind <- kind_of(object)
   if (kind == "path") {
-    fail("`object` must be an object, not a path: read it first, by scdiff_read().")
+    fail("`object` must be an object, not a path: read it first with scdiff_read().")
   }
   if (!is.null(run) && ...length() > 0) {
-    fail(sprintf("`run` is trained already, and %s is for training: leave out one of them.", paste0("`", ...names(), "`", collapse = ", ")))
+    fail(sprintf("`run` is already trained, and %s is an option of training: leave one of them out.", paste0("`", ...names(), "`", collapse = ", ")))
   }
   label <- text(label, "label")
   assay <- assay %||% active_assay(object)
@@ -44,12 +46,12 @@ scdiff_augment <- function(object, label, target, run = NULL, ..., sample = list
   before <- cells_of(object, "object", assay)
   earlier <- before$obs$synthetic %||% FALSE
   if (!is.logical(earlier)) {
-    fail("`object` has a column 'synthetic' of its own, which is not TRUE or FALSE: rename it.")
+    fail("`object` already has a column 'synthetic' that is not logical (TRUE or FALSE): rename it.")
   }
   before$obs$synthetic <- earlier & !is.na(earlier)
   if (!is.numeric(target) || is.null(names(target)) || anyNA(target) || any(target != round(target) | target < 0) ||
     anyDuplicated(names(target))) {
-    fail("`target` must be whole numbers named by type, each once, such as c(\"pDC\" = 500).")
+    fail("`target` must be whole numbers with the types as names, each type once, such as c(\"pDC\" = 500).")
   }
   there <- table(as.character(before$obs[[label]]))
   for (type in names(target)) {
@@ -61,7 +63,7 @@ scdiff_augment <- function(object, label, target, run = NULL, ..., sample = list
   lacking <- lacking[lacking > 0]
   if (length(lacking) == 0) {
     fail(sprintf(
-      "`target`: there are as many cells already (%s). Ask for more.",
+      "`target`: there are already as many cells (%s). Give larger numbers.",
       paste0(names(target), " ", there[names(target)], collapse = ", ")
     ))
   }

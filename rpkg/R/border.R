@@ -76,13 +76,13 @@ pack_frame <- function(frame) {
   flat <- vapply(frame, function(x) is.atomic(x) && is.null(dim(x)), logical(1))
   if (!all(flat)) {
     warning(
-      "Left out: the columns ", paste(names(frame)[!flat], collapse = ", "), ", which hold more than one value a row.",
+      "The columns ", paste(names(frame)[!flat], collapse = ", "), " were left out because they hold more than one value per row.",
       call. = FALSE
     )
   }
   twice <- names(frame)[duplicated(names(frame))]
   if (length(twice)) {
-    fail(sprintf("There are two columns of the name '%s': rename one.", twice[1]))
+    fail(sprintf("There are two columns named '%s': rename one of them.", twice[1]))
   }
   unname(Map(pack_column, frame[flat], names(frame)[flat]))
 }
@@ -140,7 +140,7 @@ as_sparse <- function(m) {
     return(as(m, "dgCMatrix")) # DelayedArray and BPCells keep theirs on disk
   }
   if (is.matrix(m) && !is.numeric(m) && !is.logical(m)) {
-    fail(sprintf("A matrix of counts must hold numbers, and this one holds values of type %s.", typeof(m)))
+    fail(sprintf("A matrix of counts must hold numbers, but this one holds values of type %s.", typeof(m)))
   }
   as(as(as(as(m, "Matrix"), "dMatrix"), "generalMatrix"), "CsparseMatrix")
 }

@@ -34,12 +34,12 @@ pack_cells <- function(x, name, assay = NULL, obs = NULL, optional = FALSE, labe
   }
   genes <- rownames(m)
   if (is.null(genes) || anyNA(genes) || !all(nzchar(genes))) {
-    fail(sprintf("`%s` needs the genes' names as row names, and none of them missing or empty.", name))
+    fail(sprintf("`%s` needs gene names as row names, and no name may be missing or empty.", name))
   }
   twice <- unique(genes[duplicated(genes)])
   if (length(twice)) {
     fail(sprintf(
-      "`%s` has %d gene names more than once (such as '%s'): make them unique first, by make.unique(rownames(x)).",
+      "`%s` has %d gene names more than once (such as '%s'): make them unique first, with make.unique(rownames(x)).",
       name, length(twice), twice[1]
     ))
   }
@@ -134,7 +134,7 @@ cells_of_seurat <- function(x, name, assay) {
   data <- layer_of(of_assay, "data")
   if (is.null(counts)) {
     fail(sprintf(
-      "The assay '%s' of `%s` has no raw counts (layer 'counts'), which are what a model learns from: name another by `assay` (there are %s), or give the object from before normalisation.",
+      "The assay '%s' of `%s` has no raw counts (layer 'counts'), which the model is trained on: name another assay with `assay` (there are %s), or give the object from before normalisation.",
       assay, name, paste0("'", assays, "'", collapse = ", ")
     ))
   }
@@ -219,7 +219,7 @@ unpack_cells <- function(payload, as, assay = NULL, ident = NULL, obs = NULL) {
 seurat_of <- function(found, assay, ident) {
   need("SeuratObject", "Seurat objects")
   if (is.null(found$counts)) {
-    warning("There are no raw counts: the log values were put in their place.", call. = FALSE)
+    warning("There are no raw counts, so the log values take their place.", call. = FALSE)
   }
   counts <- found$counts %||% found$data
   names <- rownames(counts)

@@ -1,7 +1,7 @@
 #' Blood cells
 #'
-#' 300 cells x 500 genes of human blood: raw counts, as a list that every function
-#' of this package takes.
+#' Raw counts of 300 cells x 500 genes from human blood, as a list that every
+#' function of this package accepts.
 #'
 #' @format A list of `counts` (integer matrix, genes x cells) and `obs` (a data frame of
 #'   cells, `cell_type` with 5 types).

@@ -1,36 +1,40 @@
 #' Can synthetic cells be trusted?
 #'
-#' Scores them beside what real cells score (the real reference) and what bad
-#' models score (the baselines), says in words what they serve for, and writes a report.
+#' Scores synthetic cells, compares the scores with those of real cells (the real
+#' reference) and of bad models (the baselines), gives a verdict in words, and
+#' writes a report.
 #'
 #' @param real,synthetic,train Cells of any kind that [scdiff_train()] takes, or
-#'   paths. `train`: what the model was trained on, where `real` are others. Where
-#'   `real` is what the run of the synthetic cells was trained on, those of its
-#'   cells that the run has not seen are compared (`scdiff_train(holdout = 0.2)`).
-#' @param run Take real cells, training cells and label from this run, where it
-#'   was trained on a file; without `synthetic`, cells are drawn from it.
-#' @param label,condition,donor,batch Columns of the cells: types, what differs between
-#'   cells of one type, donors, batches.
+#'   paths. `train`: the training cells of the model, if `real` holds other cells.
+#'   If the model was trained on `real`, the cells that it has not seen are compared
+#'   (`scdiff_train(holdout = 0.2)`).
+#' @param run Take real cells, training cells and label from this run, if it was
+#'   trained on a file. Without `synthetic`, cells are drawn from it.
+#' @param label,condition,donor,batch Columns of the cells: cell types, conditions in
+#'   which cells of a type differ (such as a treatment), donors, batches.
 #' @param protocol Add another paper's scores: `"scrdit"`, `"cfgen"`,
 #'   `"scdiffusion"`, `"scldm"` or `"cell-eval"`.
-#' @param output Folder of the report; default a temporary one.
-#' @param resamples,max_cells How often, and with how many cells per set at most.
-#' @param fast Half a minute: once, with at most 400 cells per set.
-#' @param seed Same seed, same scores.
+#' @param output Folder of the report; a temporary one by default.
+#' @param resamples,max_cells Number of resamples, and maximum number of cells per
+#'   set in each.
+#' @param fast Use one resample of at most 400 cells per set, which takes half a
+#'   minute.
+#' @param seed Random seed; the same seed gives the same scores.
 #' @param force Replace the report in `output`.
 #' @param assay The assay with the raw counts, of Seurat objects and
 #'   SingleCellExperiments.
-#' @param metrics What is computed: names of metrics, `"full"` (all), `"fast"` (as
-#'   `fast`) or `"minimal"` (a few seconds).
+#' @param metrics Metrics to compute: their names, or `"full"` (all), `"fast"` (as
+#'   with `fast`) or `"minimal"` (a few seconds).
 #' @param x,object An evaluation.
-#' @param ... Passed on to [graphics::plot()] where ggplot2 is not installed.
-#' @return A data frame of class `scdiff_evaluation`, a row for each metric:
-#'   `value` with its range over resamples, `real_reference` (real cells), `baseline` (the
-#'   bad model it is set against) and its parts `shuffled`, `pooled`, `copies`,
-#'   `position` (0 at real cells, 1 at the bad model), definitions. Attributes:
-#'   `verdict` (word, grade, text and what is said of privacy), `uses`, `types` and `donors` (data frames),
-#'   `cells` (those of the picture), `report` (path of the HTML).
-#'   `scdiff_report()` opens that.
+#' @param ... Passed on to [graphics::plot()] if ggplot2 is not installed.
+#' @return A data frame of class `scdiff_evaluation` with a row for each metric:
+#'   `value` with its range over resamples, `real_reference` (score of real cells),
+#'   `baseline` (score of the bad model that it is compared with), the scores of the
+#'   bad models `shuffled`, `pooled` and `copies`, `position` (0 at real cells, 1 at
+#'   the bad model), and the definition. It has the attributes `verdict` (word,
+#'   grade, text and privacy), `uses`, `types` and `donors` (data frames), `cells`
+#'   (positions of the cells in the picture) and `report` (path of the HTML file).
+#'   `scdiff_report()` opens the report.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' half <- seq_len(ncol(blood$counts)) %% 2 == 0
 #' part <- function(keep) list(counts = blood$counts[, keep], obs = blood$obs[keep, , drop = FALSE])
@@ -137,8 +141,8 @@ plot.scdiff_evaluation <- function(x, ...) {
 #'
 #' @param object An evaluation, see [scdiff_evaluate()].
 #' @param ... Not used.
-#' @return A ggplot: real and synthetic cells over each other, and each side on
-#'   its own in the colours of its types.
+#' @return A ggplot with three panels: real and synthetic cells together, and each
+#'   set on its own, coloured by cell type.
 #' @keywords internal
 autoplot.scdiff_evaluation <- function(object, ...) {
   need("ggplot2", "Pictures")
@@ -172,12 +176,12 @@ autoplot.scdiff_evaluation <- function(object, ...) {
 }
 
 #' @rdname scdiff_evaluate
-#' @param evaluation What `scdiff_evaluate()` returned.
+#' @param evaluation An evaluation returned by `scdiff_evaluate()`.
 #' @export
 scdiff_report <- function(evaluation) {
   report <- attr(evaluation, "report")
   if (is.null(report) || !file.exists(report)) {
-    fail("The report is not there any more: run scdiff_evaluate(..., output = \"report\") to keep it.")
+    fail("The report no longer exists: run scdiff_evaluate(..., output = \"report\") to keep it.")
   }
   utils::browseURL(report)
   invisible(report)

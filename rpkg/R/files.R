@@ -3,7 +3,7 @@
 #' @param path h5ad, loom, a 10x folder or 10x h5. `scdiff_write()`: `.h5ad`,
 #'   `.loom` or a folder.
 #' @param as `"Seurat"`, `"SingleCellExperiment"` or `"list"` (of `counts`,
-#'   `data` where there are log values, `obs`, `var`).
+#'   `data` if there are log values, `obs`, `var`).
 #' @param object Cells: see [scdiff_train()].
 #' @param force Replace the file.
 #' @param assay The assay with the raw counts.
@@ -26,7 +26,7 @@ scdiff_read <- function(path, as = "list") {
 #' @export
 scdiff_write <- function(object, path, force = FALSE, assay = NULL, obs = NULL) {
   if (is.null(path)) {
-    fail("`path` is needed: the file or folder that is written.")
+    fail("`path` is needed: give the file or folder to write.")
   }
   if (is_path(object)) {
     fail("`object` must be cells, not a path.")
@@ -38,20 +38,21 @@ scdiff_write <- function(object, path, force = FALSE, assay = NULL, obs = NULL) 
 
 #' Filter cells and genes, normalise, choose genes
 #'
-#' [scdiff_train()] does this with the defaults where it is given raw counts; here
-#' every step has its option and is told of.
+#' [scdiff_train()] does this with the defaults if it is given raw counts. Here,
+#' every step has its options, and its effect is reported.
 #'
 #' @param data Cells with raw counts, see [scdiff_train()].
 #' @param label Columns that must be usable as labels.
-#' @param n_top_genes,hvg_flavor,genes,batch_key Which genes are highly variable:
-#'   how many, by what method (`"seurat_v3"`, `"seurat"`, `"cell_ranger"`, `"cv"`,
-#'   `"all"`), or a list of names; ranked within the column `batch_key`.
+#' @param n_top_genes,hvg_flavor,genes,batch_key Selection of highly variable genes:
+#'   their number and the method (`"seurat_v3"`, `"seurat"`, `"cell_ranger"`, `"cv"`,
+#'   `"all"`), or their names; with `batch_key`, genes are ranked within each group
+#'   of that column and the ranks merged.
 #' @param min_counts,max_counts,min_genes,max_genes,max_mito,mito_prefix Filters of
 #'   cells.
-#' @param min_cells Genes in fewer cells are left out.
+#' @param min_cells Genes detected in fewer cells are left out.
 #' @param target_sum Counts per cell after normalisation.
 #' @param output Write to this file (h5ad or loom) instead of returning cells.
-#' @param as What is returned; default the kind of `data`.
+#' @param as Kind of the result; by default the kind of `data`.
 #' @inheritParams scdiff_train
 #' @return Cells with raw counts, log-normalised values, and `highly_variable`, a
 #'   column of their genes.
@@ -65,7 +66,7 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
                               target_sum = NULL, output = NULL, as = NULL, force = FALSE, assay = NULL, obs = NULL) {
   as <- chosen_kind(as, if (!is.null(output) || is_path(data)) "path" else kind_of(data))
   if (as == "path" && is.null(output)) {
-    fail("`output` is needed: the file that prepared cells are written to, or `as` to have them returned.")
+    fail("`output` is needed: give a file for the prepared cells, or give `as` to return them.")
   }
   check_columns(data, c(label, batch_key), obs)
   options <- list(
@@ -86,7 +87,7 @@ scdiff_preprocess <- function(data, label = NULL, n_top_genes = NULL, hvg_flavor
   unpack_cells(made, as, if (as == kind_of(data)) assay %||% active_assay(data), obs = before[setdiff(names(before), "total_counts")])
 }
 
-#' What a run or a file is
+#' Describe a run or a file
 #'
 #' @param path A run, its folder, a file of cells, or a folder of runs or files.
 #' @return A list, which prints as `scdiff info` does.

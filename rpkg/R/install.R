@@ -1,14 +1,14 @@
 #' Install what scdiffkit needs in Python
 #'
-#' Makes a Python environment called `r-scdiffkit` and installs the Python package
-#' into it; [scdiff_train()] and the others find it there. Where `RETICULATE_PYTHON`
-#' names a Python, that one is used instead and nothing has to be installed by this
-#' function.
+#' Creates a Python environment called `r-scdiffkit` and installs the Python package
+#' into it; [scdiff_train()] and the other functions find it there. If
+#' `RETICULATE_PYTHON` names a Python, that Python is used instead, and this
+#' function is not needed.
 #'
-#' @param source What pip installs: the package's name, or a folder or address of
-#'   its source.
-#' @param python The Python (3.11 or newer) that the environment is made with;
-#'   default the newest that is found.
+#' @param source The package that pip installs: its name, or the folder or URL of its
+#'   source.
+#' @param python The Python (3.11 or newer) that the environment is created with;
+#'   by default the newest that is found.
 #' @param force Replace the environment.
 #' @return The path of the environment's Python, invisibly.
 #' @examples
@@ -19,12 +19,12 @@
 scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
   if (nzchar(Sys.getenv("RETICULATE_PYTHON"))) {
     warning(
-      "RETICULATE_PYTHON is set (", Sys.getenv("RETICULATE_PYTHON"), "), and R will use that one: unset it to use what is installed here.",
+      "RETICULATE_PYTHON is set (", Sys.getenv("RETICULATE_PYTHON"), "), so R will use that Python: unset it to use the environment that is installed here.",
       call. = FALSE
     )
   }
   if (!is.null(environment_python()) && !flag(force, "force")) {
-    message("There already: ", environment_python(), ". scdiff_install(force = TRUE) replaces it.")
+    message("The environment already exists: ", environment_python(), ". scdiff_install(force = TRUE) replaces it.")
     return(invisible(environment_python()))
   }
   python <- python %||% newest_python()
@@ -38,10 +38,10 @@ scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
   if (dir.exists(root)) {
     unlink(root, recursive = TRUE)
   }
-  run_or_fail(python, c("-m", "venv", shQuote(root)), "The environment could not be made")
+  run_or_fail(python, c("-m", "venv", shQuote(root)), "The environment could not be created")
   made <- environment_python()
   tryCatch(
-    run_or_fail(made, c("-m", "pip", "install", shQuote(source)), "Installing failed"),
+    run_or_fail(made, c("-m", "pip", "install", shQuote(source)), "The installation failed"),
     error = function(e) {
       unlink(root, recursive = TRUE) # else it would be taken for one that is ready
       stop(e)
@@ -54,7 +54,7 @@ scdiff_install <- function(source = "scdiffkit", python = NULL, force = FALSE) {
 run_or_fail <- function(command, arguments, what) {
   status <- outside_r(system2(command, arguments))
   if (status != 0) {
-    fail(sprintf("%s: %s %s ended with status %d; the lines above say why.", what, command, paste(arguments, collapse = " "), status), "python")
+    fail(sprintf("%s: %s %s ended with status %d; the lines above show why.", what, command, paste(arguments, collapse = " "), status), "python")
   }
 }
 
@@ -85,11 +85,11 @@ newest_python <- function() {
   NULL
 }
 
-#' Which Python, which versions, GPU or not, and what is missing
+#' Show which Python and versions are used, and what is missing
 #'
 #' @param quiet Do not print.
 #' @return A list, invisibly: `ready`, `python` (version and path), versions, `gpu`,
-#'   and `missing`, with the command that mends it.
+#'   and `missing`, with the command that installs it.
 #' @examples
 #' scdiff_status()
 #' @export

@@ -34,7 +34,7 @@ load_half <- function() {
   version <- reticulate::py_config()$version
   if (utils::compareVersion(as.character(version), "3.11") < 0) {
     fail(sprintf(
-      "R uses Python %s (%s), and scdiffkit needs 3.11 or newer. %s",
+      "R uses Python %s (%s), but scdiffkit needs 3.11 or newer. %s",
       version, reticulate::py_config()$python, remedy()
     ), "python")
   }
@@ -42,7 +42,7 @@ load_half <- function() {
   for (module in c("scdiffkit", "torch")) {
     if (is.null(reticulate::py_to_r(find(module)))) {
       fail(sprintf(
-        "The Python that R uses (%s) lacks %s. %s Or install it there: %s -m pip install %s",
+        "The Python that R uses (%s) lacks %s. %s Or install it into that Python: %s -m pip install %s",
         reticulate::py_config()$python, module, remedy(), reticulate::py_config()$python, module
       ), "python")
     }
@@ -58,7 +58,7 @@ remedy <- function() {
   named <- Sys.getenv("RETICULATE_PYTHON")
   if (nzchar(named)) {
     sprintf(
-      "RETICULATE_PYTHON names it (%s): unset that (Sys.unsetenv(\"RETICULATE_PYTHON\"); also where it is set, such as .Renviron), restart R and run scdiff_install().",
+      "RETICULATE_PYTHON names this Python (%s): unset the variable (Sys.unsetenv(\"RETICULATE_PYTHON\"), and in the file that sets it, such as .Renviron), restart R and run scdiff_install().",
       named
     )
   } else {

@@ -1,14 +1,13 @@
 #' A trained run
 #'
-#' What [scdiff_train()] returns: the folder of a run and nothing else, so that
-#' it can be saved with [saveRDS()] and used in another session, as long as the
-#' folder is there.
+#' A run, as returned by [scdiff_train()], is only the path of its folder. It can be
+#' saved with [saveRDS()] and used in another session as long as the folder exists.
 #'
 #' @param path The folder of a run; by default the latest one in `scdiff-runs/`.
 #' @param x,object A run.
-#' @param ... Of `plot()`: passed on to [graphics::matplot()].
-#' @return `scdiff_run()`: an object of class `scdiff_run`. `summary()`: a list
-#'   of what [scdiff_info()] tells. `plot()`: the losses, a data frame, invisibly.
+#' @param ... For `plot()`: passed on to [graphics::matplot()].
+#' @return `scdiff_run()`: an object of class `scdiff_run`. `summary()`: the list
+#'   that [scdiff_info()] returns. `plot()`: the losses as a data frame, invisibly.
 #' @examples
 #' run <- scdiff_run(tempdir())
 #' run
@@ -54,10 +53,10 @@ losses_of <- function(run) {
 #' The runs in a folder
 #'
 #' @param folder The folder that holds the runs.
-#' @return A data frame with a row for each run, newest first: how far its
-#'   training came (`state`, `steps` of `planned`), what it was trained on, the
-#'   best held-out loss, and verdict and random-forest AUC of the latest
-#'   [scdiff_evaluate()] of the run.
+#' @return A data frame with a row for each run, newest first: the progress of its
+#'   training (`state`, `steps` of `planned`), its training data, the best held-out
+#'   loss, and the verdict and random-forest AUC of the latest [scdiff_evaluate()]
+#'   of the run.
 #' @examplesIf scdiff_status(quiet = TRUE)$ready
 #' folder <- tempfile()
 #' run <- scdiff_train(blood, label = "cell_type", max_steps = 20, out = file.path(folder, "run"))

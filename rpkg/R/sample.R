@@ -1,31 +1,35 @@
 #' Draw new cells from a trained run
 #'
-#' @param run A run or its folder; default the latest.
-#' @param n Number of cells; default 1000, or as many as `like` has.
-#' @param where Which cells: a list such as `list(cell_type = "B", condition =
-#'   c("stim", "ctrl"))`, also in combinations that were never seen.
+#' @param run A run or its folder; the latest run by default.
+#' @param n Number of cells; by default 1000, or as many as in `like`.
+#' @param where Draw only cells with these values: a list such as
+#'   `list(cell_type = "B", condition = c("stim", "ctrl"))`. Combinations that no
+#'   training cell had are extrapolated.
 #' @param like Cells whose composition and library sizes are copied.
 #' @param sampler `"ddim"` (default), `"dpm++"` (DPM-Solver++, second order) or
-#'   `"ddpm"`, which visits every step of training.
+#'   `"ddpm"`, which uses all steps of training.
 #' @param steps Number of steps of `"ddim"` (50) or `"dpm++"` (20).
-#' @param ddim,ddpm In short: `ddim = 20` is `sampler = "ddim", steps = 20`, and
+#' @param ddim,ddpm Short forms: `ddim = 20` is `sampler = "ddim", steps = 20`, and
 #'   `ddpm = TRUE` is `sampler = "ddpm"`.
-#' @param speedup,eta How cells are drawn, as on the command line.
-#' @param cfg_scale Classifier-free guidance, 1 is none: one number, or a named
-#'   list by condition.
+#' @param speedup,eta Use T / `speedup` steps, as in the scRDiT paper; noise of
+#'   `"ddim"` (0 for none, 1 for that of `"ddpm"`).
+#' @param cfg_scale Scale of classifier-free guidance (1 is none): one number, or a
+#'   named list with a number for each condition.
 #' @param library_size Counts per cell: `"like"` (default), `"median"` or a number.
-#' @param seed Same seed, same cells.
-#' @param batch_size,device,precision Where and how to compute.
+#' @param seed Random seed; the same seed gives the same cells.
+#' @param batch_size,device,precision Cells per batch, device to compute on, and
+#'   floating-point precision.
 #' @param devices Number of GPUs, or of processes on the CPU, that share the work
 #'   (1); the cells do not depend on it.
-#' @param as What is returned: `"Seurat"`, `"SingleCellExperiment"`, `"list"` or
-#'   `"path"`; default what the run was trained on, a list where that was not in R.
-#' @param output The file to be written, where a path is returned
-#'   (`"cells.h5ad"`; also `.loom` or a 10x folder).
+#' @param as Kind of the result: `"Seurat"`, `"SingleCellExperiment"`, `"list"` or
+#'   `"path"`; by default the kind that the run was trained on in R, or else a list.
+#' @param output The file to write if `as` is `"path"` (`"cells.h5ad"`; also `.loom`
+#'   or a 10x folder).
 #' @param force Replace `output`.
-#' @param assay The assay of `like` with the raw counts; default the one trained on.
+#' @param assay The assay of `like` with the raw counts; by default the assay that
+#'   the run was trained on.
 #' @return Cells with raw counts and log-normalised values of all genes, and the
-#'   conditions as factors; of a Seurat object the identities are the labels.
+#'   conditions as factors. The identities of a Seurat object are set to the label.
 #' @inherit scdiff_train examples
 #' @export
 scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, sampler = NULL, steps = NULL, ddim = NULL,
@@ -36,7 +40,7 @@ scdiff_sample <- function(run = NULL, n = NULL, where = NULL, like = NULL, sampl
   about <- origin_of(path)
   as <- chosen_kind(as, if (!is.null(output)) "path" else about$as %||% "list")
   if (as != "path" && !is.null(output)) {
-    fail("`output` is written where `as` is \"path\": leave one of them out.")
+    fail("`output` is only written if `as` is \"path\": leave one of them out.")
   }
   where <- if (!is.null(where)) as.list(where)
   if (!is.null(where) && (is.null(names(where)) || !all(nzchar(names(where))))) {

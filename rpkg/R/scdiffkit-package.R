@@ -2,10 +2,10 @@
 #'
 #' Train on a Seurat object, a SingleCellExperiment, a sparse matrix or a file
 #' ([scdiff_train()]), draw new labelled cells of the same kind
-#' ([scdiff_sample()]), and ask whether they can be trusted
-#' ([scdiff_evaluate()]); or add cells to rare types in one call
-#' ([scdiff_augment()]). [scdiff_install()] prepares Python once,
-#' [scdiff_status()] tells what is there.
+#' ([scdiff_sample()]), and evaluate whether they can be trusted
+#' ([scdiff_evaluate()]), or add cells to rare types in one call
+#' ([scdiff_augment()]). [scdiff_install()] installs the Python package once, and
+#' [scdiff_status()] shows what is installed.
 #'
 #' @keywords internal
 #' @importFrom methods as is new slot slot<- slotNames

@@ -1,16 +1,17 @@
 #' Train a model on your cells
 #'
-#' Learns from raw counts, conditioned on the cell types and on whatever else is
-#' named. Minutes on a laptop for a few thousand cells. R's interrupt saves what
-#' was learnt; `resume = TRUE` continues.
+#' Trains a diffusion model on raw counts, conditioned on the cell types and on
+#' further columns. For a few thousand cells, this takes minutes on a laptop. An
+#' interrupt in R saves the run, and `resume = TRUE` continues it.
 #'
 #' @param data A Seurat object, a SingleCellExperiment, a matrix of raw counts
 #'   (genes x cells; with `obs`), a list of `counts` and `obs`, or a path (h5ad,
 #'   loom, 10x folder, 10x h5).
-#' @param label Column of the cells with their types; of a Seurat object also
+#' @param label Column of the cells with the cell types; for a Seurat object also
 #'   `"ident"`, its identities.
 #' @param condition Further columns to condition on, such as donor or treatment.
-#' @param arch `"dit"`, `"whitebox"` or `"unet"`; default the preset's first.
+#' @param arch Architecture: `"dit"`, `"whitebox"` or `"unet"`; by default the first
+#'   of the preset.
 #' @param preset `"small"` (default), `"base"`, `"large"`, `"scrdit"` or
 #'   `"whitebox-dit"`.
 #' @param config A YAML file of settings, such as a run's `config.yaml`.
@@ -19,25 +20,26 @@
 #'   Settings of the model.
 #' @param set A named list of any other setting, such as
 #'   `list(model.ista_lambda = 0.2)`.
-#' @param max_steps,max_epochs,max_time How long: training steps, passes over the
-#'   cells, or seconds (`"10m"`, `"2h"`).
+#' @param max_steps,max_epochs,max_time Length of the training in steps, in epochs,
+#'   or in seconds (also `"10m"` or `"2h"`).
 #' @param batch_size,lr,val_fraction,seed Settings of the training.
-#' @param holdout Share of the cells left out of everything, for
-#'   [scdiff_evaluate()] to judge by; default none.
-#' @param holdout_by Column of which whole groups, such as donors, are left out
+#' @param holdout Fraction of the cells that is left out of everything, for
+#'   [scdiff_evaluate()]; by default none.
+#' @param holdout_by Column whose groups, such as donors, are left out as a whole
 #'   instead.
-#' @param resume Continue the run in `out`, default the latest; `data` may
+#' @param resume Continue the run in `out`, by default the latest run; `data` may
 #'   then be left out if the run was trained on files.
-#' @param out Folder of the run; default a new one in `scdiff-runs/`.
-#' @param device,precision Where and how to compute; default what is best here.
-#' @param devices Processes that share every batch, one a GPU or core.
-#' @param memory Where the cells of files (h5ad, zarr) are kept: `"ram"`, `"disk"`,
-#'   or `"auto"`, which leaves them in their files if free memory does not hold
-#'   them; an amount such as `"8G"` sets the limit.
+#' @param out Folder of the run; by default a new one in `scdiff-runs/`.
+#' @param device,precision Device to compute on, and floating-point precision;
+#'   chosen automatically by default.
+#' @param devices Number of processes that share every batch, one per GPU or core.
+#' @param memory Where the cells of files (h5ad, zarr) are kept: in memory (`"ram"`),
+#'   in their files (`"disk"`), or in their files only if they do not fit into free
+#'   memory (`"auto"`) or into an amount such as `"8G"`.
 #' @param backed,max_memory Deprecated; use `memory`.
 #' @param force Replace the run in `out`.
-#' @param assay The assay with the raw counts; default a Seurat object's active
-#'   one, a SingleCellExperiment's `"counts"`.
+#' @param assay The assay with the raw counts; by default the active assay of a
+#'   Seurat object, or `"counts"` of a SingleCellExperiment.
 #' @param obs A data frame of the cells, for a matrix.
 #' @return A run, see [scdiff_run()].
 #' @examplesIf scdiff_status(quiet = TRUE)$ready

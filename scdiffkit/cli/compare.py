@@ -73,7 +73,7 @@ def compare(
             ]
             table.add_row(first.metric, f"{first.real_reference:.4g}", *values)
     Console(soft_wrap=True).print(table)
-    result("* nearest to real cells")
+    result("* closest to real cells")
     for place, row in enumerate(comparison.ranking().itertuples(), 1):
         result(f"{place}. {row.name}: {row.verdict}, {row.distance:.0%} of the way from real cells to bad models")
     result(f"report: {output / COMPARISON_PAGE}")

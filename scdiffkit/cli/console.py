@@ -32,8 +32,8 @@ def choices(*values: str) -> dict[str, Any]:
 Memory = Annotated[
     str,
     typer.Option(
-        help="Where the cells of files (h5ad, zarr) are kept; auto leaves them on disk if free memory, or the amount "
-        "given, does not hold them.",
+        help="Where the cells of files (h5ad, zarr) are kept: on disk, in memory (ram), or on disk only if they "
+        "do not fit into free memory (auto) or into an amount such as 8G.",
         rich_help_panel=INPUT,
         **choices("auto", "disk", "ram", "8G"),
     ),
@@ -160,7 +160,7 @@ def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
         try:
             values[key.strip()] = _number_or(yaml.safe_load(value))
         except yaml.YAMLError as e:
-            raise ConfigError(f"{option} {pair!r}: {value!r} is not a value YAML knows.") from e
+            raise ConfigError(f"{option} {pair!r}: {value!r} is not valid YAML.") from e
     return values
 
 
@@ -184,7 +184,7 @@ def parse_cfg_scale(values: list[str] | None) -> float | dict[str, float] | None
         if scale is None or (equals and not column):
             raise ConfigError(f"--cfg-scale takes a number or COLUMN=NUMBER, not {value!r}.")
         if column in scales:
-            raise ConfigError(f"--cfg-scale {value} comes after {column + equals}{scales[column]:g}: give one of them.")
+            raise ConfigError(f"--cfg-scale {value} contradicts {column + equals}{scales[column]:g}: give one of them.")
         scales[column] = scale
     if "" in scales and len(scales) > 1:
         raise ConfigError("Give --cfg-scale one number for all conditions together, or COLUMN=NUMBER, not both.")

@@ -42,7 +42,7 @@ def demo(
     log.info("\n$ scdiff evaluate --run %s %s --fast -o %s", run, cells, report)
     evaluate(cells, run=run, fast=True, output=report, force=force)
     log.info(
-        "\nThe demo took %s. Now your own cells (h5ad, loom, 10x folder or 10x h5; raw counts):",
+        "\nThe demo took %s. Continue with your own cells (raw counts as h5ad, loom, 10x folder or 10x h5):",
         seconds(time.monotonic() - started),
     )
     result(f"cells: {cells}")

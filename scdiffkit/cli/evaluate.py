@@ -46,12 +46,14 @@ Condition = Annotated[
     ),
 ]
 Resamples = Annotated[
-    int, typer.Option(help="Number of resamples, from which prediction intervals follow.", rich_help_panel=SCORES)
+    int, typer.Option(help="Number of resamples, from which prediction intervals are computed.", rich_help_panel=SCORES)
 ]
 Fast = Annotated[
     bool,
     typer.Option(
-        "--fast", help="One resample of at most 400 cells per group, no UMAP: half a minute.", rich_help_panel=SCORES
+        "--fast",
+        help="Use one resample of at most 400 cells per group, and no UMAP; takes half a minute.",
+        rich_help_panel=SCORES,
     ),
 ]
 Metrics = Annotated[
@@ -93,12 +95,15 @@ def evaluate(
     donor: Annotated[
         str | None,
         typer.Option(
-            help="obs column with the donors: detects cells of single donors among SYNTHETIC.", rich_help_panel=DATA
+            help="obs column with the donors, to detect cells of single donors among SYNTHETIC.", rich_help_panel=DATA
         ),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="obs column with the batches: are they as far apart as in real data?", rich_help_panel=DATA),
+        typer.Option(
+            help="obs column with the batches, to check whether they differ as much as in real data.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     metrics: Metrics = "full",
     protocol: Annotated[
@@ -120,8 +125,8 @@ def evaluate(
     fail_below: Annotated[
         FailBelow | None,
         typer.Option(
-            help="For pipelines: exit with code 3 unless the verdict is good (indistinguishable or close), or fair "
-            "(usable in part as well). Too few cells to tell is neither.",
+            help="For pipelines: exit with code 3 unless the verdict is good (indistinguishable or close), or "
+            "fair (usable in part as well). The verdict of too few cells is neither.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -130,7 +135,7 @@ def evaluate(
 ) -> None:
     """Evaluate synthetic cells: print a verdict and scores beside those of real cells and bad models; save a report."""
     if run is not None and synthetic is not None:
-        raise typer.BadParameter("--run takes the real cells from the run: give the synthetic ones alone, or none.")
+        raise typer.BadParameter("--run takes the real cells from the run: give only the synthetic ones, or none.")
     if run is None and (real is None or synthetic is None):
         raise typer.BadParameter("give REAL and SYNTHETIC, or --run RUN [SYNTHETIC].")
     if run is not None:
@@ -174,7 +179,7 @@ def print_scores(evaluation: Evaluation) -> None:
     table.add_column("", no_wrap=True)
     for column in ("synthetic", "real cells", "bad model"):
         table.add_column(column, justify="right")
-    table.add_column("where it lies", no_wrap=True)
+    table.add_column("position", no_wrap=True)
     shown = [(score.metric, score) for score in evaluation.scores if score.metric in HEADLINES]
     worst = evaluation.worst_type_auc()
     if worst is not None:

@@ -117,10 +117,12 @@ def preprocess(
         batch_key=batch_key, target_sum=target_sum, join=join,
     )  # fmt: skip
     if output.suffix not in (".h5ad", ".loom"):
-        raise ConfigError(f"{output}: prepared cells fit into .h5ad and .loom only; 10x formats hold counts alone.")
+        raise ConfigError(
+            f"{output}: prepared cells can only be written as .h5ad or .loom, because 10x formats hold only counts."
+        )
     check_output(output, force=force)
     _, cells = open_cells(input, memory)
     prepared = prepare(cells, config, label=label)
     prepared.write(output, force=force)
     chosen = int(prepared.var["highly_variable"].sum())
-    result(f"{output}: {len(prepared.obs)} cells x {len(prepared.var)} genes, {chosen} to train on")
+    result(f"{output}: {len(prepared.obs)} cells x {len(prepared.var)} genes, {chosen} of them selected")

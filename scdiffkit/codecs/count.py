@@ -93,7 +93,7 @@ class CountCodec:
     def dim(self) -> int:
         """D, the length of the diffused vector."""
         if self.latent_dim is None:
-            raise RuntimeError("the codec is fitted first")
+            raise RuntimeError("fit the codec first")
         return self.latent_dim + 1
 
     @property
@@ -123,8 +123,9 @@ class CountCodec:
         c = self.config
         if len(rows) < FEWEST_CELLS or self.num_genes < FEWEST_GENES:
             raise DataError(
-                f"{len(rows)} training cells x {self.num_genes} genes: the count codec needs at least {FEWEST_CELLS} "
-                f"cells and {FEWEST_GENES} genes. Give more cells, hold fewer out (--val-fraction), or filter less."
+                f"{len(rows)} training cells x {self.num_genes} genes: the count codec needs at least "
+                f"{FEWEST_CELLS} cells and {FEWEST_GENES} genes. Give more cells, hold out fewer (--val-fraction), "
+                "or filter less."
             )
         sampled, folds = np.arange(len(rows)), self.folds(len(rows))
         if len(rows) > c.max_pca_cells:
@@ -323,7 +324,7 @@ class CountCodec:
 
     def _net(self) -> Autoencoder:
         if self.net is None:
-            raise RuntimeError("the codec is fitted first")
+            raise RuntimeError("fit the codec first")
         return self.net
 
 

@@ -96,7 +96,7 @@ class AutoencoderFit:
         shuffled.close()
         if best:
             net.load_state_dict(best[2])
-            log.info("count codec: lowest held-out loss %.1f nats a cell at step %d of %d", best[0], best[1], step)
+            log.info("count codec: lowest held-out loss %.1f nats per cell at step %d of %d", best[0], best[1], step)
 
     def tails(self) -> None:
         """Fit dispersions and tails while all other parameters are frozen. Only abundant genes have tails."""

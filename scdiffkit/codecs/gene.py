@@ -17,7 +17,7 @@ from scdiffkit.codecs.source import CellSource, batches
 from scdiffkit.config import GeneCodecConfig
 from scdiffkit.errors import ConfigError, DataError
 
-NO_LIBRARY_SIZE = "The gene codec reads each cell's library size off its own values: ask for none."
+NO_LIBRARY_SIZE = "The gene codec derives each cell's library size from its values: do not give one."
 MAX_CELLS_TO_ORDER = 20_000
 MAX_GENES_TO_ORDER = 10_000  # ordering by correlation needs a genes x genes matrix
 
@@ -239,7 +239,7 @@ def _coexpressed_neighbours(log_values: Tensor) -> Tensor:
 
     if log_values.shape[1] > MAX_GENES_TO_ORDER:
         raise ConfigError(
-            f"codec.gene_order 'correlation' holds a genes x genes matrix and is limited to {MAX_GENES_TO_ORDER} "
+            f"codec.gene_order 'correlation' needs a genes x genes matrix and is limited to {MAX_GENES_TO_ORDER} "
             f"genes; there are {log_values.shape[1]}. Use codec.gene_order=data or a smaller --n-top-genes."
         )
     x = log_values.float()

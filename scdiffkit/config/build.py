@@ -71,8 +71,8 @@ def build_run_config(
         for key in GENE_SELECTION & overrides.keys():
             option = "--" + key.removeprefix("preprocess.").replace("_", "-")
             raise ConfigError(
-                f"{option} ({key}) is read only with --codec gene: the {codec} codec models every gene that preparing "
-                "the data kept. Leave it out, or give --codec gene."
+                f"{option} ({key}) is read only with --codec gene: the {codec} codec models every gene that passes "
+                "the filters. Leave it out, or give --codec gene."
             )
     values = per_codec[codec]
     per_arch: dict[str, Any] = values.pop("model")

@@ -28,15 +28,21 @@ class PreprocessConfig(_Config):
     max_counts: int | None = Field(None, ge=1, description="cells with more counts are dropped")
     min_genes: int = Field(1, ge=0, description="cells with fewer detected genes are dropped")
     max_genes: int | None = Field(None, ge=1, description="cells with more detected genes are dropped")
-    max_mito: float | None = Field(None, ge=0, le=1, description="cells with a larger mitochondrial share go")
-    mito_prefix: str = Field("MT-", min_length=1, description="mitochondrial genes start so (any case)")
+    max_mito: float | None = Field(
+        None, ge=0, le=1, description="cells with a larger fraction of mitochondrial counts are dropped"
+    )
+    mito_prefix: str = Field("MT-", min_length=1, description="prefix of mitochondrial genes, in upper or lower case")
     min_cells: int = Field(3, ge=0, description="genes detected in fewer cells are dropped")
     hvg_flavor: HvgFlavor = Field("seurat_v3", description="how the highly variable genes are chosen")
     n_top_genes: int = Field(2000, ge=1, description="number of highly variable genes")
     genes: tuple[str, ...] | None = Field(None, description="the genes to use, with hvg_flavor 'list'")
-    batch_key: str | None = Field(None, description="obs column within which genes are ranked, then merged")
+    batch_key: str | None = Field(
+        None, description="obs column with batches; genes are ranked within each and the ranks merged"
+    )
     target_sum: float = Field(1e4, gt=0, description="counts per cell after normalisation")
-    join: Literal["inner", "outer"] = Field("inner", description="genes of several files: those in all, or in any")
+    join: Literal["inner", "outer"] = Field(
+        "inner", description="genes of several files: 'inner' for the intersection, 'outer' for the union"
+    )
 
     @model_validator(mode="after")
     def _genes_belong_to_list(self) -> PreprocessConfig:
@@ -51,7 +57,7 @@ class _TransformerConfig(_Config):
     depth: int = Field(3, ge=1, description="number of blocks")
     num_heads: int = Field(8, ge=1, description="heads")
     patch_embedding: Literal["shared", "per-patch"] = Field(
-        "shared", description="one linear map for all patches (the papers), or one for each"
+        "shared", description="'shared': one linear map for all patches (the papers); 'per-patch': one for each"
     )
 
     def layer_size(self, dim: int) -> int:
@@ -71,15 +77,15 @@ class DiTConfig(_TransformerConfig):
     """Settings of the diffusion transformer with adaLN-Zero blocks (scRDiT)."""
 
     arch: Literal["dit"] = "dit"
-    mlp_ratio: float = Field(4.0, gt=0, description="width of the MLP over hidden_size")
+    mlp_ratio: float = Field(4.0, gt=0, description="width of the MLP, relative to hidden_size")
 
 
 class WhiteBoxConfig(_TransformerConfig):
     """Settings of the white-box diffusion transformer, with MSSA for attention and ISTA for the MLP (CRATE)."""
 
     arch: Literal["whitebox"] = "whitebox"
-    attention: Literal["mssa", "mhsa"] = Field("mssa", description="'mhsa' puts DiT's attention back")
-    feed_forward: Literal["ista", "mlp"] = Field("ista", description="'mlp' puts DiT's MLP back")
+    attention: Literal["mssa", "mhsa"] = Field("mssa", description="'mssa', or 'mhsa' for the attention of DiT")
+    feed_forward: Literal["ista", "mlp"] = Field("ista", description="'ista', or 'mlp' for the MLP of DiT")
     ista_residual: Literal["gated", "crate"] | None = Field(
         None, description="'gated': x + gate * ISTA(x), the paper's; 'crate': ISTA(x), CRATE's own"
     )
@@ -110,7 +116,7 @@ class UNetConfig(_Config):
     channels: int = Field(64, ge=8, description="channels of the first level, a multiple of 8")
     channel_mults: tuple[int, ...] = Field((1, 2, 4), min_length=1, description="channels per level")
     num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
-    kernel_size: int = Field(3, ge=1, description="width of a convolution, odd")
+    kernel_size: int = Field(3, ge=1, description="width of a convolution, an odd number")
     num_heads: int = Field(4, ge=1, description="heads of the attention at the lowest level")
 
     def layer_size(self, dim: int) -> int:
@@ -136,8 +142,8 @@ class DiffusionConfig(_Config):
     prediction_type: PredictionType = Field("v", description="what the network predicts, and the unit of the loss")
     output: Literal["direct", "spike-slab"] = Field(
         "direct",
-        description="'direct': the network's output is the prediction (the papers); 'spike-slab': it shifts each "
-        "gene's odds and level of being detected, from which Bayes' rule gives x0 at once",
+        description="'direct': the network's output is the prediction (the papers); 'spike-slab': the output shifts "
+        "each gene's odds of being detected and its level where it is detected, and Bayes' rule gives x0 from these",
     )
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weighting; None: plain MSE")
 
@@ -169,31 +175,46 @@ class TrainConfig(_Config):
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; None: no clipping")
-    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="None: no moving average of the weights")
-    condition_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a condition is hidden")
-    val_fraction: float = Field(0.1, ge=0, le=0.5, description="share of cells that training is watched with; 0: none")
-    holdout: float = Field(0.0, ge=0, lt=1, description="share of cells left out of everything, to evaluate with")
-    holdout_by: str | None = Field(None, description="obs column of which whole groups are left out (donors)")
+    grad_clip: float | None = Field(1.0, gt=0, description="maximum gradient norm; None: no clipping")
+    ema_decay: float | None = Field(
+        0.999, gt=0, lt=1, description="decay of the moving average of the weights; None: no average"
+    )
+    condition_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a condition is hidden in training")
+    val_fraction: float = Field(
+        0.1, ge=0, le=0.5, description="fraction of the cells used for validation; 0: no validation"
+    )
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the cells that is left out of everything, for evaluation"
+    )
+    holdout_by: str | None = Field(None, description="obs column whose groups are left out as a whole, e.g. donors")
     val_every_steps: int = Field(250, ge=1)
     patience: int | None = Field(
         None,
         ge=1,
-        description="validations without a lower held-out loss after which training stops; None, or no cells held out: "
-        "never",
+        description="number of validations without a lower held-out loss after which training stops; None, or without "
+        "validation cells: never",
     )
-    checkpoint_every_steps: int | None = Field(None, ge=1, description="checkpoints at set steps, too")
+    checkpoint_every_steps: int | None = Field(
+        None, ge=1, description="number of steps after which a checkpoint is saved as well"
+    )
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
-    keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, save the best")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="number of newest checkpoints to keep; older ones are removed, except the best"
+    )
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     compile: bool | None = Field(
         None,
-        description="torch.compile the network: shorter steps after up to a minute of compiling, for long trainings; "
-        "needs a C++ compiler, and on a GPU Triton; None: transformers on one GPU that has both, from 10,000 steps on",
+        description="compile the network (torch.compile): up to a minute of compilation makes steps shorter, which "
+        "pays off in long trainings; needs a C++ compiler and, on a GPU, Triton; None: transformers on one GPU are "
+        "compiled from 10,000 steps on, if both are installed",
     )
-    devices: int = Field(1, ge=1, description="processes on this machine, one a device; they share every batch")
-    num_nodes: int = Field(1, ge=1, description="machines, each with `devices` devices (torchrun or srun starts them)")
+    devices: int = Field(
+        1, ge=1, description="number of processes on this machine, one per device, that share every batch"
+    )
+    num_nodes: int = Field(
+        1, ge=1, description="number of machines, each with `devices` devices (start them with torchrun or srun)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -215,7 +236,7 @@ def _guidance_scale(value: Any) -> float:
     except (TypeError, ValueError):
         scale = float("nan")
     if not 0 <= scale < float("inf"):
-        raise ValueError(f"a guidance scale is a finite number, at least 0 (1: none), not {value!r}")
+        raise ValueError(f"a guidance scale must be a finite number of at least 0 (1: no guidance), not {value!r}")
     return scale
 
 
@@ -223,21 +244,29 @@ class SampleConfig(_Config):
     """Settings of sampling from a run."""
 
     sampler: Sampler = Field("ddim", description="'dpm++': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
-    steps: int | None = Field(None, ge=1, description="network calls per cell of ddim and dpm++")
-    speedup: int | None = Field(None, ge=1, description="T over the number of steps, as in the scRDiT paper")
+    steps: int | None = Field(
+        None, ge=1, description="number of steps of ddim and dpm++, with one network call per cell each"
+    )
+    speedup: int | None = Field(None, ge=1, description="T divided by the number of steps, as in the scRDiT paper")
     eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
     cfg_scale: float | dict[str, float] = Field(
-        1.0, description="1: no guidance; for all conditions together, or condition column -> scale (1 if not named)"
+        1.0,
+        description="scale of classifier-free guidance (1: no guidance): one number for all conditions together, or "
+        "condition column -> scale (1 if not named)",
     )
     library_size: Literal["like", "median"] | int = Field(
         "like",
-        description="counts per cell: 'like' the training cells, or the cells whose composition is copied; 'median': "
-        "the training cells' median; or a number",
+        description="counts per cell: 'like', as in the training cells or the cells whose composition is copied; "
+        "'median', the median of the training cells; or a number",
     )
     seed: int = Field(0, ge=0)
-    batch_size: int | None = Field(None, ge=1, description="cells at once; None: by the model's size")
+    batch_size: int | None = Field(None, ge=1, description="cells per batch; None: by the model's size")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    devices: int = Field(1, ge=1, description="processes: GPUs, or shares of the CPU; the cells do not depend on it")
+    devices: int = Field(
+        1,
+        ge=1,
+        description="number of GPUs, or of processes on the CPU, that share the work; the cells do not depend on it",
+    )
     precision: Literal["auto", "32", "bf16"] = "auto"
 
     @field_validator("sampler", mode="before")
@@ -263,7 +292,7 @@ class SampleConfig(_Config):
             counts = 0.0
         if not (counts.is_integer() and 1 <= counts <= MAX_LIBRARY_SIZE):
             raise ValueError(
-                f"--library-size is like, median, or a whole number from 1 up to {MAX_LIBRARY_SIZE}, not {value!r}"
+                f"--library-size must be like, median, or a whole number from 1 to {MAX_LIBRARY_SIZE}, not {value!r}"
             )
         return int(counts)
 

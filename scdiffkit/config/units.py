@@ -30,7 +30,5 @@ def parse_bytes(text: str | float | None) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ConfigError(
-            f"--memory {text!r} is neither auto, disk or ram nor an amount of memory, such as 8G or 2500M."
-        )
+        raise ConfigError(f"--memory {text!r} is not auto, disk, ram or an amount of memory, such as 8G or 2500M.")
     return value

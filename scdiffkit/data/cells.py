@@ -59,7 +59,10 @@ class TrainingCells:
                 )
             raise DataError(f"{n} cells have no counts at all: drop them (--min-counts 1 does).")
         if not np.allclose(library_size, stored, rtol=1e-6):
-            log.info("Library sizes are over the %d genes of the data: others were left out", len(prepared.var))
+            log.info(
+                "Library sizes are sums over the %d genes of the data; genes left out earlier are not counted",
+                len(prepared.var),
+            )
         if not on_disk(counts):
             counts = counts[0 : counts.shape[0]]
         return cls(counts, library_size, conditions.encode(prepared.obs))

@@ -129,8 +129,8 @@ class Conditions:
         unseen = [c for c in drawn if c not in seen]
         if unseen:
             found.append(
-                f"Extrapolated: no training cell had {self._named(range(len(self.columns)), unseen)}; nothing in the "
-                "training data can tell how well the model draws them."
+                f"Extrapolated: no training cell had {self._named(range(len(self.columns)), unseen)}, so the "
+                "training data cannot show how well the model draws such cells."
             )
         few = [
             f"{n} of {column}={self.categories[column][code - 1]}"
@@ -140,7 +140,7 @@ class Conditions:
         ]
         if few:
             found.append(
-                f"Few training cells: {listed_briefly(few)}. What the model draws from so few is not to be relied on."
+                f"Few training cells: {listed_briefly(few)}. Generated cells of these categories are unreliable."
             )
         return found
 
@@ -167,19 +167,22 @@ class Conditions:
             self._warn_of_extrapolation(columns, unseen)
             kept = [part for asked in unseen for part in self._extrapolated(dict(zip(columns, asked, strict=True)))]
         elif unseen:
-            log.info("No training cell had %s: left out; asked for alone, it is drawn", self._named(columns, unseen))
+            log.info(
+                "No training cell had %s, so no such cells are drawn; to draw them, ask for this combination alone",
+                self._named(columns, unseen),
+            )
         return self.apportion(n, kept)
 
     def _codes(self, column: str, values: Sequence[str]) -> list[int]:
         """Return the codes of the values that `where` requests in one column."""
         if not values:
             self.check_column(column)
-            raise ConfigError(f"--where asks for no value of {column!r}: give one or more, or leave the column out.")
+            raise ConfigError(f"--where names no value of {column!r}: give at least one, or leave the column out.")
         for value in values:
             if values.count(value) > 1:
                 raise ConfigError(
-                    f"--where asks for {column}={value} more than once: give each value once. Several values of a "
-                    "column have the shares they have among the training cells."
+                    f"--where names {column}={value} more than once: give each value once. Several values of a "
+                    "column are drawn in the proportions of the training cells."
                 )
         return [self.code(column, value) for value in values]
 
@@ -204,8 +207,8 @@ class Conditions:
 
     def _warn_of_extrapolation(self, columns: Sequence[int], unseen: Sequence[tuple[int, ...]]) -> None:
         warn(
-            f"No training cell had {self._named(columns, unseen)}: the model extrapolates from cells that had these "
-            "values in other combinations, and nothing in the training data can tell how well."
+            f"No training cell had {self._named(columns, unseen)}: the model extrapolates from cells with these "
+            "values in other combinations, and the training data cannot show how well."
         )
 
     def _named(self, columns: Sequence[int], combinations: Sequence[tuple[int, ...]], at_most: int = 5) -> str:

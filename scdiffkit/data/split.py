@@ -139,7 +139,7 @@ def held_out(
     if not fraction:
         return np.zeros(len(obs), dtype=bool)
     if not 0 < fraction < 1:
-        raise ConfigError(f"The share of cells to hold out must lie between 0 and 1, not {fraction:g}.")
+        raise ConfigError(f"The fraction of cells to hold out must lie between 0 and 1, not {fraction:g}.")
     rng = np.random.default_rng([seed, 6, *of.encode()])
     if by is not None:
         if by not in obs:
@@ -147,7 +147,7 @@ def held_out(
         groups = obs[by].astype(str).to_numpy()
         names = np.unique(groups)
         if len(names) < FEWEST:
-            raise DataError(f"obs column {by!r} has one value: there is no group of cells to hold out.")
+            raise DataError(f"obs column {by!r} has only one value, so there is no group of cells to hold out.")
         n = min(max(1, round(fraction * len(names))), len(names) - 1)
         return np.isin(groups, rng.permutation(names)[:n])
     held = np.zeros(len(obs), dtype=bool)
@@ -160,7 +160,9 @@ def held_out(
         # Use evenly spaced points from a random start, so that rounding is unbiased for every combination.
         held[rows] = ((order + rng.random()) / len(rows) < fraction) & (order < len(rows) - 1)
     if not held.any():
-        raise DataError(f"A share of {fraction:g} of {len(obs)} cells is none to hold out: give a larger one.")
+        raise DataError(
+            f"With a fraction of {fraction:g}, none of the {len(obs)} cells is held out: give a larger one."
+        )
     return held
 
 
@@ -215,24 +217,24 @@ def split(
     >>> train, test = scdiffkit.split(adata, label="cell_type")
     """
     if label and by:
-        raise ConfigError("Give --label, whose types keep their shares, or --by, whose groups stay whole, not both.")
+        raise ConfigError("Give --label (types keep their proportions) or --by (groups stay whole), not both.")
     if not fraction:
-        raise ConfigError("--fraction 0 leaves no cells to test with: give a share between 0 and 1.")
+        raise ConfigError("--fraction 0 leaves no test cells: give a fraction between 0 and 1.")
     for path in out or ():
         check_output(Path(path), force=force)
     if out is not None and Path(out[0]).resolve() == Path(out[1]).resolve():
         raise ConfigError(f"Both sets of cells would go to {out[0]}: give two files.")
     _, cells = open_cells(data, memory)
     if isinstance(cells, dict):
-        raise ConfigError("split takes one file of cells; several can be split one by one.")
+        raise ConfigError("split takes one file of cells: split several files one by one.")
     if label is not None and label not in cells.obs:
         raise DataError(f"There is no obs column {label!r} (--label); {did_you_mean(label, cells.obs.columns)}")
     held = held_out(cells.obs, fraction, by=by, within=[label] if label else [], seed=seed)
-    log.info("%d cells to train on, %d to test with", (~held).sum(), held.sum())
+    log.info("%d training cells, %d test cells", (~held).sum(), held.sum())
     rows = (np.flatnonzero(~held), np.flatnonzero(held))
     if isinstance(cells, Backed):
         if out is None:
-            raise FileError("Cells that stay in their file can only be split into files: name two with out.")
+            raise FileError("Cells that stay in their file can only be split into files: name two files with --out.")
         for path, some in zip(out, rows, strict=True):
             _copy(cells, some, Path(path), force=force)
     else:

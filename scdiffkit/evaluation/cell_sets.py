@@ -192,7 +192,7 @@ class CellSet:
                 sizes += [] if counts is None else [_sums(counts)]
         self.everyone = SetSummary(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
         if no_counts:
-            log.info("%s: X is compared without counts. %s", self.name, no_counts[0])
+            log.info("%s: the values of X are compared, without counts. %s", self.name, no_counts[0])
             of_kept, sizes = [], []
         if isinstance(self.X, DiskCells):
             self.X, self.counts = _stacked(kept), _stacked(of_kept)
@@ -326,7 +326,7 @@ def candidates(others: Subsample, members: Subsample, reference: Subsample | Non
 
 
 def summary_of(side: CellSet) -> SetSummary:
-    assert side.everyone is not None, "gather comes first"
+    assert side.everyone is not None, "call gather first"
     return side.everyone
 
 

@@ -86,7 +86,7 @@ def compare(
         resamples, max_cells = 1, min(max_cells, FAST_CELLS)
     given = synthetic if isinstance(synthetic, dict) else _by_name(synthetic)
     if len(given) < 2:
-        raise ConfigError("compare takes two sets of synthetic cells or more; for one, use evaluate.")
+        raise ConfigError("compare needs at least two sets of synthetic cells; use evaluate for one.")
     if out is not None:
         check_folder(Path(out), COMPARISON_FILES, force)
     named = {f"synthetic {name}": c for name, c in given.items()} | {"real": real}
@@ -133,16 +133,17 @@ def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
     genes = {name: evaluation.n_genes for name, evaluation in found.items()}
     if len(set(genes.values())) > 1:
         warn(
-            "The sets are compared in different genes, so their figures per gene are not of the same genes: "
-            f"{', '.join(f'{name} {n}' for name, n in genes.items())}."
+            "The sets are compared on different numbers of genes "
+            f"({', '.join(f'{name} {n}' for name, n in genes.items())}), so their scores per gene do not cover the "
+            "same genes."
         )
     scored = {score.metric for evaluation in found.values() for score in evaluation.scores}
     for name, evaluation in found.items():
         missing = sorted(scored & evaluation.skipped.keys())
         if missing:
             warn(
-                f"{name} cannot be scored by {', '.join(missing)} ({evaluation.skipped[missing[0]]}): no set is ranked "
-                "by them."
+                f"{name} cannot be scored by {', '.join(missing)} ({evaluation.skipped[missing[0]]}), so the "
+                "ranking leaves these scores out."
             )
 
 

@@ -90,7 +90,7 @@ def _of_abundance(name: Space, abundance: np.ndarray, dispersion: np.ndarray, n_
     low, high = CLASSES[name]
     genes = np.flatnonzero((abundance > 0) & (abundance >= low) & (abundance < high))
     if len(genes) < FEWEST_GENES:
-        raise DataError(f"only {len(genes)} of the genes compared have {low:g} to {high:g} counts a cell")
+        raise DataError(f"only {len(genes)} of the compared genes have {low:g} to {high:g} counts per cell")
     return np.sort(genes[np.argsort(-dispersion[genes], kind="stable")[:n_genes]])
 
 
@@ -109,7 +109,7 @@ def dispersion_per_gene(X: sparse.csr_matrix, counts: sparse.csr_matrix | None) 
 def _highly_variable(X: sparse.csr_matrix, counts: sparse.csr_matrix | None, flavor: str, n_genes: int) -> np.ndarray:
     """Select highly variable genes with scanpy."""
     if X.shape[1] <= n_genes:
-        raise DataError(f"there are {X.shape[1]} genes, all of which rf_auc_genes looks at")
+        raise DataError(f"rf_auc_genes already uses all of the {X.shape[1]} genes")
     if flavor == "seurat":
         return _seurat(X, n_genes)
     if counts is None:

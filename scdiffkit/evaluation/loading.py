@@ -29,7 +29,7 @@ log = logging.getLogger("scdiffkit")
 TARGET_SUM = 1e4
 MAX_LOG_VALUE = 20.0  # log1p of half a billion: larger values are not logarithms of counts
 NO_TYPE = "(none)"
-AS_IT_IS = "log1p-normalised X, taken as it is"
+AS_IT_IS = "log1p-normalised X, used as it is"
 
 
 def load(
@@ -164,8 +164,8 @@ def _are_logged(X: Rows, who: str, ours: bool) -> bool:
             whole = whole and np.array_equal(values, np.rint(values))
     if unknown:
         raise DataError(
-            f"{who} have {unknown} values in X that are NaN or infinite: no score would mean anything. Remove these "
-            "cells, or make them again."
+            f"{who} have {unknown} values in X that are NaN or infinite, so no score would be meaningful. Remove "
+            "these cells, or generate them again."
         )
     if low < 0 and ours:
         raise DataError(f"{who} have negative values in X (down to {low:g}): sample them again.")
@@ -174,7 +174,7 @@ def _are_logged(X: Rows, who: str, ours: bool) -> bool:
 
 def _values_of(X: Rows, who: str) -> Iterator[np.ndarray]:
     """Iterate over the stored values of a matrix in a file, block by block."""
-    log.info("%s: looking through X of %s cells", who, f"{X.shape[0]:,}")
+    log.info("%s: checking X of %s cells", who, f"{X.shape[0]:,}")
     for _, block in iter_row_blocks(X):
         yield block.data.astype(np.float32, copy=False)
 

@@ -60,7 +60,8 @@ def match_genes(sides: dict[str, CellSet], remarks: Notes) -> None:
     if len(shared) < FEWEST_GENES:
         raise DataError(
             f"Only {len(shared)} genes are in all sets of cells ({', '.join(map(str, shared[:3]))} ...); at least "
-            f"{FEWEST_GENES} are needed for scores that mean anything. Are genes named alike, symbols or Ensembl ids?"
+            f"{FEWEST_GENES} are needed for meaningful scores. Give all sets the same kind of gene names, symbols "
+            "or Ensembl ids."
         )
     for side in sides.values():
         side.keep_genes(shared)
@@ -86,9 +87,10 @@ def gather(
         low, high = sorted([sums["real"], sums[side.name]])
         if high > SCALE_RATIO * low:
             remarks.warn(
-                f"The common genes of a cell sum to {sums['real']:.4g} in real and {sums[side.name]:.4g} in "
-                f"{side.name} cells. If they were normalised differently (to another total, or over other genes), "
-                "no score is meaningful: give both as raw counts of the same genes, or normalised alike."
+                f"The values of a cell in the common genes sum to {sums['real']:.4g} in real and "
+                f"{sums[side.name]:.4g} in {side.name} cells. If the sets were normalised differently (to another "
+                "total, or over other genes), no score is meaningful: give both as raw counts of the same genes, "
+                "or normalise both in the same way."
             )
     for name, (n, of) in sampled.items():
         within = " within types" if sides[name].has_types else ""
@@ -97,8 +99,8 @@ def gather(
     if known in sampled:
         what = "training" if known == "train" else "real"
         remarks.notes.append(
-            f"nn_ratio, near_duplicates and membership_auc look for the nearest {what} cell among these "
-            f"{sampled[known][0]:,} alone: what is like another one escapes them. exact_duplicates is of all cells."
+            f"nn_ratio, near_duplicates and membership_auc search for the nearest {what} cell among these "
+            f"{sampled[known][0]:,} only, so they miss copies of other cells. exact_duplicates covers all cells."
         )
     return sampled
 
@@ -110,8 +112,8 @@ def separate(sides: dict[str, CellSet], unseen: np.ndarray, trained: np.ndarray,
         sides[name].take(rows)
         sides[name].n_cells = len(rows)
     remarks.notes.append(
-        f"real is what the model was trained on: {len(unseen):,} of its cells, which it has not seen, are compared as "
-        f"real cells, and the {len(trained):,} that it was trained on as training cells."
+        f"The real cells are the data that the model was trained on: {len(unseen):,} cells that it has not seen "
+        f"are compared as real cells, and the {len(trained):,} that it was trained on are the training cells."
     )
 
 
@@ -146,14 +148,14 @@ def drop_trained_on(sides: dict[str, CellSet], remarks: Notes) -> None:
         return  # match_genes raises the error
     for side in (train, real):
         if isinstance(side.X, DiskCells):
-            log.info("%s: looking through %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
+            log.info("%s: searching %s cells for those in both real and train", side.name, f"{side.X.shape[0]:,}")
     new = ~np.isin(real.fingerprints(genes, 0), train.fingerprints(genes, 0))
     if new.all():
         return
     if new.sum() < MIN_CELLS:
         raise DataError(
-            f"{(~new).sum()} of the {len(new)} real cells are also in the training cells (--train), so hardly any "
-            "were held out. Give cells that the model was not trained on, or leave --train out."
+            f"{(~new).sum()} of the {len(new)} real cells are also training cells (--train), so hardly any were "
+            "held out. Give cells that the model was not trained on, or leave --train out."
         )
     remarks.warn(f"{(~new).sum()} of the {len(new)} real cells are also in --train and were left out.")
     real.take(np.flatnonzero(new))
@@ -163,14 +165,14 @@ def count_types(sides: dict[str, CellSet], label: str, remarks: Notes) -> dict[s
     """Count the real and the synthetic cells of each type, and note the types that one of the sets lacks."""
     real, synthetic = sides["real"], sides["synthetic"]
     if not synthetic.has_types:
-        remarks.warn(f"The synthetic cells have no obs column {label!r}: they are compared as a whole only.")
+        remarks.warn(f"The synthetic cells have no obs column {label!r}, so they are compared only as a whole.")
     of_types = {side.name: summary_of(side).types if side.has_types else {} for side in (real, synthetic)}
     names = sorted({*of_types["real"], *of_types["synthetic"]})
     if synthetic.has_types and not {*of_types["real"]} & {*of_types["synthetic"]}:
         shown = "; ".join(f"{side}: {', '.join(sorted(of)[:5])}" for side, of in of_types.items())
         raise DataError(
-            f"No {label} is in both real and synthetic cells ({shown}), so they cannot be compared within types: give "
-            "the column that holds the same names in both (--label), or leave it out."
+            f"No {label} occurs in both real and synthetic cells ({shown}), so they cannot be compared within "
+            "types: give a column with the same names in both (--label), or leave the option out."
         )
     counts = {name: {side: of_types[side].get(name, 0) for side in of_types} for name in names}
     if synthetic.has_types:
@@ -178,6 +180,6 @@ def count_types(sides: dict[str, CellSet], label: str, remarks: Notes) -> dict[s
             missing = [name for name in names if not counts[name][side.name]]
             if missing:
                 remarks.notes.append(
-                    f"Types of the {other.name} cells that no {side.name} cell has: {', '.join(missing)}."
+                    f"No {side.name} cell has these types of the {other.name} cells: {', '.join(missing)}."
                 )
     return counts

@@ -62,8 +62,8 @@ CELLS = "cells.h5ad"
 SHARE_OF_RESAMPLE = 0.8  # share of the available cells that a resample draws, if this is less than max_cells
 MAX_PICTURE_CELLS = 2000  # per set
 HALVES = (
-    "Half of the real cells against the other half (disjoint, drawn at random within types): what perfect "
-    "synthetic cells would score."
+    "One half of the real cells is compared with the other half (disjoint, drawn at random within types). Perfect "
+    "synthetic cells would have this score."
 )
 
 
@@ -162,7 +162,7 @@ def evaluate(
     data: TrainingData | None = None
     if run is not None:
         if real is not None or train is not None:
-            raise ConfigError("--run takes the real cells from the run: give no REAL and no --train beside it.")
+            raise ConfigError("--run takes the real cells from the run: leave REAL and --train out.")
         run = run if isinstance(run, Run) else Run.open(run)
         real, data = training_cells(run)
         config = replace(config, label=label or data.label, conditions=conditions or data.columns[1:])
@@ -178,7 +178,8 @@ def evaluate(
         unseen = data.find_in(opened["real"])
         if unseen is None:
             raise RunError(
-                f"The cells that {run.path} was trained on have changed. Give the old ones: evaluate DATA CELLS."
+                f"The cells that {run.path} was trained on have changed since then. Give the original cells: "
+                "evaluate DATA CELLS."
             )
         check_made_by(run, opened["synthetic"])
     elif train is None and unseen is None:
@@ -230,8 +231,8 @@ def _compared(sides: dict[str, CellSet], unseen: Unseen | None, basis: Basis, co
         notes.warn(remark)
     if basis == "unknown" and "train" in sides:
         notes.warn(
-            "The synthetic cells record that their model was trained on other cells than those of --train, so it may "
-            "have seen the real ones. Give the cells that it was given, as they were, or leave --train out."
+            "The synthetic cells record that their model was not trained on the cells of --train, so it may have "
+            "seen the real cells. Give the cells that it was trained on, unchanged, or leave --train out."
         )
     note_scales(sides, notes)
     if unseen is not None and basis in ("holdout", "validation"):
@@ -254,7 +255,7 @@ def _evaluated(
     """Score the cells and, with `out`, draw and write the report."""
     with metrics_pool() as pool:
         scorer = Scorer(cells.sides, cells.sets, cells.n, config, pool, draws=out is not None, progress=progress)
-        times = "once" if config.resamples == 1 else f"{config.resamples} times over"
+        times = "once" if config.resamples == 1 else f"{config.resamples} times"
         log.info("comparing %d cells per set, %s", cells.n, times)
         drawing = None
         if out is not None:
@@ -324,8 +325,8 @@ def _sets_to_score(
     if alike or other_groups or sides["real"].X.shape[0] < 2 * MIN_CELLS:
         return alike, sides
     notes.notes.append(
-        "The real cells differ from those trained on, so synthetic cells are set beside two halves of the real ones; "
-        "training cells serve to look for copies alone."
+        "The real cells differ from the training cells, so the real reference is one half of the real cells "
+        "against the other half; the training cells are used only to search for copies."
     )
     return alike, {name: side for name, side in sides.items() if name != "train"}
 
@@ -340,27 +341,27 @@ def _cells_of_resample(sets: dict[str, CellSet], max_cells: int, resamples: int)
 def _note_resamples(
     sides: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, notes: Notes
 ) -> None:
-    halves = "held-out real cells, training cells" if "train" in sets else "each half of the real cells"
+    halves = "the held-out real cells, the training cells" if "train" in sets else "each half of the real cells"
     notes.notes.append(
-        f"Compared: {n} cells of {halves} and synthetic cells, {resamples} times over, drawn with seed {seed}."
+        f"Each resample compares {n} cells of {halves} and the synthetic cells (resamples: {resamples}, seed: {seed})."
     )
     if sides["real"].donors is not None and resamples > 1:
         notes.notes.append(
-            "Each resample draws four fifths of the donors, so that ranges tell how donors differ."
+            "Each resample draws four fifths of the donors, so the intervals include the differences between donors."
             if draws_donors(sides)
-            else "Resamples draw cells, not donors: the real cells are of too few for that."
+            else "Resamples draw cells, not donors, because the real cells come from too few donors."
         )
     if n < FEW_CELLS:
         notes.warn(
-            f"Only {n} cells per set are compared: scores and real reference are rough, see more cells if you can."
+            f"Only {n} cells per set are compared, so scores and real reference are imprecise. Give more cells if "
+            "you can."
         )
     codec_auc = sides["synthetic"].codec_auc
     if codec_auc:
         notes.notes.append(
-            "The model's codec alone: held-out cells encoded and decoded scored an AUC of {held_out:.2f}, training "
-            "cells {training:.2f}, cells as they are {real_reference:.2f} when the model was trained.".format(
-                **codec_auc
-            )
+            "When the model was trained, its codec alone (cells encoded and decoded) had an AUC of {held_out:.2f} "
+            "on held-out cells and {training:.2f} on training cells; unchanged real cells had "
+            "{real_reference:.2f}.".format(**codec_auc)
         )
 
 

@@ -20,7 +20,9 @@ def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
     """
     data = TrainingData.from_dict(run.provenance()["data"].get("split", {}))
     if data is None:
-        raise RunError(f"{run.path} was made by an older version, which recorded no cells: evaluate DATA CELLS.")
+        raise RunError(
+            f"{run.path} was made by an older version, which did not record its cells. Give them: evaluate DATA CELLS."
+        )
     files = run.data_files()
     if len(files) == 1:
         return files[0], data

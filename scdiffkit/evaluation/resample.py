@@ -29,13 +29,13 @@ FEWEST_DONORS = 2  # minimum number of training donors, and of held-out donors, 
 OF_DONORS = ("near_duplicates", "membership_auc")  # computed, like exact_duplicates, against the cells of each donor
 SINGULAR = {"conditions": "condition", "donors": "donor", "batches": "batch"}
 WITHOUT = {
-    "types": "no --label that both sides have",
-    "conditions": "no --condition that both sides have",
-    "donors": "no --donor that all sides have",
-    "batches": "no --batch that both sides have",
-    "library_size": "one side has no raw counts",
+    "types": "no --label column in both sets of cells",
+    "conditions": "no --condition column in both sets of cells",
+    "donors": "no --donor column in all sets of cells",
+    "batches": "no --batch column in both sets of cells",
+    "library_size": "one of the sets has no raw counts",
     "genes_detected": "no genes",
-    "mitochondrial_share": "none of the genes compared is mitochondrial (MT-...)",
+    "mitochondrial_share": "none of the compared genes is mitochondrial (MT-...)",
 }
 
 
@@ -277,8 +277,8 @@ def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample,
 def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
     """Compute exact_duplicates among all cells, or among one donor's known cells, as values of a resample."""
     training_pool, synthetic_pool = sets.get("train", sets["real"]).everyone, sets["synthetic"].everyone
-    assert training_pool is not None, "gather comes first"
-    assert synthetic_pool is not None, "gather comes first"
+    assert training_pool is not None, "call gather first"
+    assert synthetic_pool is not None, "call gather first"
     marks = training_pool.fingerprints
     if donor is not None and training_pool.donors is not None:
         marks = marks[training_pool.donors == donor]
@@ -298,25 +298,26 @@ def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dic
         missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
         if metric.against == "donors" and resample.reference_trained and "donors" not in resample.against:
             skipped[metric.name] = (
-                f"there are no {FEWEST_DONORS} donors that the model was trained on, and {FEWEST_DONORS} others "
-                "(--donor)"
+                f"at least {FEWEST_DONORS} donors that the model was trained on and {FEWEST_DONORS} others are "
+                "needed (--donor)"
             )
         elif metric.against not in {*resample.against, "train"}:
             skipped[metric.name] = (
-                "the real cells are of other kinds, or of other donors, than those that the model was trained on"
+                "the real cells come from other donors than the training cells, or differ from them in types, "
+                "conditions or batches"
                 if resample.trained
-                else "the cells that the model was trained on are not given (--train)"
+                else "the training cells are not given (--train)"
             )
         elif missing:
             skipped[metric.name] = WITHOUT[missing[0]]
         elif metric.space in resample.gene_sets.missing:
             skipped[metric.name] = resample.gene_sets.missing[metric.space]
         elif "types" in metric.needs and len(set(resample.real.types)) < 2:
-            skipped[metric.name] = f"all real cells are of one {label}"
+            skipped[metric.name] = f"all real cells have the same {label}"
         elif alone := [n for n in SINGULAR if n in metric.needs and _of_one(resample.real, n)]:
-            skipped[metric.name] = f"all real cells are of one {SINGULAR[alone[0]]}"
+            skipped[metric.name] = f"all real cells have the same {SINGULAR[alone[0]]}"
         elif metric.name in OF_EACH_TYPE and not types_to_compare(resample.real.types):
-            skipped[metric.name] = f"no {label} has {MIN_CELLS_OF_TYPE} real cells"
+            skipped[metric.name] = f"no {label} has at least {MIN_CELLS_OF_TYPE} real cells"
         else:
             metrics.append(metric)
     return metrics, skipped

@@ -24,14 +24,15 @@ from scdiffkit.runtime.versions import OF_SCORES, versions
 SCHEMA = 3
 BY_CHANCE = 0.01  # a type that is missing with at least this probability may be missing by chance
 HELD_OUT = (
-    "The real cells, which the model has not seen, against cells it was trained on: what a perfect model, or a "
-    "perfect copy of the training cells, would score."
+    "The real cells, which the model has not seen, are compared with cells that it was trained on. A perfect "
+    "model, or a perfect copy of the training cells, would have this score."
 )
 BASELINE_DEFINITIONS = {
-    "shuffled": "Real cells with every gene shuffled between the cells of one type ({}): right genes, no relations "
-    "between them. A model that does not beat this has learned nothing beyond the types.",
-    "pooled": "Cells that are all the mean of the real ones: no types, no spread.",
-    "copies": "Copies of the cells that were trained on (of the real cells, where those are not given).",
+    "shuffled": "Real cells with every gene shuffled between the cells of one type ({}): each gene keeps its "
+    "distribution, and the relations between genes are lost. A model that does not score better has learned "
+    "nothing beyond the types.",
+    "pooled": "Cells that all equal the mean of the real cells: they have neither types nor variation.",
+    "copies": "Copies of the training cells (of the real cells, if no training cells are given).",
 }
 
 

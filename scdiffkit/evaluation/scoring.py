@@ -159,11 +159,11 @@ class Scorer:
         few = donors_left_out(resample)
         if few:
             self.found.notes.append(
-                f"Donors with fewer than {MIN_CELLS_OF_TYPE} of the cells compared, not scored on their own: "
+                f"Donors with fewer than {MIN_CELLS_OF_TYPE} compared cells are not scored on their own: "
                 f"{', '.join(few)}."
             )
         zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (resample.real, resample.synthetic)]
-        self.found.notes.append(f"Share of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
+        self.found.notes.append(f"Fraction of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
 
 def scores_of(figures: Figures) -> list[Score]:
@@ -218,6 +218,6 @@ def _genes_of(protocol: str, real: CellSet) -> np.ndarray:
     sets = choose_gene_sets(real.X, real.counts, ["hvg_seurat_v3"], N_VARIABLE)
     if sets.missing:
         raise ConfigError(
-            f"--protocol {protocol} chooses genes by raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
+            f"--protocol {protocol} selects genes by the raw counts of the real cells: {sets.missing['hvg_seurat_v3']}."
         )
     return sets.places["hvg_seurat_v3"]

@@ -38,31 +38,37 @@ GRADE: dict[Word, Grade | None] = {
     "too few": None, "undecided": None,
 }  # fmt: skip
 MEANING: dict[Word, str] = {
-    "indistinguishable": "On cells that the model has not seen, the 95% interval of the classifiers' AUC (rf_auc and, "
-    f"where scored, rf_auc_hvg_seurat) above that of other real cells ends below {MARGIN}; no use is graded poor, no "
-    "type is missing but by chance, and none is poor.",
-    "close": f"The AUC is at most {CLOSE} above, less than half as far as that of shuffled cells, and no use is graded "
-    "poor. The best verdict on cells that the model was trained on, or may have been.",
-    "usable in part": f"AUC below {OBVIOUS}, better than shuffled cells, and at least one use is not graded poor.",
-    "poor": "None of these.",
-    "too few": f"The interval reaches from below {MARGIN} to above {CLOSE}, or shuffled cells lie in it: with more "
-    "cells the verdict could be any.",
-    "undecided": "Shuffled cells pass for real ones, however many cells there are, or real cells differ from one "
-    f"another as much (AUC above {SATURATED}).",
-    "copied": "There are exact or near duplicates of training cells, or synthetic cells lie far nearer to training "
-    "cells than other real cells do.",
+    "indistinguishable": "The model has not seen the real cells. The 95% confidence interval of the difference "
+    "between the classifiers' AUC (rf_auc and, if scored, rf_auc_hvg_seurat) and that of other real cells "
+    f"lies below {MARGIN}. No use and no type is graded poor, and no type is missing, except by chance.",
+    "close": f"The AUC exceeds that of other real cells by at most {CLOSE}, and by less than half as much as the "
+    "AUC of shuffled cells does. No use is graded poor. This is the best possible verdict if the model was "
+    "trained on the real cells, or may have been.",
+    "usable in part": f"The AUC is below {OBVIOUS} and better than that of shuffled cells, and at least one use is "
+    "not graded poor.",
+    "poor": "None of the other verdicts applies.",
+    "too few": f"The confidence interval reaches from below {MARGIN} to above {CLOSE}, or it includes the AUC of "
+    "shuffled cells. With more cells, any verdict is possible.",
+    "undecided": "Shuffled cells cannot be distinguished from real ones, even with many cells, or real cells "
+    f"differ from one another as much as shuffled ones (AUC above {SATURATED}).",
+    "copied": "There are exact or near duplicates of training cells, or synthetic cells are much closer to "
+    "training cells than other real cells are.",
 }
 GRADES = (
-    f"Good: at least two thirds of its scores lie at real cells or within {GOOD:.0%} of the way to bad models, and "
-    f"none beyond {FAIR:.0%}. Poor: half of them lie beyond {FAIR:.0%}. Fair: between."
+    f"A use is graded good if at least two thirds of its scores lie at real cells or within {GOOD:.0%} of the way "
+    f"to bad models, and none beyond {FAIR:.0%}; poor if at least half of them lie beyond {FAIR:.0%}; and fair "
+    "otherwise."
 )
 BASES: dict[Basis, str] = {
-    "given": "Judged by real cells that the model was not trained on.",
-    "holdout": "Judged by the cells that were held out from training.",
-    "validation": "Judged by the run's validation cells: it was not trained on them, but they chose its best step.",
-    "none": "Judged against the cells it was trained on, for none were held out: this says how well these were learnt, "
-    "not how good new cells are. Train with --holdout 0.2.",
-    "unknown": "It is not known whether the model has seen these real cells: give those it was trained on (--train).",
+    "given": "The synthetic cells are compared with real cells that the model was not trained on.",
+    "holdout": "The synthetic cells are compared with cells that were held out from training.",
+    "validation": "The synthetic cells are compared with the run's validation cells, which were not used for "
+    "training but selected the best step.",
+    "none": "The synthetic cells are compared with the cells that the model was trained on, because none were "
+    "held out. The scores show how well these cells were learnt, not how good new cells are. Train with "
+    "--holdout 0.2.",
+    "unknown": "It is not known whether the model has seen these real cells: give the cells that it was trained "
+    "on (--train).",
 }
 
 
@@ -161,21 +167,21 @@ def judge(
 
 
 TOO_FEW = (
-    "Too few cells to tell: they may be as close to real cells as other real cells are, or not. About {:,} cells of "
-    "each would do."
+    "Too few cells to decide: the synthetic cells may or may not be as close to real cells as other real cells "
+    "are. About {:,} cells per set are needed."
 )
-CLOSE_TO = "Close to the cells it was trained on: most cells pass for these."
+CLOSE_TO = "Close to the training cells: most synthetic cells pass for training cells."
 # Word, condition and sentence: the first rule whose condition holds determines the verdict.
 RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] = (
     (
         "copied",
         lambda f: f.copies,
-        lambda f: "Copied: there are cells among these that are copies, or nearly so, of real ones.",
+        lambda f: "Copied: some of the synthetic cells are copies of real cells, or nearly so.",
     ),
     (
         "undecided",
         lambda f: f.unclear and (f.n_cells >= enough_cells(0.0) or f.saturated),
-        lambda f: "Cannot tell: these data do not tell a good model from a bad one.",
+        lambda f: "Undecided: these data cannot distinguish a good model from a bad one.",
     ),
     ("too few", lambda f: f.unclear, lambda f: TOO_FEW.format(f.enough_cells)),
     (
@@ -197,7 +203,7 @@ RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] 
         lambda f: f.first.score.value < OBVIOUS and len(f.no_use) < len(f.uses) and not f.no_better_than_shuffled,
         lambda f: _usable(f.uses),
     ),
-    ("poor", lambda f: True, lambda f: "Poor: do not use these cells in the place of real ones."),
+    ("poor", lambda f: True, lambda f: "Poor: do not use these cells in place of real ones."),
 )
 
 
@@ -205,35 +211,36 @@ def _reasons(f: Facts, word: Word) -> list[str]:
     """Return the reasons for the verdict as sentences, the most important first."""
     auc, worst = f.first.score, f.worst.score
     reasons = [
-        f"A classifier tells synthetic from real cells with AUC {auc.value:.2f} "
-        f"({auc.real_reference:.2f}: {f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled "
-        f"{f.within}; 0.5: pure guessing)."
+        f"A classifier distinguishes synthetic from real cells with AUC {auc.value:.2f} ({auc.real_reference:.2f}: "
+        f"{f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: guessing)."
     ]
     if f.worst is not f.first:
         reasons.append(
-            f"By the genes that an analysis would choose (scanpy's highly variable ones) it does with AUC "
+            "On the genes that an analysis would select (scanpy's highly variable genes), it does so with AUC "
             f"{worst.value:.2f} ({worst.real_reference:.2f}: {f.reference_is})."
         )
     if f.worst_auc is not None and f.worst_auc[1].value - f.worst_auc[1].real_reference > CLOSE:
         name, of_type = f.worst_auc
         reasons.append(
-            f"Within {name} alone it does with AUC {of_type.value:.2f} "
-            f"({of_type.real_reference:.2f}: {f.reference_is})."
+            f"Within {name} alone, it does so with AUC {of_type.value:.2f} ({of_type.real_reference:.2f}: "
+            f"{f.reference_is})."
         )
     if word in ("close", "too few") and f.worst.value <= MARGIN < f.worst.high and f.held_out:
         reasons.append(
-            f"With {f.n_cells:,} cells of each, that AUC is known to +- {f.worst.half_width:.2f}; about "
-            f"{f.enough_cells:,} of each would tell whether it is within {MARGIN} of real cells'."
+            f"With {f.n_cells:,} cells per set, that AUC is known to +- {f.worst.half_width:.2f}; about "
+            f"{f.enough_cells:,} cells per set are needed to decide whether it is within {MARGIN} of that of real "
+            "cells."
         )
     if word == "undecided" and f.saturated:
         reasons.append(
-            "Real cells are told from one another nearly as well as shuffled ones: those held out are of donors or "
-            "batches that differ from those trained on. Hold out cells of all of them (--holdout without --holdout-by) "
-            "to judge the model itself."
+            "Real cells can be distinguished from one another nearly as well as shuffled ones, because the "
+            "held-out cells come from other donors or batches than the training cells. Hold out cells of every "
+            "donor and batch (--holdout without --holdout-by) to judge the model itself."
         )
     elif word == "undecided":
         reasons.append(
-            "Shuffled cells pass as well as real ones: the cells are of kinds too simple for their scores to mean much."
+            "Shuffled cells pass for real ones as well as real cells do: the structure of these cells is too "
+            "simple for meaningful scores."
         )
     elif word == "poor" and auc.value >= OBVIOUS:
         reasons.append("Nearly every synthetic cell is recognised.")
@@ -251,8 +258,9 @@ def _reasons_of_copies(f: Facts) -> list[str]:
         reasons.append(f"{exact.value:.1%} of the synthetic cells are exact copies of known real cells.")
     if f.copies:
         reasons.append(
-            "Do not share them in the place of real ones, and do not take their other scores for quality: they say how "
-            "like real cells copies of real cells are. Judge the model by real cells that it has not seen (--train)."
+            "Do not share them in place of real ones, and do not take their other scores as a measure of quality, "
+            "because copies of real cells score like real cells. Evaluate the model on real cells that it has not "
+            "seen (--train)."
         )
     return reasons
 
@@ -261,18 +269,18 @@ def _reasons_of_types(f: Facts) -> list[str]:
     reasons = []
     if f.missing_types:
         reasons.append(
-            f"There are no synthetic cells of {_listed(f.missing_types)}: where only the other types were to be "
+            f"There are no synthetic cells of {_listed(f.missing_types)}. If only the other types were to be "
             "generated, compare them with real cells of those types alone."
         )
     if f.poor_types and not f.copies:
         reasons.append(
-            f"Do not rely on the cells of {_listed(f.poor_types)}: within the type they are more like bad models than "
-            "like real cells."
+            f"Do not rely on the cells of {_listed(f.poor_types)}: within their type, they are closer to bad "
+            "models than to real cells."
         )
     elif f.worst_type and not f.copies:
-        reasons.append(f"The type furthest from its real cells is {f.worst_type}.")
+        reasons.append(f"The type that differs most from its real cells is {f.worst_type}.")
     if f.few_cells:
-        reasons.append("With so few cells these figures are rough.")
+        reasons.append("With few cells, these scores are imprecise.")
     return reasons
 
 
@@ -294,19 +302,19 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
     attack = by_name.get("membership_auc")
     if not alike:
         return (
-            "Whether training cells can be recognised was not tested: the real cells differ from those trained on (in "
-            "types, conditions, donors or batches), so that alone tells them apart."
+            "Whether training cells can be recognised was not tested: the real cells differ from the training "
+            "cells (in types, conditions, donors or batches), and this alone would distinguish them."
         )
     if attack is None:
         return None
     if attack.value < MEMBERSHIP or attack.at_real_reference:
         return (
-            f"The attack tried here does not tell training cells from held-out ones (AUC {attack.value:.2f}; 0.5: not "
-            "at all). Others might."
+            "The attack tried here does not distinguish training cells from held-out ones (AUC "
+            f"{attack.value:.2f}; 0.5: guessing). Other attacks might."
         )
     return (
-        f"Someone who holds these cells can tell which cells the model was trained on, with AUC {attack.value:.2f} "
-        "(0.5: not at all; 1: always)."
+        "Someone who has these cells can recognise the cells that the model was trained on, with AUC "
+        f"{attack.value:.2f} (0.5: guessing; 1: always)."
     )
 
 
@@ -325,10 +333,10 @@ def _findings(scores: Sequence[Score], copied: bool, alike: bool) -> list[str]:
     found = []
     for s in off[:FINDINGS]:
         worse = [name for name in s.baselines if s.is_worse(name)]
-        bad = f", bad models: {', '.join(f'{name} {s.baseline(name):.3g}' for name in worse)}" if worse else ""
+        bad = f"; bad models: {', '.join(f'{name} {s.baseline(name):.3g}' for name in worse)}" if worse else ""
         what = re.split(r"(?<=[.?]) ", s.definition)[0].rstrip(".")
         found.append(
-            f"{s.metric} is {s.value:.3g}; real cells {s.real_reference:.3g}{bad}. "
+            f"{s.metric} is {s.value:.3g} (real cells: {s.real_reference:.3g}{bad}). "
             f"{what}{'' if what.endswith('?') else '.'}"
         )
     return found

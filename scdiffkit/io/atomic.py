@@ -54,7 +54,7 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as e:
         reason = e.strerror or str(e)
         raise FileError(
-            f"{path} could not be written: {reason}. Check the free space and your rights there, or choose "
+            f"{path} could not be written: {reason}. Check the free space and your permissions there, or choose "
             "another place."
         ) from e
 

@@ -54,13 +54,14 @@ def open_backed(path: str | Path) -> Backed:
     format = format_of_content(path)
     if format not in ("h5ad", "zarr"):
         raise FileError(
-            f"{path} is a {format} file, which can only be read whole: write it as .h5ad first (scdiffkit.write), on a "
-            "machine with more memory, or give a larger --memory."
+            f"{path} is a {format} file, which can only be read into memory as a whole: write it as .h5ad first "
+            "(scdiffkit.write) on a machine with more memory, or give a larger --memory."
         )
     if is_old(path):
         raise FileError(
-            f"{path} was written by an anndata before 0.8, so it can only be read whole: write it again with "
-            "scdiffkit.read and scdiffkit.write, on a machine with more memory, or give a larger --memory."
+            f"{path} was written by an anndata older than 0.8, so it can only be read into memory as a whole: "
+            "write it again with scdiffkit.read and scdiffkit.write on a machine with more memory, or give a "
+            "larger --memory."
         )
     opened = open_hdf5 if format == "h5ad" else open_zarr
     try:

@@ -60,7 +60,7 @@ def format_of_content(path: str | Path) -> Format:
     except FileNotFoundError as e:
         raise FileError(_missing(path)) from e
     except OSError as e:
-        raise FileError(f"{path} cannot be opened: {e.strerror or e}. Check your rights and the path.") from e
+        raise FileError(f"{path} cannot be opened: {e.strerror or e}. Check your permissions and the path.") from e
     if not h5py.is_hdf5(path):
         raise FileError(f"{path} is {_what_it_is(head, path)}.")
     with open_hdf5(path) as f:
@@ -74,7 +74,7 @@ def format_of_content(path: str | Path) -> Format:
         if f.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= keys:
             return "h5ad"
     listed = ", ".join(sorted(keys)[:8]) or "nothing"
-    raise FileError(f"{path} is an HDF5 file, but not of an h5ad, loom or 10x kind (it holds: {listed}).")
+    raise FileError(f"{path} is an HDF5 file, but not an h5ad, loom or 10x file (it holds: {listed}).")
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -153,11 +153,11 @@ def check_output(path: str | Path, force: bool = False, format: str | None = Non
             _check_folder(path, chosen, force)
         elif path.exists() or path.is_symlink():
             if chosen == "10x":
-                raise FileError(f"{path} is a file; a 10x folder cannot take its place. Name another one.")
+                raise FileError(f"{path} is a file, so a 10x folder cannot be written there. Name another folder.")
             if not force:
                 raise FileError(f"{path} exists already: choose another name, or replace it with --force.")
     except PermissionError as e:
-        raise FileError(f"{path} cannot be looked at: {e.strerror}. Choose another place.") from e
+        raise FileError(f"{path} cannot be accessed: {e.strerror}. Choose another place.") from e
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -167,15 +167,15 @@ def check_output(path: str | Path, force: bool = False, format: str | None = Non
 
 def _check_folder(path: Path, chosen: Format, force: bool) -> None:
     if chosen != "10x":
-        raise FileError(f"{path} is a folder; a {chosen} file cannot take its place. Name another one.")
+        raise FileError(f"{path} is a folder, so a {chosen} file cannot be written there. Name another file.")
     names = sorted(p.name for p in path.iterdir())
     if names and not force:
         raise FileError(f"{path} exists already: choose another name, or replace it with --force.")
     foreign = [name for name in names if name.removesuffix(".gz") not in TENX_FILES]
     if foreign:
         raise FileError(
-            f"{path} is not only a 10x folder: it also holds {', '.join(map(repr, foreign[:3]))}. "
-            "It will not be replaced, not even with --force; choose another name."
+            f"{path} is a 10x folder that also holds {', '.join(map(repr, foreign[:3]))}. It is not replaced, even "
+            "with --force: choose another name."
         )
 
 

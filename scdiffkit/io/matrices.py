@@ -68,7 +68,8 @@ class OnDisk:
         if self.kind == "csc":
             raise FileError(
                 f"{self.path}: {self.place} is stored by genes (CSC), so cells cannot be read one by one: write it "
-                "again with scdiffkit.read and scdiffkit.write where it fits into memory, or give a larger --memory."
+                "again with scdiffkit.read and scdiffkit.write on a machine with enough memory, or give a larger "
+                "--memory."
             )
         try:
             if self.indptr is None:

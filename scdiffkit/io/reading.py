@@ -116,7 +116,7 @@ def open_cells(
         limit = available_memory() if limit is None else limit
         on_disk = needed > limit
         if on_disk:
-            log.info("The cells need about %s of memory, there is %s: they stay in their files",
+            log.info("The cells need about %s of memory and %s is available, so they stay in their files",
                      in_bytes(needed), in_bytes(limit))  # fmt: skip
     if on_disk and not paths:
         raise ConfigError(IN_MEMORY_ALREADY)

@@ -79,7 +79,9 @@ def h5_group(f: h5py.File, path: Path) -> tuple[h5py.Group, pd.DataFrame]:
         return group, var
     genomes = [key for key in f if "genes" in f[key]]
     if len(genomes) > 1:
-        raise FileError(f"{path} holds {len(genomes)} genomes ({', '.join(genomes)}): split it, one file for each.")
+        raise FileError(
+            f"{path} holds {len(genomes)} genomes ({', '.join(genomes)}): split it into one file per genome."
+        )
     group = f[genomes[0]]
     names = pd.Index(_texts(group["gene_names"]), dtype=object)
     return group, pd.DataFrame({"gene_ids": _texts(group["genes"])}, index=names)
@@ -299,8 +301,8 @@ def _assemble(
     if repeated:
         var = var.set_axis(make_index_unique(var.index))
         warn(
-            f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was added to "
-            'them to tell them apart (their ids are in var["gene_ids"]).'
+            f"{path}: {repeated} of {len(var)} gene symbols repeat an earlier one; -1, -2, ... was "
+            'appended to make them unique (their ids are in var["gene_ids"]).'
         )
     return AnnData(X=matrix, obs=obs, var=var, uns=uns)
 
@@ -316,7 +318,9 @@ def _gzipped(text: str) -> bytes:
 def _check_names(names: pd.Index, kind: str) -> None:
     for name in names:
         if "\t" in name or "\n" in name or "\r" in name:
-            raise DataError(f"The {kind} {name!r} holds a tab or a line break, which a 10x folder cannot: rename it.")
+            raise DataError(
+                f"The {kind} {name!r} contains a tab or a line break, which a 10x folder cannot store: rename it."
+            )
 
 
 def _features(var: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:

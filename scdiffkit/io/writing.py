@@ -161,7 +161,7 @@ class CellWriter:
         if len(obs):
             self._names.append(NUL.join(map(str, obs.index)))
             if self._names[-1].count(NUL) >= len(obs):
-                raise DataError("A cell's name has the character NUL in it, which no format carries: rename it.")
+                raise DataError("A cell name contains the character NUL, which no format can store: rename it.")
         # Merge into few large pieces: many small ones between freed matrices would fragment the heap.
         while len(self._obs) > 1 and len(self._obs[-2]) <= len(self._obs[-1]):
             self._obs[-2:] = [pd.concat(self._obs[-2:], ignore_index=True)]
@@ -183,7 +183,7 @@ class CellWriter:
             self._obs, self._names = [], []
             self.lost += self._file.finish(obs)
         if self.lost:
-            warn(f"{self.path}: {self._format} cannot carry {', '.join(self.lost)}; .h5ad carries all.")
+            warn(f"{self.path}: {self._format} cannot store {', '.join(self.lost)}; .h5ad stores everything.")
 
     def _as_csr(self, matrix: Any, name: str, n: int) -> sparse.csr_matrix:
         rows = sparse.csr_matrix(matrix)
@@ -193,5 +193,5 @@ class CellWriter:
             rows = rows.copy()
             rows.sum_duplicates()
         if name == "counts" and not np.array_equal(rows.data, np.rint(rows.data)):
-            raise DataError('layers["counts"] has values that are not integers: it holds raw counts.')
+            raise DataError('layers["counts"] has values that are not integers, but it must hold raw counts.')
         return rows

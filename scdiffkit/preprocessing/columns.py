@@ -73,11 +73,13 @@ def check_label(obs: pd.DataFrame, key: str) -> None:
         )
     if different <= 1:
         value = repr(str(column.iloc[0])) if len(column) else "no cell"
-        raise DataError(f"obs column {key!r} has one value ({value}): there is nothing to learn from it; leave it out.")
+        raise DataError(
+            f"obs column {key!r} has only one value ({value}), so there is nothing to learn from it: leave it out."
+        )
     if different == len(column):
         raise DataError(
-            f"obs column {key!r} has another value for each of the {different} cells: it names cells instead of "
-            "labelling groups of them; choose a column such as the cell type."
+            f"obs column {key!r} has a different value in each of the {different} cells, so it identifies cells "
+            "rather than groups: choose a column such as the cell type."
         )
 
 

@@ -71,8 +71,9 @@ def _find(places: Mapping[str, Callable[[], Any]]) -> tuple[sparse.csr_matrix, s
         remedy = "Put the raw integer counts into adata.layers['counts'], or give the file from before normalisation."
         if other:
             remedy = (
-                f"{_listed(other)} whole numbers, though: if these are the raw counts, put them where they are looked "
-                f"for (adata.layers['counts'] = adata.{other[0]}); else give the file from before normalisation."
+                f"{_listed(other)} whole numbers, though: if these are the raw counts, copy them into the layer "
+                f"counts (adata.layers['counts'] = adata.{other[0]}); otherwise give the file from before "
+                "normalisation."
             )
         raise DataError(f"There are no raw counts: {found}. {remedy}")
     if LAYER in wrong:

@@ -53,7 +53,7 @@ def passing(
         if not keep.any():
             raise DataError(
                 f"No cells are left: --{name.replace('_', '-')} {limit} drops the last {before.sum()} of "
-                f"{len(keep)} cells (their median is {np.median(values[before]):g}). Choose a milder value."
+                f"{len(keep)} cells (their median is {np.median(values[before]):g}). Choose a less strict value."
             )
         log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
     genes = _passing_genes(detected, int(keep.sum()), names, config)
@@ -98,8 +98,8 @@ def _passing_genes(detected: np.ndarray, n_cells: int, names: pd.Index, config: 
     keep = detected >= config.min_cells
     if not keep.any():
         raise DataError(
-            f"No genes are left: --min-cells {config.min_cells} drops all {len(keep)} genes (the most frequent one is "
-            f"detected in {detected.max()} of {n_cells} cells). Choose a milder value."
+            f"No genes are left: --min-cells {config.min_cells} drops all {len(keep)} genes (the most frequent one "
+            f"is detected in {detected.max()} of {n_cells} cells). Choose a less strict value."
         )
     log.info("Genes: %d -> %d (min_cells %d)", len(keep), keep.sum(), config.min_cells)
     if config.hvg_flavor == "list":

@@ -54,7 +54,7 @@ def highly_variable(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Pr
     elif flavor == "all":
         chosen = np.ones(len(names), dtype=bool)
     elif n_top >= len(names):
-        log.info("All %d genes are used: --n-top-genes %d asks for no fewer", len(names), n_top)
+        log.info("All %d genes are used, because --n-top-genes %d is not smaller", len(names), n_top)
         return np.ones(len(names), dtype=bool)
     else:
         cells = _sample(counts, obs, names, config)
@@ -63,7 +63,7 @@ def highly_variable(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Pr
             chosen[np.argsort(-_coefficient_of_variation(cells.X), kind="stable")[:n_top]] = True
         else:
             chosen = _scanpy_genes(cells, config)
-    log.info("Genes: %d of %d chosen as highly variable (%s)", chosen.sum(), len(names), flavor)
+    log.info("Genes: %d of %d selected as highly variable (%s)", chosen.sum(), len(names), flavor)
     return chosen
 
 
@@ -81,10 +81,10 @@ def _sample(counts: Rows, obs: pd.DataFrame, names: pd.Index, config: Preprocess
         )  # all rows at once would need several times the memory
         X, obs = sparse.vstack([counts[part] for part in parts], format="csr"), take_rows(obs, at)
         trim_memory()
-        log.info("Genes are chosen on %d of the %d cells, drawn at random", len(at), counts.shape[0])
+        log.info("Highly variable genes are selected on %d of the %d cells, drawn at random", len(at), counts.shape[0])
     else:
         X = counts[0 : counts.shape[0]]
-        log.debug("Genes are chosen on all %d cells", counts.shape[0])
+        log.debug("Highly variable genes are selected on all %d cells", counts.shape[0])
     if config.hvg_flavor != "seurat_v3":  # seurat_v3 uses counts
         X = lognormalise(X, config.target_sum, obs[TOTAL].to_numpy(np.float64))
     return AnnData(X=X, obs=obs[[config.batch_key] if config.batch_key else []], var=pd.DataFrame(index=names))
@@ -119,8 +119,8 @@ def _scanpy_genes(cells: AnnData, config: PreprocessConfig) -> np.ndarray:
             return _scanpy_selection(cells, config, span=span)
         except DataError:
             warn(
-                f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span of {span}; "
-                "trying a wider one. --hvg-flavor seurat does without."
+                f"Gene selection 'seurat_v3' cannot fit its trend to {cells.n_obs} cells with a loess span of "
+                f"{span}; trying a wider one. --hvg-flavor seurat needs no such fit."
             )
     return _scanpy_selection(cells, config, span=SPANS[-1])
 
@@ -137,7 +137,7 @@ def _check_enough_to_fit(cells: AnnData, config: PreprocessConfig) -> None:
         if varying < FEWEST_VARYING:
             where = f" of {config.batch_key} {str(batch)!r}" if config.batch_key else ""
             raise DataError(
-                f"Gene selection 'seurat_v3' needs {FEWEST_VARYING} genes that differ between cells; in the "
+                f"Gene selection 'seurat_v3' needs {FEWEST_VARYING} genes that vary between cells; in the "
                 f"{rows.shape[0]} cells{where} there are {varying}. Choose --hvg-flavor seurat."
             )
 
@@ -159,7 +159,7 @@ def _scanpy_selection(cells: AnnData, config: PreprocessConfig, **options: Any) 
     except (ValueError, ZeroDivisionError, IndexError, KeyError) as e:
         remedy = "seurat" if flavor == "seurat_v3" else "cv"
         raise DataError(
-            f"Gene selection {flavor!r} failed on {cells.n_obs} cells x {cells.n_vars} genes ({e}); that happens with "
-            f"few or very similar cells or genes. Choose --hvg-flavor {remedy}."
+            f"Gene selection {flavor!r} failed on {cells.n_obs} cells x {cells.n_vars} genes ({e}); this happens "
+            f"if cells or genes are few or very similar. Choose --hvg-flavor {remedy}."
         ) from e
     return table["highly_variable"].reindex(cells.var_names).to_numpy(dtype=bool)

@@ -66,7 +66,7 @@ def _raw(cells: AnnData | Backed) -> RawCells:
     else:
         var = cells.raw.var if source == "raw" else cells.var
     if source == "raw" and counts.shape[1] != cells.n_vars:
-        log.info("raw has %d genes, X %d: those of raw are used", counts.shape[1], cells.n_vars)
+        log.info("raw has %d genes and X has %d: the genes of raw are used", counts.shape[1], cells.n_vars)
     for axis, n in (("cells", counts.shape[0]), ("genes", counts.shape[1])):
         if n == 0:
             raise DataError(f"The data has no {axis} ({counts.shape[0]} cells x {counts.shape[1]} genes).")
@@ -80,7 +80,7 @@ def _raw(cells: AnnData | Backed) -> RawCells:
     if not pd.Index(obs.index.to_numpy(), dtype=obs.index.dtype).is_unique:  # a new Index: its hash table is freed
         n = int(obs.index.duplicated().sum())
         obs.index = make_index_unique(obs.index)
-        warn(f"{n} cell names repeat an earlier one; -1, -2, ... was added to tell them apart.")
+        warn(f"{n} cell names repeat an earlier one; -1, -2, ... was appended to make them unique.")
     return RawCells(
         counts, obs, var.copy(), source, dict(cells.uns.get("scdiffkit", {})), colors_of(cells.obs, cells.uns)
     )
@@ -105,10 +105,16 @@ def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> Raw
     fewest = min(len(part.var) for part in parts)
     if join == "inner" and len(shared) < FEW_SHARED * fewest:
         warn(
-            f"Only {len(shared)} genes are in all {len(parts)} files (the smallest has {fewest}); the others are left "
-            "out. --join outer keeps them, as zeros where a file lacks them."
+            f"Only {len(shared)} genes are in all {len(parts)} files (the smallest file has {fewest}); the others "
+            "are left out. --join outer keeps them, with zeros for files that lack them."
         )
-    log.info("Genes of %d files: %d in all, %d in any; join %s", len(parts), len(shared), len(everything), join)
+    log.info(
+        "Genes of %d files: %d in the intersection, %d in the union; join %s",
+        len(parts),
+        len(shared),
+        len(everything),
+        join,
+    )
     places = [part.var.index.get_indexer(chosen) for part in parts]
     counts = Stacked(
         [
@@ -126,7 +132,7 @@ def _join(named: Mapping[str, RawCells], join: Literal["inner", "outer"]) -> Raw
             together = pd.concat(values)
             obs[column] = (together.map(str, na_action="ignore") if together.dtype == object else together).array
     if FILE in obs:
-        log.info("obs['file'] is replaced: it names the files now")
+        log.info("obs['file'] is replaced by the name of each cell's file")
     of_file = np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts])
     obs[FILE] = pd.Categorical.from_codes(of_file, pd.Index(list(named), dtype=object))
     var = parts[0].var
@@ -151,5 +157,7 @@ def _unique_names(parts: Sequence[RawCells]) -> pd.Index:
     names = parts[0].obs.index.append([part.obs.index for part in parts[1:]])
     if names.is_unique:
         return names
-    log.info("Cell names occur in several files: -0, -1, ... was added, the number of the file")
+    log.info(
+        "Some cell names occur in several files, so the number of the file (-0, -1, ...) was appended to all names"
+    )
     return pd.Index([f"{name}-{i}" for i, part in enumerate(parts) for name in part.obs.index])

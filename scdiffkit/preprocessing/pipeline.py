@@ -100,8 +100,8 @@ class Prepared:
         stored = cells.obs.get(TOTAL, pd.Series(np.nan, index=cells.obs.index))
         if not (pd.to_numeric(stored, errors="coerce").to_numpy(np.float64) >= totals * (1 - 1e-6)).all():  # NaN too
             raise DataError(
-                f"obs[{TOTAL!r}] does not hold each cell's total counts, as preparing the data left it. Run "
-                "`scdiff preprocess` again, and do not change that column."
+                f"obs[{TOTAL!r}] no longer holds each cell's total counts. Run `scdiff preprocess` again, and do "
+                "not change that column."
             )
         return cls(counts, totals, cells.obs, cells.var, dict(cells.uns), config, np.arange(len(totals)))
 
@@ -170,7 +170,7 @@ def prepare(
         check_label(obs, key)
         obs[key] = obs[key].astype("category").cat.remove_unused_categories()
     if TOTAL in obs:
-        log.info("obs['total_counts'] is replaced: it holds the library size over the kept genes now")
+        log.info("obs['total_counts'] is replaced by the library size over the genes kept")
     obs[TOTAL] = totals.astype(np.float32)
     trim_memory()  # names and columns of millions of cells were read and copied
     if choose_genes:

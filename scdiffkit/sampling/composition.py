@@ -63,8 +63,8 @@ def library_sizes_of(
         sizes = np.full(len(codes), median if config.library_size == "median" else config.library_size, np.float32)
     if sizes.max() > FAR_DEEPER * largest:
         warn(
-            f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times that of the deepest training cell "
-            f"({largest:.0f}): the model extrapolates."
+            f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times the largest of the training "
+            f"cells ({largest:.0f}): the model extrapolates."
         )
     return sizes
 
@@ -83,12 +83,13 @@ def _depths(cells: AnnData | Backed, genes: list[str]) -> np.ndarray | None:
             there = names.isin(genes)
             depths = _sums(counts, there)
         except DataError as e:
-            warn(f"The cells of --like tell no library sizes, so only their composition is copied. {e}")
+            warn(f"The library sizes of the cells of --like are not known, so only their composition is copied. {e}")
             return None
         if there.sum() < len(genes):
             warn(
-                f"The cells of --like have {there.sum()} of the run's {len(genes)} genes: the library sizes copied are "
-                "sums over these alone. --library-size median or like, without --like, gives whole ones."
+                f"The cells of --like have only {there.sum()} of the run's {len(genes)} genes, so the copied "
+                "library sizes are sums over these genes. For library sizes over all genes, give --library-size "
+                "median, or leave --like out."
             )
     if not (depths > 0).all():  # NaN included
         raise DataError(

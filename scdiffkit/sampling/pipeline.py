@@ -130,8 +130,8 @@ def sample(
     guidance_of(model, config)
     if config.library_size != "like" and not codec.takes_library_size:
         raise ConfigError(
-            f"--library-size {config.library_size}: the {codec.name} codec reads each cell's library size off the "
-            "values drawn and cannot honour another. Leave it out, or train a run with --codec count."
+            f"--library-size {config.library_size}: the {codec.name} codec derives each cell's library size from "
+            "the values drawn and cannot use another. Leave it out, or train a run with --codec count."
         )
     if isinstance(like, str | Path):
         like = open_rows(like)
@@ -197,7 +197,7 @@ def _batches(
     config, T = plan.config, model.config.diffusion.num_train_timesteps
     devices, kind = devices_of(config.device, config.devices), accelerator_of(config.device)
     log.info(
-        "%s: %d network calls a cell (T = %d, speedup %.3g), %sguidance %s, seed %d",
+        "%s: %d network calls per cell (T = %d, speedup %.3g), %sguidance %s, seed %d",
         SAMPLERS[config.sampler], plan.steps, T, T / plan.steps,
         f"eta {config.eta:g}, " if config.sampler == "ddim" else "", _in_words(config.cfg_scale), config.seed,
     )  # fmt: skip

@@ -140,8 +140,8 @@ def guidance_of(model: TrainedModel, config: SampleConfig) -> float | list[float
     guided = any(scale != 1 for scale in scales.values())
     if guided and not (model.config.conditions and model.config.train.condition_dropout):
         raise ConfigError(
-            "--cfg-scale needs a run with conditions (--label) that training hid at times "
-            "(train.condition_dropout > 0): guidance goes from the unknown condition to the given one. Leave it out."
+            "--cfg-scale needs a run with conditions (--label) that was trained with train.condition_dropout > 0, "
+            "because guidance compares predictions with and without the condition. Leave it out."
         )
     if not isinstance(config.cfg_scale, dict):
         return config.cfg_scale

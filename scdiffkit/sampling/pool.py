@@ -203,10 +203,10 @@ class Process:
 
     def _exit_message(self, code: int) -> str:
         if code >= 0:
-            return f"{self.name} ended with exit code {code}; what it said is above. Give --devices 1."
+            return f"{self.name} ended with exit code {code}; its messages are above. Give --devices 1."
         return (
-            f"{self.name} was killed ({signal.Signals(-code).name}), as it happens when memory runs out: give fewer "
-            "--devices, or a smaller --batch-size."
+            f"{self.name} was killed ({signal.Signals(-code).name}), which happens when memory runs out: give "
+            "fewer --devices, or a smaller --batch-size."
         )
 
 

@@ -59,7 +59,7 @@ class BatchSampler:
                 raise
             fewer = " or fewer --devices" if self.plan.config.devices > 1 else ""
             raise RunError(
-                f"Memory does not hold a batch of {len(job.codes)} cells: give a --batch-size below that{fewer}."
+                f"A batch of {len(job.codes)} cells does not fit into memory: give a smaller --batch-size{fewer}."
             ) from e
         obs = self.conditions.decode(job.codes)
         obs[LIBRARY_SIZE] = size
@@ -113,7 +113,7 @@ class _Network(nn.Module):
                     raise
             # The noise is drawn for the whole batch, so smaller parts give the same cells.
             self.most = most // 2
-            log.info("memory does not hold %d cells at once: the network goes over %d at a time", most, self.most)
+            log.info("%d cells do not fit into memory at once: the network processes %d at a time", most, self.most)
             if x_t.is_cuda:
                 torch.cuda.empty_cache()
 

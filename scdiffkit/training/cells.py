@@ -123,7 +123,7 @@ def _prepare(
         )
 
     if isinstance(cells, Mapping) or not is_prepared(cells):
-        log.info("raw counts: preparing them (scdiff preprocess does this step on its own)")
+        log.info("preparing the raw counts (scdiff preprocess does this as a separate step)")
         choose = run_config.codec.highly_variable
         raw = raw_cells(cells, run_config.preprocess, run_config.conditions)
         for column in run_config.conditions:

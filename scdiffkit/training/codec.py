@@ -113,8 +113,8 @@ def log_codec(auc: Mapping[str, float] | None) -> None:
     if auc:
         auc = todays_codec_auc(auc)
         log.info(
-            "count codec alone: held-out cells encoded and decoded are told from other real cells with AUC %.2f, "
-            "training cells %.2f, real cells %.2f (0.5: not at all; chance alone: +- %.2f). Diffusion can hardly do "
-            "better than the codec.",
+            "count codec alone: a classifier distinguishes encoded and decoded cells from real cells with AUC "
+            "%.2f (held-out cells) and %.2f (training cells), and real cells from one another with AUC %.2f (0.5: "
+            "guessing; by chance: +- %.2f). Diffusion can hardly do better than the codec.",
             auc["held_out"], auc["training"], auc["real_reference"], auc.get("standard_error", math.nan),
         )  # fmt: skip

@@ -211,8 +211,8 @@ def spawn_ranks(command: list[str], devices: int) -> Iterator[None]:
             assert other.stdout
             if not any(line == READY for line in other.stdout):  # no timeout: imports may take long
                 raise RunError(
-                    f"Process {rank} of {devices} could not start (exit code {other.wait()}); what it said is above. "
-                    "Give --devices 1."
+                    f"Process {rank} of {devices} could not start (exit code {other.wait()}); its messages are "
+                    "above. Give --devices 1."
                 )
         os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
         torch.set_num_threads(threads)
@@ -250,6 +250,6 @@ def failing_together() -> Iterator[None]:
             raise
         reason = str(e).splitlines()[0][:200]
         raise RunError(
-            f"Another process of this training has ended, or cannot be reached ({reason}). Look for its own message, "
-            "and go on from the last checkpoint with --resume."
+            f"Another process of this training has ended, or cannot be reached ({reason}). Look for the message of "
+            "that process, and continue from the last checkpoint with --resume."
         ) from e

@@ -138,7 +138,7 @@ def write(codec: Codec, cells: TrainingCells, rows: np.ndarray, folder: Path, de
         np.save(temporary / "codes.npy", cells.codes[rows])
         (temporary / COMPLETE).write_text(json.dumps({"cells": n, "genes": cells.counts.shape[1]}))
     size = sum(file.stat().st_size for file in folder.iterdir())
-    log.info("vectors of %d cells in %s (%.1f MB): removed when training is complete", n, folder, size / 1e6)
+    log.info("%d encoded cells are cached in %s (%.1f MB) until training is complete", n, folder, size / 1e6)
 
 
 def open_written(codec: Codec, folder: Path, device: torch.device) -> EncodedCells:

@@ -114,7 +114,7 @@ def fit(
                 log.info("%s: stopped at step %d of %d and saved", stopper.reason(best), step, max_steps)
                 break
     if group.is_main and best.loss is not None:
-        log.info("lowest held-out loss %.4f at step %d: samples are drawn from there", best.loss, best.step)
+        log.info("lowest held-out loss %.4f at step %d: samples are drawn from this checkpoint", best.loss, best.step)
     return not stopper.out_of_time
 
 
@@ -165,8 +165,8 @@ def run_rank(group: ProcessGroup) -> Run:
         return run
     if not is_cached(run.vectors):
         raise RunError(
-            f"This machine does not see the run {run.path}: several machines need a folder that all share; name one "
-            "with --out."
+            f"This machine cannot access the run {run.path}: training on several machines needs a shared folder. "
+            "Name one with --out."
         )
     fit(run, group, open_written(run.codec(), run.vectors, group.fabric.device))
     return run

@@ -183,7 +183,7 @@ def train(
             stack.callback(shutdown)
             _log_start(run, training_set, cut_short)
             if run.steps() and run.steps()[-1] >= steps_planned(c, len(training_set.train_rows)):
-                log.info("the run is complete; give a larger --max-steps to train on")
+                log.info("the run is complete; give a larger --max-steps to continue training")
                 if group is not None:
                     group.broadcast((str(run.path), True))
                 return run
@@ -206,7 +206,7 @@ def _new_config(
     run_config = build_run_config(preset, arch, dict(config or {}), {**given, **overrides})
     if LIBRARY_SIZE in run_config.conditions:
         raise ConfigError(
-            f"obs column {LIBRARY_SIZE!r} is where library sizes go, so it cannot be a condition: rename it."
+            f"obs column {LIBRARY_SIZE!r} is reserved for library sizes, so it cannot be a condition: rename it."
         )
     return run_config
 
@@ -273,15 +273,15 @@ def _new_run(
 def _log_start(run: Run, training_set: TrainingSet, cut_short: dict[str, int] | None) -> None:
     if cut_short:
         log.warning(
-            "half of --max-time was up: the codec stopped early, at step %d of %d. --resume trains the diffusion "
-            "on, not the codec; for a better one start again with a longer --max-time.",
+            "half of --max-time was used, so the codec was stopped early, at step %d of %d. --resume continues to "
+            "train the diffusion, not the codec; for a better codec, start a new run with a longer --max-time.",
             cut_short["steps"], cut_short["planned"],
         )  # fmt: skip
     left_out = training_set.known.cells - len(training_set.cells)
     log.info(
-        "run %s: %d cells to train, %d for validation%s",
+        "run %s: %d training cells, %d validation cells%s",
         run.path, len(training_set.train_rows), len(training_set.val_rows),
-        f", {left_out} left out" if training_set.known.holdout else "",
+        f", {left_out} held-out cells" if training_set.known.holdout else "",
     )  # fmt: skip
     log_codec(run.provenance().get("codec_auc"))
 
@@ -327,8 +327,8 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
     if few:
         also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
         warn(
-            f"There are few training cells: {listed_briefly(few)}. What the model draws from so few is not to be "
-            f"relied on. Give more cells, or merge rare categories{also}."
+            f"There are few training cells: {listed_briefly(few)}. Generated cells of these categories are "
+            f"unreliable. Give more cells, or merge rare categories{also}."
         )
 
 

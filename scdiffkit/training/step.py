@@ -108,7 +108,7 @@ class TrainStep:
                             f"train.compile: the network cannot be compiled here ({said}). It needs a C++ compiler, "
                             "and on a GPU Triton: install them, or give --set train.compile=false."
                         ) from e
-                    log.warning("the network cannot be compiled here, and trains without (%s)", said)
+                    log.warning("the network cannot be compiled here and is trained without compilation (%s)", said)
                     for part in self.optional:
                         part._compiled_call_impl = None  # undoes `compile`; torch has no public way
                     self.optional = ()
@@ -118,14 +118,15 @@ class TrainStep:
                 here = min(self.at_once, len(batch[0]))
                 if here == 1 or self.size > 1:
                     raise ConfigError(
-                        f"Memory does not hold {here} cells and this model: give a smaller --batch-size or model"
+                        f"{here} cells and this model do not fit into memory: give a smaller --batch-size or model"
                         + (", or more devices." if self.size > 1 else ".")
                     ) from e
                 self.at_once = math.ceil(here / 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning(
-                "memory does not hold a batch of %d cells: it is worked on in parts of %d, with the same result",
+                "a batch of %d cells does not fit into memory: it is split into micro-batches of %d, with the "
+                "same result",
                 here, self.at_once,
             )  # fmt: skip
 
@@ -150,7 +151,10 @@ class TrainStep:
                 raise
         self.recorded = None
         self._free()
-        log.info("memory does not hold a recorded step and the held-out cells: steps are launched one by one")
+        log.info(
+            "the CUDA graph of a step and the held-out cells do not fit into memory together: steps run "
+            "without a CUDA graph"
+        )
         return work()
 
     def _record(self, batch: Batch) -> None:
@@ -162,7 +166,7 @@ class TrainStep:
             try:
                 self.recorded = _Recorded(self._accumulate, batch, self.stream)
             except RuntimeError as e:
-                log.info("steps are not recorded, and launched one by one: %s", " ".join(str(e).split())[:200])
+                log.info("steps run without a CUDA graph: %s", " ".join(str(e).split())[:200])
         if not self.recorded:
             self._free()
 

@@ -533,4 +533,4 @@ def test_info_tells_the_codecs_own_auc(run, scdiff):
     assert all(0 <= value <= 1 for value in auc.values())
     assert abs(auc["real_reference"] - 0.5) < 0.25
     assert "codec_auc" in scdiff("info", run.path).stdout
-    assert "told from other real cells with AUC" in (run.path / "train.log").read_text()
+    assert "encoded and decoded cells from real cells with AUC" in (run.path / "train.log").read_text()

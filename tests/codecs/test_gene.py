@@ -99,7 +99,7 @@ def test_conditions_and_noise_change_nothing_and_a_library_size_is_refused():
     for a, b in zip(codec.decode(x0, codes, None, torch.Generator().manual_seed(1)), codec.decode(x0), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert not codec.takes_library_size
-    with pytest.raises(ConfigError, match="library size off its own values"):
+    with pytest.raises(ConfigError, match="library size from its values"):
         codec.decode(x0, codes, library)
 
 

@@ -118,7 +118,7 @@ def written(runs, draw, drawn, scdiff, work):
     """Paths of the same cells by (codec, format, how they were written)."""
     paths = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scdiffkit.errors.ScdiffWarning)  # what 10x formats cannot carry
+        warnings.simplefilter("ignore", scdiffkit.errors.ScdiffWarning)  # what 10x formats cannot store
         for codec in CODECS:
             for format, name in FORMATS.items():
                 for how in ("command", "out", "write"):

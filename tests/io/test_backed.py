@@ -124,7 +124,7 @@ def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="stored by genes"):
         open_backed(tmp_path / "csc.h5ad").matrices["X"][0:3]
     write(tiny, tmp_path / "cells.loom")
-    with pytest.raises(FileError, match="can only be read whole"):
+    with pytest.raises(FileError, match="can only be read into memory as a whole"):
         open_cells(tmp_path / "cells.loom", memory="disk")
     with pytest.raises(ConfigError, match="in memory already"):
         open_cells({"a": tiny}, memory="disk")
@@ -132,7 +132,7 @@ def test_what_cannot_stay_in_its_file(tiny: AnnData, tmp_path: Path) -> None:
         open_cells(tiny, memory="disk")
     with pytest.raises(ConfigError, match="too little"):
         open_cells(tmp_path / "csc.h5ad", memory="1M")
-    with pytest.raises(ConfigError, match="`memory` 'much' is neither auto, disk or ram nor an amount"):
+    with pytest.raises(ConfigError, match="`memory` 'much' is not auto, disk, ram or an amount"):
         open_cells(tmp_path / "csc.h5ad", memory="much")
 
 

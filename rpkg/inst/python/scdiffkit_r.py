@@ -128,8 +128,8 @@ def matrix_payload(X: Any) -> Payload:
     X = sparse.csr_matrix(X)
     if X.nnz > LONGEST:
         raise DataError(
-            f"A sparse matrix in R holds at most {LONGEST} values that are not zero (2^31 - 1), and this one has "
-            f"{X.nnz}: keep the cells in a file (a path as input, `output` for results), and read a part of it."
+            f"A sparse matrix in R holds at most {LONGEST} values that are not zero (2^31 - 1), but this one has "
+            f"{X.nnz}: keep the cells in a file (a path as input, `output` for results), and read only a part of it."
         )
     if not X.has_canonical_format:
         X = X.copy()

@@ -47,8 +47,8 @@ test_that("a SingleCellExperiment comes back with more cells", {
 test_that("targets that make no sense are refused", {
   skip_if_no_python()
   expect_refused(scdiff_augment(blood, "cell_type", c(CD18 = 9)), "no cell has the cell_type 'CD18'; did you mean")
-  expect_refused(scdiff_augment(blood, "cell_type", c(CD14 = 9)), "as many cells already \\(CD14 56\\)")
-  expect_refused(scdiff_augment(blood, "cell_type", 9), "named by type")
+  expect_refused(scdiff_augment(blood, "cell_type", c(CD14 = 9)), "already as many cells \\(CD14 56\\)")
+  expect_refused(scdiff_augment(blood, "cell_type", 9), "types as names")
   expect_refused(scdiff_augment(blood, "type", c(CD14 = 90)), "no column 'type'")
 })
 
@@ -64,10 +64,10 @@ test_that("cells that an earlier call added stay marked, and are not learnt from
   twice <- scdiff_augment(once, "cell_type", c(CD19 = 70), max_steps = 2, out = folder <- tempfile("run-"))
   expect_identical(table(twice$obs$synthetic)[["TRUE"]], 6L + 70L - sum(blood$obs$cell_type == "CD19"))
   expect_false(any(twice$obs$synthetic[1:300]))
-  expect_match(readLines(file.path(folder, "train.log")), "270 cells to train, 30 for validation", all = FALSE)
+  expect_match(readLines(file.path(folder, "train.log")), "270 training cells, 30 validation cells", all = FALSE)
   own <- blood
   own$obs$synthetic <- "mine"
-  expect_refused(scdiff_augment(own, "cell_type", c("CD8 T" = 30), run = trained()), "'synthetic' of its own")
+  expect_refused(scdiff_augment(own, "cell_type", c("CD8 T" = 30), run = trained()), "column 'synthetic' that is not logical")
 })
 
 test_that("labels that are TRUE or FALSE, or dates, do", {
@@ -88,6 +88,6 @@ test_that("labels that are TRUE or FALSE, or dates, do", {
 
 test_that("what is for training is not taken silently with a run", {
   skip_if_no_python()
-  expect_refused(scdiff_augment(blood, "cell_type", c("CD8 T" = 30), run = trained(), max_steps = 5), "`max_steps` is for training")
-  expect_refused(scdiff_augment(blood, "cell_type", c("CD8 T" = 30, "CD8 T" = 40), run = trained()), "each once")
+  expect_refused(scdiff_augment(blood, "cell_type", c("CD8 T" = 30), run = trained(), max_steps = 5), "`max_steps` is an option of training")
+  expect_refused(scdiff_augment(blood, "cell_type", c("CD8 T" = 30, "CD8 T" = 40), run = trained()), "each type once")
 })

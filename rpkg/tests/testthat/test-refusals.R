@@ -115,7 +115,7 @@ test_that("an installation that fails leaves nothing that looks ready", {
   root <- tempfile("environments-")
   withr::local_envvar(WORKON_HOME = root, RETICULATE_PYTHON = NA)
   expect_refused(
-    suppressMessages(scdiff_install(source = file.path(root, "nothing"))), "Installing failed",
+    suppressMessages(scdiff_install(source = file.path(root, "nothing"))), "The installation failed",
     class = "scdiffkit_python_error"
   )
   expect_null(environment_python())

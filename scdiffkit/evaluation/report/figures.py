@@ -135,7 +135,9 @@ def embedding(
             _legend(figure, colours | others, loc="outside right center")
 
     centres = f"Points of both sets lie in one {name} layout, fitted to both together"
-    alt = f"{name} of {len(real)} real and {len(synthetic)} synthetic cells. {centres}; cells that are alike lie close."
+    alt = (
+        f"{name} of {len(real)} real and {len(synthetic)} synthetic cells. {centres}; similar cells lie close together."
+    )
     return picture(draw, alt, (12, 3.9))
 
 
@@ -159,7 +161,7 @@ def distributions(titles: Sequence[str], pairs: Sequence[tuple[np.ndarray, np.nd
             ax.set_ylim(bottom=0)
         for ax in axes[len(pairs) :]:
             ax.set_axis_off()
-        axes[0].set_ylabel("share of cells")
+        axes[0].set_ylabel("fraction of cells")
         axes[0].legend(frameon=False, fontsize=8)
 
     return picture(draw, alt, (3 * columns, 2.4 * rows))
@@ -174,7 +176,7 @@ def trends(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
 
     def draw(theme: Theme, figure: Figure) -> None:
         axes = figure.subplots(1, 2)
-        for ax, k, name in ((axes[0], 1, "log10 variance"), (axes[1], 2, "share of zeros")):
+        for ax, k, name in ((axes[0], 1, "log10 variance"), (axes[1], 2, "fraction of zeros")):
             looks = ((theme.real, "-", "real"), (theme.synthetic, "--", "synthetic"))
             for side, (colour, style, who) in zip(sides, looks):
                 seen = side[0] > 0
@@ -183,7 +185,7 @@ def trends(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> Picture:
             ax.set(xlabel="log10 mean of log1p-normalised values", ylabel=name)
         axes[0].legend(frameon=False)
 
-    alt = "Each gene's variance, and its share of zeros, against its mean, real and synthetic, with the trend of each."
+    alt = "Variance and fraction of zeros of each gene against its mean, in real and synthetic cells, with trend lines."
     return picture(draw, alt, (10, 3.8))
 
 
@@ -210,7 +212,10 @@ def correlations(genes: np.ndarray, sides: dict[str, sparse.csr_matrix]) -> Pict
             axes[0].set_yticks(range(len(chosen)), genes[chosen][order], fontsize=5)
         figure.colorbar(image, ax=axes, shrink=0.8, label="Pearson correlation")
 
-    alt = f"Correlations between the {len(chosen)} most variable genes within {', '.join(sides)}, genes in one order."
+    alt = (
+        f"Correlations between the {len(chosen)} most variable genes in {', '.join(sides)}; the genes are in the "
+        "same order in all panels."
+    )
     return picture(draw, alt, (11, 3.9))
 
 
@@ -236,8 +241,8 @@ def dots(
         figure.colorbar(image, ax=axes, shrink=0.8, label="mean log1p value")
 
     alt = (
-        f"Markers of each {label} in {' and '.join(sides)} cells: a dot's area is the share of cells with the gene, "
-        f"its brightness the mean. Genes: {', '.join(genes)}."
+        f"Markers of each {label} in {' and '.join(sides)} cells: a dot's area is the fraction of cells in which "
+        f"the gene is detected, its brightness the mean. Genes: {', '.join(genes)}."
     )
     return picture(draw, alt, (max(9.0, 0.32 * len(genes) * len(sides) + 3), 1.6 + 0.28 * len(types)))
 

@@ -27,7 +27,7 @@ TYPES_SHOWN = 15
 CELL_FIGURES = {
     "library_size": "log10 counts per cell",
     "genes_detected": "log10 genes per cell",
-    "mitochondrial_share": "mitochondrial share",
+    "mitochondrial_share": "mitochondrial fraction",
 }
 
 
@@ -53,10 +53,10 @@ class Drawing:
         """Draw all pictures of real, other real (reference) and synthetic cells; keep them by title, layouts first."""
         types = [part.types if self.label and part.has_types else None for part in self.shown]
         drawn = {
-            "Single cells": _cells(real, synthetic),
-            "Single genes": _genes(self.genes, real.X, synthetic.X),
+            "Distributions over cells": _cells(real, synthetic),
+            "Distributions of single genes": _genes(self.genes, real.X, synthetic.X),
             "Mean, variance and zeros of genes": figures.trends(real.X, synthetic.X),
-            "Genes that vary together": figures.correlations(
+            "Correlations between genes": figures.correlations(
                 self.genes, {"real": real.X, "other real cells": reference.X, "synthetic": synthetic.X}
             ),
         }
