@@ -146,7 +146,7 @@ def renamed_keywords(**renamed: str | tuple[str, dict[Any, Any]]) -> Callable[[C
     return decorate
 
 
-def todays_codec_auc(stored: Mapping[str, float]) -> dict[str, float]:
+def migrate_codec_auc(stored: Mapping[str, float]) -> dict[str, float]:
     """Rename the key `floor`, which older runs and cells store among the AUCs of the codec, to `real_reference`."""
     return {"real_reference" if name == "floor" else name: value for name, value in stored.items()}
 

@@ -33,7 +33,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdiffkit import codecs, config, models
-from scdiffkit._deprecated import todays_codec_auc
+from scdiffkit._deprecated import migrate_codec_auc
 from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.conditions import Conditions
@@ -44,7 +44,7 @@ from scdiffkit.io import atomic_write_bytes, atomic_write_text, columns
 
 RUNS = Path("scdiff-runs")
 LATEST = "latest"
-SHORT = 1 / 3  # share of the preset's steps; a run with fewer planned steps counts as undertrained
+UNDERTRAINED_SHARE = 1 / 3  # share of the preset's steps; a run with fewer planned steps counts as undertrained
 log = logging.getLogger("scdiffkit")
 
 
@@ -260,7 +260,7 @@ class Run:
         if of["ended"] == "stopped early":
             of_planned = f" of {planned:,} planned" if planned else ""
             found.append(f"The run is undertrained: its training was stopped early, after {steps:,}{of_planned} steps.")
-        elif of["ended"] == "complete" and planned < SHORT * of.get("usual", 0):
+        elif of["ended"] == "complete" and planned < UNDERTRAINED_SHARE * of.get("usual", 0):
             found.append(
                 f"The run is undertrained: it was planned with {planned:,} steps, and its preset has {of['usual']:,}."
             )
@@ -403,7 +403,7 @@ class Run:
             "preset": run_config.preset,
             "genes": len(self.genes()),
             "training_data": provenance["data"],
-            "codec_auc": todays_codec_auc(provenance["codec_auc"]) if provenance.get("codec_auc") else None,
+            "codec_auc": migrate_codec_auc(provenance["codec_auc"]) if provenance.get("codec_auc") else None,
             "conditions": conditions["categories"],
             "checkpoints": steps,
             "sampled_from": self.best_step(),

@@ -48,6 +48,14 @@ def _as_before() -> Generator[None]:
     log.setLevel(level)
 
 
+@pytest.fixture(scope="module")
+def few_trees() -> Generator[None]:
+    """Random forests of 40 trees, for tests that do not depend on the forest's size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
+        yield
+
+
 @pytest.fixture
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports whose pictures hold a single pixel: drawing them takes most of the time of a small evaluation."""

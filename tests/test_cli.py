@@ -71,7 +71,8 @@ def with_a_run(cells, folder):
     return folder
 
 
-@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_trees", "blank_pictures")
 def test_evaluate_with_another_papers_protocol_and_compare(wide_folder, tmp_path):
     shutil.copytree(wide_folder, tmp_path / "w", symlinks=True)
     for seed in (1, 2):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import scdiffkit
-from scdiffkit._deprecated import MOVED, todays_codec_auc
+from scdiffkit._deprecated import MOVED, migrate_codec_auc
 from scdiffkit.cli import app
 from scdiffkit.errors import ConfigError, DataError, ScdiffWarning
 
@@ -134,4 +134,4 @@ def test_scores_know_the_names_they_had(demo):
 
 
 def test_cells_of_older_versions_tell_what_their_codec_scored():
-    assert todays_codec_auc({"held_out": 0.6, "floor": 0.5}) == {"held_out": 0.6, "real_reference": 0.5}
+    assert migrate_codec_auc({"held_out": 0.6, "floor": 0.5}) == {"held_out": 0.6, "real_reference": 0.5}

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,10 @@ from scdiffkit.metrics.profiles import MINIMAL
 from scdiffkit.preprocessing.normalise import lognormalise
 from scdiffkit.preprocessing.pipeline import preprocess
 
-pytestmark = pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_trees() -> Iterator[None]:
-    """What is tested here does not hang on the forest's size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Only .* (genes are in all|cells per set)"),
+    pytest.mark.usefixtures("few_trees"),
+]
 
 
 def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
@@ -562,7 +557,7 @@ def test_training_cells_without_counts_leave_out_what_needs_them(tiny: AnnData) 
 
 
 def test_more_cells_a_side_than_are_looked_through_for_copies(tiny: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdiffkit.evaluation.resample.MOST_KNOWN", 20)
+    monkeypatch.setattr("scdiffkit.evaluation.resample.MAX_KNOWN_CELLS", 20)
     assert evaluate(*halves(tiny), max_cells=60).n_cells == 60
 
 

@@ -45,7 +45,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_held(monkeypatch: pytest.MonkeyPatch) -> int:
     """At most so many cells of a side are compared."""
-    monkeypatch.setattr("scdiffkit.evaluation.pipeline.MOST_KNOWN", 50)
+    monkeypatch.setattr("scdiffkit.evaluation.pipeline.MAX_KNOWN_CELLS", 50)
     return 50
 
 

@@ -23,7 +23,7 @@ FEW = {"metrics": "minimal", "resamples": 1, "max_cells": 60}  # to see which ce
 OF_FEW = ["--metrics", "minimal", "--fast", "--max-cells", 60]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::scdiffkit.errors.ScdiffWarning"),
-    pytest.mark.usefixtures("blank_pictures"),
+    pytest.mark.usefixtures("few_trees", "blank_pictures"),
 ]
 
 

@@ -137,7 +137,7 @@ def test_gene_filter(tiny: AnnData) -> None:
 def test_library_sizes_are_of_the_genes_that_stay(
     min_cells: int, apart: int, tiny: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdiffkit.preprocessing.filters.KEPT_APART", apart)
+    monkeypatch.setattr("scdiffkit.preprocessing.filters.MAX_MIN_CELLS_IN_ONE_PASS", apart)
     cells = tiny.copy()
     cells.X[:, [5, 9]] = 0
     cells.X[[3, 200], 5] = 7  # a gene in two cells

@@ -23,18 +23,16 @@ if CHROMIUM is None and not os.environ.get("SCDIFF_BROWSER_TESTS"):  # set where
 
 
 @pytest.fixture(scope="module")
-def reports(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reports(few_trees: None, demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report and a comparison of real cells, of which one set is shuffled over all genes."""
     out = tmp_path_factory.mktemp("browser")
     order = np.random.default_rng(0).permutation(demo.n_obs)
     real, synthetic = demo[order[:350]].copy(), demo[order[350:]].copy()
     wrong = synthetic.copy()
     wrong.X = wrong.X[:, ::-1].copy()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scdiffkit.metrics.classifier.N_TREES", 40)
-        scdiffkit.evaluate(real, synthetic, label="cell_type", out=out, resamples=1, max_cells=150)
-        few = {"resamples": 1, "max_cells": 100, "metrics": "minimal"}
-        scdiffkit.compare(real, {"good": synthetic, "bad": wrong}, label="cell_type", out=out, **few)
+    scdiffkit.evaluate(real, synthetic, label="cell_type", out=out, resamples=1, max_cells=150)
+    few: dict[str, Any] = {"resamples": 1, "max_cells": 100, "metrics": "minimal"}
+    scdiffkit.compare(real, {"good": synthetic, "bad": wrong}, label="cell_type", out=out, **few)
     return {"report": out / "report.html", "comparison": out / "compare.html"}
 
 

@@ -317,32 +317,38 @@ def test_torchrun_goes_on_with_a_run_of_another_number_of_processes(together: Ru
     assert Run.open(run).steps()[-1] == 33
 
 
+OF_STEP = {  # what srun sets
+    "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "29613", "SLURM_JOB_NAME": "train",
+    "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2",
+}  # fmt: skip
+
+
 @pytest.mark.process
 def test_srun(path: Path, alone: Run, tmp_path: Path) -> None:
     """As far as environment variables tell: srun itself is not here."""
     run = tmp_path / "run"
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     command = [sys.executable, "-m", "scdiffkit", "train", str(path), "--label", "cell_type", "--out", str(run)]
-    of_step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "29613", "SLURM_JOB_NAME": "train"}
-    of_step |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2"}
 
-    def start(rank: int, *options: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, **of_step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    def start(rank: int) -> subprocess.Popen[str]:
+        environment = {**os.environ, **OF_STEP, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
         return subprocess.Popen(
-            [*command, *settings, *options], env=environment, text=True,
+            [*command, *settings, "--devices", "2"], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    processes = [start(rank, "--devices", "2") for rank in (0, 1)]
+    processes = [start(rank) for rank in (0, 1)]
     (out, said), (other_out, _) = (process.communicate() for process in processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert (out, other_out) == (f"{run}\n", "")
     np.testing.assert_allclose(losses(Run.open(run)), losses(alone), rtol=1e-3)
 
-    alone_in_it = start(0)
-    _, said = alone_in_it.communicate()
-    assert alone_in_it.returncode == 2
-    assert "srun started 2 processes, but --devices 1 x --num-nodes 1 asks for 1" in " ".join(said.split())
+
+def test_srun_with_other_numbers_is_refused(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**OF_STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="srun started 2 processes, but --devices 1 x --num-nodes 1 asks for 1"):
+        fit(path, tmp_path / "run")
 
 
 @pytest.mark.process

@@ -52,7 +52,7 @@ Fast = Annotated[
     bool,
     typer.Option(
         "--fast",
-        help="Use one resample of at most 400 cells per group, and no UMAP; takes half a minute.",
+        help="Use one resample of at most 400 cells per set, and no UMAP; takes half a minute.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -64,7 +64,7 @@ Metrics = Annotated[
         rich_help_panel=SCORES,
     ),
 ]
-MaxCells = Annotated[int, typer.Option(help="Maximum number of cells per group in a resample.", rich_help_panel=SCORES)]
+MaxCells = Annotated[int, typer.Option(help="Maximum number of cells per set in a resample.", rich_help_panel=SCORES)]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same scores.", rich_help_panel=SCORES)]
 Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.", rich_help_panel=INPUT)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier report.", rich_help_panel=INPUT)]

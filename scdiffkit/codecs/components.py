@@ -9,7 +9,7 @@ from scipy import sparse
 from scdiffkit.config import CountCodecConfig
 from scdiffkit.errors import DataError
 
-NEVER_SEEN = 0  # fold of a cell that was not in training; folds of training cells count from 1
+UNSEEN_FOLD = 0  # fold of a cell that was not in training; folds of training cells count from 1
 # The smallest data from which a PCA that leaves out a fold has a component.
 FEWEST_CELLS = 3
 FEWEST_GENES = 2
@@ -41,14 +41,14 @@ class CrossFittedPCA:
             unseen[fold == k] = values[fold == k] @ axes - mean @ axes
         seen_spread = np.maximum((values @ full).std(axis=0), 1e-6)
         spread = np.maximum(unseen.std(axis=0), 1e-6)
-        self.share_of_spread = np.minimum(spread / seen_spread, 1.0)
+        self.reproducibility = np.minimum(spread / seen_spread, 1.0)
         kept = full.shape[1]
         if config.latent_dim is None:  # drop the first component that is noise and all after it
-            noise = np.flatnonzero(self.share_of_spread < config.min_reproducible)
+            noise = np.flatnonzero(self.reproducibility < config.min_reproducible)
             kept = max(2, int(noise[0])) if len(noise) else kept
             kept = min(kept, full.shape[1])
         self.components = kept
-        self.share_of_spread = self.share_of_spread[:kept]
+        self.reproducibility = self.reproducibility[:kept]
         stacked = [(axes[:, :kept] / spread[:kept], mean) for axes, mean in fits]
         self.loadings = torch.from_numpy(np.stack([axes for axes, _ in stacked]).astype(np.float32))
         self.offsets = torch.from_numpy(np.stack([mean @ axes for axes, mean in stacked]).astype(np.float32))

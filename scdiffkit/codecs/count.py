@@ -26,7 +26,7 @@ from scdiffkit.codecs.autoencoder import Autoencoder
 from scdiffkit.codecs.components import (
     FEWEST_CELLS,
     FEWEST_GENES,
-    NEVER_SEEN,
+    UNSEEN_FOLD,
     CrossFittedPCA,
     assign_folds,
     check_variation,
@@ -142,7 +142,7 @@ class CountCodec:
                 f"allow: {spectral.components} latent coordinates are used."
             )
         self.latent_dim = spectral.components
-        share = spectral.share_of_spread
+        share = spectral.reproducibility
         log.info(
             "count codec: %d latent coordinates (the last keeps %.0f%% of its spread in unseen cells)",
             self.latent_dim, 100 * share[-1],
@@ -226,7 +226,7 @@ class CountCodec:
 
         `fold` (B,) is given for training cells, see `folds`, and None for other cells.
         """
-        of = np.full(len(counts), NEVER_SEEN) if fold is None else fold.cpu().numpy()
+        of = np.full(len(counts), UNSEEN_FOLD) if fold is None else fold.cpu().numpy()
         rows = sparse.csr_matrix(counts.cpu().numpy())
         return self._posterior(self.components(rows, library_size.cpu().numpy(), of), library_size, counts.device)
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from scdiffkit.codecs.autoencoder import Autoencoder
-from scdiffkit.codecs.components import NEVER_SEEN, assign_folds
+from scdiffkit.codecs.components import UNSEEN_FOLD, assign_folds
 from scdiffkit.codecs.contract import OnStep
 from scdiffkit.codecs.likelihood import mixture_negative_log_likelihood, negative_log_likelihood
 from scdiffkit.codecs.source import CellSource, batches
@@ -157,7 +157,7 @@ class AutoencoderFit:
         generator = torch.Generator(self.device).manual_seed(self.seed)
         net, total = self.net.eval(), 0.0
         for part in batches(cells, np.arange(len(cells)), 256):
-            batch = self._batch(part, np.full(len(part), NEVER_SEEN))
+            batch = self._batch(part, np.full(len(part), UNSEEN_FOLD))
             nll, kl = self._elbo(batch, generator)
             total += (nll + self.config.kl_weight * kl).item() * len(part)
         net.train()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE_OVERDISPERSION = 0.02  # share of the Poisson variance
-NEGLIGIBLE_PAIRS = 0.001  # twice a change in the probability of 0 or 2 counts that does not matter
+NEGLIGIBLE_PROBABILITY = 0.001  # twice a change in the probability of 0 or 2 counts that does not matter
 RARE = 0.05  # expected counts per cell below which drawing count by count is faster than by gene
 LEAST_RATE = 1e-8
 LOG_THETA = (-3.0, 8.0)  # range of log theta
@@ -108,7 +108,7 @@ def draw_counts(
         rates = shares.index_select(1, dispersion.genes) * library_size[:, None]
         theta = dispersion.at(rates)
         excess = rates / theta
-        matters = (excess > NEGLIGIBLE_OVERDISPERSION) & (excess * rates > NEGLIGIBLE_PAIRS)
+        matters = (excess > NEGLIGIBLE_OVERDISPERSION) & (excess * rates > NEGLIGIBLE_PROBABILITY)
         places = matters.flatten().nonzero()[:, 0]
         shape = theta.flatten().index_select(0, places)
         noise = torch.ones_like(theta).flatten()

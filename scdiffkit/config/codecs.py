@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scdiffkit.config.base import _Config
 
-FIRST_OF_CODEC = (  # the codec settings that all versions have
+ORIGINAL_CODEC_SETTINGS = (  # the codec settings that all versions have
     "name", "likelihood", "latent_dim", "hidden_size", "condition_decoder", "kl_weight", "weight_prior", "max_steps",
     "batch_size", "lr", "val_every_steps", "patience", "zero_negation", "zero_threshold", "scale", "gene_order",
 )  # fmt: skip

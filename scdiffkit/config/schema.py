@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from scdiffkit.config.base import _Config
-from scdiffkit.config.codecs import FIRST_OF_CODEC, CountCodecConfig, GeneCodecConfig
+from scdiffkit.config.codecs import ORIGINAL_CODEC_SETTINGS, CountCodecConfig, GeneCodecConfig
 from scdiffkit.errors import ConfigError, did_you_mean
 
 Arch = Literal["dit", "whitebox", "unet"]
@@ -363,7 +363,9 @@ class RunConfig(_Config):
         values = self.to_dict()
         defaults = type(self.codec)().model_dump(mode="json")
         values["codec"] = {
-            key: value for key, value in values["codec"].items() if key in FIRST_OF_CODEC or value != defaults[key]
+            key: value
+            for key, value in values["codec"].items()
+            if key in ORIGINAL_CODEC_SETTINGS or value != defaults[key]
         }
         return yaml.safe_dump(values, sort_keys=False)
 

@@ -16,7 +16,7 @@ from scdiffkit.errors import ConfigError, DataError, did_you_mean, warn
 from scdiffkit.preprocessing.columns import color_lists, colors_of
 
 log = logging.getLogger("scdiffkit")
-FEW_OF_A_CATEGORY = 10  # a model learns next to nothing from fewer training cells
+MIN_PER_CATEGORY = 10  # a model learns next to nothing from fewer training cells
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Conditions:
             f"{n} of {column}={self.categories[column][code - 1]}"
             for k, column in enumerate(self.columns)
             for code in sorted({c[k] for c in drawn} - {0})
-            if (n := sum(cells for c, cells in self.combinations if c[k] == code)) < FEW_OF_A_CATEGORY
+            if (n := sum(cells for c, cells in self.combinations if c[k] == code)) < MIN_PER_CATEGORY
         ]
         if few:
             found.append(

@@ -27,7 +27,7 @@ from scdiffkit.preprocessing.pipeline import Prepared, is_prepared, prepare
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FEWEST = 2  # the smallest number of groups that can be split
+MIN_GROUPS = 2  # the smallest number of groups that can be split
 FILTERS = ("min_counts", "max_counts", "min_genes", "max_genes", "max_mito", "mito_prefix", "min_cells")
 Kind = Literal["holdout", "validation", "none"]
 log = logging.getLogger("scdiffkit")
@@ -73,7 +73,7 @@ class TrainingData:
         """Return a mask (n,) of the given cells that are held out of all training."""
         return held_out(obs, self.holdout, by=self.holdout_by, within=self.columns, seed=self.seed, of=self.fingerprint)
 
-    def find_in(self, cells: AnnData | Backed) -> Unseen | None:
+    def find_in(self, cells: AnnData | Backed) -> SplitRows | None:
         """Return which of these cells the run has seen, or None if they are not the data of the run."""
         needed = [*self.columns, *([self.holdout_by] if self.holdout_by else [])]
         if any(column not in cells.obs for column in needed) or self.prepared != is_prepared(cells):
@@ -95,12 +95,12 @@ class TrainingData:
         codes = Conditions.of(rest.obs, self.columns).encode(rest.obs)
         fitted, validated = (places[rows] for rows in split_for_validation(codes, self.val_fraction, self.seed))
         if held.any():
-            return Unseen("holdout", np.flatnonzero(held), fitted, self.holdout_by)
-        return Unseen("validation" if len(validated) else "none", validated, fitted)
+            return SplitRows("holdout", np.flatnonzero(held), fitted, self.holdout_by)
+        return SplitRows("validation" if len(validated) else "none", validated, fitted)
 
 
 @dataclass(frozen=True)
-class Unseen:
+class SplitRows:
     """Indices of the unseen cells and the training cells in the data set of a run.
 
     With `kind` "holdout", unseen cells were held out of everything; with "validation", only of fitting.
@@ -146,7 +146,7 @@ def held_out(
             raise DataError(f"There is no obs column {by!r} to hold out groups of; {did_you_mean(by, obs.columns)}")
         groups = obs[by].astype(str).to_numpy()
         names = np.unique(groups)
-        if len(names) < FEWEST:
+        if len(names) < MIN_GROUPS:
             raise DataError(f"obs column {by!r} has only one value, so there is no group of cells to hold out.")
         n = min(max(1, round(fraction * len(names))), len(names) - 1)
         return np.isin(groups, rng.permutation(names)[:n])

@@ -122,7 +122,7 @@ class CellSet:
 
     X: DiskCells if the cells stay in their file, until `gather` loads some of them into memory. counts: raw counts
     (cells, genes), and library_size: their sums (cells,); None if there are none or they were not loaded. types,
-    conditions, donors, batches: (cells,) text; the latter three are None unless requested. everyone: statistics of all
+    conditions, donors, batches: (cells,) text; the latter three are None unless requested. summary: statistics of all
     cells, set by `gather`. codec_auc, remarks: metadata of the run that generated the cells, if they contain any: its
     codec's AUC, and remarks on the sampling.
     """
@@ -144,7 +144,7 @@ class CellSet:
     remarks: list[str]
     sha256: str | None
     library_size: np.ndarray | None = None
-    everyone: SetSummary | None = None
+    summary: SetSummary | None = None
 
     def take(self, rows: np.ndarray) -> None:
         """Keep only these cells."""
@@ -190,7 +190,7 @@ class CellSet:
                 kept.append(X if len(here) == X.shape[0] else X[here])
                 of_kept += [counts] if counts is not None and counts_too else []
                 sizes += [] if counts is None else [_sums(counts)]
-        self.everyone = SetSummary(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
+        self.summary = SetSummary(dict(Counter(self.types)), marks, self.donors, total / max(1, n))
         if no_counts:
             log.info("%s: the values of X are compared, without counts. %s", self.name, no_counts[0])
             of_kept, sizes = [], []
@@ -326,8 +326,8 @@ def candidates(others: Subsample, members: Subsample, reference: Subsample | Non
 
 
 def summary_of(side: CellSet) -> SetSummary:
-    assert side.everyone is not None, "call gather first"
-    return side.everyone
+    assert side.summary is not None, "call gather first"
+    return side.summary
 
 
 def draw_order(types: np.ndarray, rng: np.random.Generator) -> np.ndarray:

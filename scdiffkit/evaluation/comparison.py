@@ -11,7 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from scdiffkit._deprecated import MEMORY, renamed_keywords
-from scdiffkit.data.split import Unseen
+from scdiffkit.data.split import SplitRows
 from scdiffkit.errors import ConfigError, warn
 from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
@@ -147,7 +147,7 @@ def _warn_of_differences(found: Mapping[str, Evaluation]) -> None:
             )
 
 
-def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | None, set[str]]:
+def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[SplitRows | None, set[str]]:
     """Find the real cells that none of the models has seen, so that all sets are judged by the same cells.
 
     Returns these, or None if no model is known to have been trained on the real cells, and the names of the sets whose
@@ -162,7 +162,7 @@ def _unseen_by_all(opened: Mapping[str, AnnData | Backed]) -> tuple[Unseen | Non
     kinds = {of.kind for of in found.values()}
     kind = next(kind for kind in ("none", "validation", "holdout") if kind in kinds)
     enough = min(len(unseen), len(trained)) >= MIN_CELLS
-    return Unseen(kind if enough else "none", unseen, trained), set(found)
+    return SplitRows(kind if enough else "none", unseen, trained), set(found)
 
 
 def _by_name(paths: Sequence[str | Path]) -> dict[str, AnnData | str | Path]:

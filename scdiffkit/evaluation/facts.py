@@ -104,13 +104,13 @@ class Facts:
         return {use: grade for use, grade in grades.items() if grade}
 
     @property
-    def no_use(self) -> list[str]:
+    def poor_uses(self) -> list[str]:
         return [use for use, grade in self.uses.items() if grade == "poor"]
 
     @property
     def whole(self) -> bool:
         """Whether no type is lost and no use is poor."""
-        return not (self.no_use or self.lost_types)
+        return not (self.poor_uses or self.lost_types)
 
     @cached_property
     def excesses(self) -> list[Excess]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdiffkit._deprecated import todays_codec_auc
+from scdiffkit._deprecated import migrate_codec_auc
 from scdiffkit.errors import DataError, did_you_mean
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells
 from scdiffkit.io import Backed, Rows
@@ -45,7 +45,7 @@ def load(
     Raises DataError if an obs column is missing, except in synthetic cells.
     """
     target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
-    sides: dict[str, CellSet] = {}
+    cell_sets: dict[str, CellSet] = {}
     for name, side in cells.items():
         source = sources[name]
         path = str(side.path) if isinstance(side, Backed) else source
@@ -56,7 +56,7 @@ def load(
         batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
         made_here = name == "synthetic" or "scdiffkit" in side.uns
         X, counts, genes, scale = _values(side, who, target_sum, made_here)
-        sides[name] = CellSet(
+        cell_sets[name] = CellSet(
             name=name,
             source=source,
             X=X,
@@ -70,11 +70,11 @@ def load(
             scale=scale,
             n_cells=X.shape[0],
             n_genes=X.shape[1],
-            codec_auc=todays_codec_auc(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
+            codec_auc=migrate_codec_auc(side.uns.get("scdiffkit", {}).get("codec_auc", {})),
             remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
             sha256=sha256(Path(source)),
         )
-    return sides
+    return cell_sets
 
 
 def sha256(path: Path) -> str | None:

@@ -22,10 +22,10 @@ from pathlib import Path
 from anndata import AnnData
 
 from scdiffkit._deprecated import MEMORY, renamed_keywords
-from scdiffkit.data.split import TrainingData, Unseen
+from scdiffkit.data.split import SplitRows, TrainingData
 from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet
-from scdiffkit.evaluation.draws import cells_a_side, draw_order_of, draws_donors
+from scdiffkit.evaluation.draws import cells_per_set, draw_order_of, draws_donors
 from scdiffkit.evaluation.facts import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
 from scdiffkit.evaluation.loading import load
 from scdiffkit.evaluation.matching import (
@@ -35,8 +35,8 @@ from scdiffkit.evaluation.matching import (
     gather,
     match_genes,
     note_scales,
-    of_known_kinds,
     separate,
+    types_were_trained_on,
 )
 from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, RESAMPLES, EvaluateConfig
 from scdiffkit.evaluation.output import FILES, REPORT, check_folder, write_evaluation
@@ -44,7 +44,7 @@ from scdiffkit.evaluation.provenance import check_made_by, trained_on_others, tr
 from scdiffkit.evaluation.report.layouts import LAYOUTS
 from scdiffkit.evaluation.report.pictures import Drawing
 from scdiffkit.evaluation.resample import (
-    MOST_KNOWN,
+    MAX_KNOWN_CELLS,
 )
 from scdiffkit.evaluation.result import HELD_OUT, Evaluation
 from scdiffkit.evaluation.scoring import Scorer, metrics_pool, scores_by_name, scores_of
@@ -87,7 +87,7 @@ def evaluate(
     fast: bool = False,
     memory: str | float = "auto",
     force: bool = False,
-    unseen: Unseen | None = None,
+    unseen: SplitRows | None = None,
     progress: bool | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
@@ -187,9 +187,9 @@ def evaluate(
     contradicted = train is not None and trained_on_others(opened["synthetic"], opened["train"])
     basis: Basis = "unknown" if contradicted else _basis_of(unseen, training_cells_given=train is not None)
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
-    sides = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
+    cell_sets = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
     del opened
-    cells = _compared(sides, unseen, basis, config)
+    cells = _compared(cell_sets, unseen, basis, config)
     with shown_progress("evaluating", progress, on_progress, evaluation_progress) as report:
         evaluation = _evaluated(cells, config, None if out is None else Path(out), report)
     if isinstance(run, Run):
@@ -211,11 +211,11 @@ def evaluation_progress(name: str, i: int, n: int) -> tuple[float, str, float]:
 class _Compared:
     """Cell sets that are ready for scoring: with the same genes, on one scale, and without shared cells.
 
-    sides: all sets. sets: those that are scored. n: cells of each set in a resample. Other fields are those of
+    cell_sets: all sets. sets: those that are scored. n: cells of each set in a resample. Other fields are those of
     Evaluation.
     """
 
-    sides: dict[str, CellSet]
+    cell_sets: dict[str, CellSet]
     sets: dict[str, CellSet]
     n: int
     basis: Basis
@@ -225,28 +225,30 @@ class _Compared:
     notes: Notes
 
 
-def _compared(sides: dict[str, CellSet], unseen: Unseen | None, basis: Basis, config: EvaluateConfig) -> _Compared:
+def _compared(
+    cell_sets: dict[str, CellSet], unseen: SplitRows | None, basis: Basis, config: EvaluateConfig
+) -> _Compared:
     notes = Notes()
-    for remark in sides["synthetic"].remarks:
+    for remark in cell_sets["synthetic"].remarks:
         notes.warn(remark)
-    if basis == "unknown" and "train" in sides:
+    if basis == "unknown" and "train" in cell_sets:
         notes.warn(
             "The synthetic cells record that their model was not trained on the cells of --train, so it may have "
             "seen the real cells. Give the cells that it was trained on, unchanged, or leave --train out."
         )
-    note_scales(sides, notes)
+    note_scales(cell_sets, notes)
     if unseen is not None and basis in ("holdout", "validation"):
-        separate(sides, unseen.unseen, unseen.trained, notes)
-    if "train" in sides:
-        drop_trained_on(sides, notes)
-    match_genes(sides, notes)
-    most = max(MOST_KNOWN, round(2 * config.max_cells / SHARE_OF_RESAMPLE))  # the most that is ever used
-    sampled = gather(sides, most, config.seed, notes, counts_of=("real",) if config.needs_counts else ())
-    types = None if config.label is None else count_types(sides, config.label, notes)
-    alike, sets = _sets_to_score(sides, unseen, config.max_cells, config.seed, notes)
+        separate(cell_sets, unseen.unseen, unseen.trained, notes)
+    if "train" in cell_sets:
+        drop_trained_on(cell_sets, notes)
+    match_genes(cell_sets, notes)
+    most = max(MAX_KNOWN_CELLS, round(2 * config.max_cells / SHARE_OF_RESAMPLE))  # the most that is ever used
+    sampled = gather(cell_sets, most, config.seed, notes, counts_of=("real",) if config.needs_counts else ())
+    types = None if config.label is None else count_types(cell_sets, config.label, notes)
+    alike, sets = _sets_to_score(cell_sets, unseen, config.max_cells, config.seed, notes)
     n = _cells_of_resample(sets, config.max_cells, config.resamples)
-    _note_resamples(sides, sets, n, config.resamples, config.seed, notes)
-    return _Compared(sides, sets, n, basis, alike, sampled, types, notes)
+    _note_resamples(cell_sets, sets, n, config.resamples, config.seed, notes)
+    return _Compared(cell_sets, sets, n, basis, alike, sampled, types, notes)
 
 
 def _evaluated(
@@ -254,14 +256,14 @@ def _evaluated(
 ) -> Evaluation:
     """Score the cells and, with `out`, draw and write the report."""
     with metrics_pool() as pool:
-        scorer = Scorer(cells.sides, cells.sets, cells.n, config, pool, draws=out is not None, progress=progress)
+        scorer = Scorer(cells.cell_sets, cells.sets, cells.n, config, pool, draws=out is not None, progress=progress)
         times = "once" if config.resamples == 1 else f"{config.resamples} times"
         log.info("comparing %d cells per set, %s", cells.n, times)
         drawing = None
         if out is not None:
             most = min(MAX_PICTURE_CELLS, config.max_cells * min(2, config.resamples))
             layouts = [name for name in LAYOUTS if not (config.fast and name == "UMAP")]
-            drawing = Drawing(cells.sides, most, config.label, config.seed, layouts, pool)
+            drawing = Drawing(cells.cell_sets, most, config.label, config.seed, layouts, pool)
         for r in range(config.resamples):
             scorer.score(r, drawing.draw if drawing and r == config.resamples - 1 else None)
     found = scorer.found
@@ -269,9 +271,9 @@ def _evaluated(
         scores=scores_of(found.metrics),
         of_types=scores_by_name(found.types),
         of_donors=scores_by_name(found.donors),
-        inputs={name: side.describe() for name, side in cells.sides.items()},
+        inputs={name: cell_set.describe() for name, cell_set in cells.cell_sets.items()},
         n_cells=cells.n,
-        n_genes=len(cells.sides["real"].genes),
+        n_genes=len(cells.cell_sets["real"].genes),
         resamples=config.resamples,
         seed=config.seed,
         max_cells=config.max_cells,
@@ -291,7 +293,7 @@ def _evaluated(
         sampled=cells.sampled,
         basis=cells.basis,
         alike=cells.alike,
-        remarks=cells.sides["synthetic"].remarks,
+        remarks=cells.cell_sets["synthetic"].remarks,
         metrics=config.metrics,
         genes=found.genes,
     )
@@ -300,7 +302,7 @@ def _evaluated(
     return evaluation
 
 
-def _basis_of(unseen: Unseen | None, *, training_cells_given: bool) -> Basis:
+def _basis_of(unseen: SplitRows | None, *, training_cells_given: bool) -> Basis:
     """Return whether the model has seen the real cells, as in Evaluation.basis."""
     if training_cells_given:
         return "given"
@@ -310,45 +312,48 @@ def _basis_of(unseen: Unseen | None, *, training_cells_given: bool) -> Basis:
 
 
 def _sets_to_score(
-    sides: dict[str, CellSet], unseen: Unseen | None, max_cells: int, seed: int, notes: Notes
+    cell_sets: dict[str, CellSet], unseen: SplitRows | None, max_cells: int, seed: int, notes: Notes
 ) -> tuple[bool, dict[str, CellSet]]:
     """Return whether the real cells resemble the training cells, and the sets to score.
 
     Training cells are not scored if the real cells differ from them, unless whole groups were held out on purpose or
     there are too few real cells for two halves.
     """
-    if "train" not in sides:
-        return True, sides
-    known_kinds, other_groups = of_known_kinds(sides["real"], sides["train"]), donors_held_out(sides, unseen)
-    told = told_apart(sides, max_cells, seed)
+    if "train" not in cell_sets:
+        return True, cell_sets
+    known_kinds, other_groups = (
+        types_were_trained_on(cell_sets["real"], cell_sets["train"]),
+        donors_held_out(cell_sets, unseen),
+    )
+    told = distinguishable(cell_sets, max_cells, seed)
     alike = known_kinds and not told and not other_groups
-    if alike or other_groups or sides["real"].X.shape[0] < 2 * MIN_CELLS:
-        return alike, sides
+    if alike or other_groups or cell_sets["real"].X.shape[0] < 2 * MIN_CELLS:
+        return alike, cell_sets
     notes.notes.append(
         "The real cells differ from the training cells, so the real reference is one half of the real cells "
         "against the other half; the training cells are used only to search for copies."
     )
-    return alike, {name: side for name, side in sides.items() if name != "train"}
+    return alike, {name: cell_set for name, cell_set in cell_sets.items() if name != "train"}
 
 
 def _cells_of_resample(sets: dict[str, CellSet], max_cells: int, resamples: int) -> int:
-    available = cells_a_side(sets)
+    available = cells_per_set(sets)
     if resamples == 1:
         return min(available, max_cells)
     return min(max(MIN_CELLS, int(SHARE_OF_RESAMPLE * available)), max_cells)
 
 
 def _note_resamples(
-    sides: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, notes: Notes
+    cell_sets: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, notes: Notes
 ) -> None:
     halves = "the held-out real cells, the training cells" if "train" in sets else "each half of the real cells"
     notes.notes.append(
         f"Each resample compares {n} cells of {halves} and the synthetic cells (resamples: {resamples}, seed: {seed})."
     )
-    if sides["real"].donors is not None and resamples > 1:
+    if cell_sets["real"].donors is not None and resamples > 1:
         notes.notes.append(
             "Each resample draws four fifths of the donors, so the intervals include the differences between donors."
-            if draws_donors(sides)
+            if draws_donors(cell_sets)
             else "Resamples draw cells, not donors, because the real cells come from too few donors."
         )
     if n < FEW_CELLS:
@@ -356,7 +361,7 @@ def _note_resamples(
             f"Only {n} cells per set are compared, so scores and real reference are imprecise. Give more cells if "
             "you can."
         )
-    codec_auc = sides["synthetic"].codec_auc
+    codec_auc = cell_sets["synthetic"].codec_auc
     if codec_auc:
         notes.notes.append(
             "When the model was trained, its codec alone (cells encoded and decoded) had an AUC of {held_out:.2f} "
@@ -365,18 +370,18 @@ def _note_resamples(
         )
 
 
-def told_apart(sides: dict[str, CellSet], max_cells: int, seed: int) -> bool:
+def distinguishable(cell_sets: dict[str, CellSet], max_cells: int, seed: int) -> bool:
     """Whether a classifier distinguishes the real cells from the training cells; if so, the two sets differ."""
-    n = min(max_cells, *(sides[name].X.shape[0] for name in ("real", "train")))
-    real, train = (sides[name].part(draw_order_of(sides, name, seed, n)[:n]) for name in ("real", "train"))
+    n = min(max_cells, *(cell_sets[name].X.shape[0] for name in ("real", "train")))
+    real, train = (cell_sets[name].part(draw_order_of(cell_sets, name, seed, n)[:n]) for name in ("real", "train"))
     return rf_auc(*in_space("pca", real.X, train.X)) - 0.5 > MARGIN + CONFIDENCE * auc_error(n)
 
 
-def donors_held_out(sides: dict[str, CellSet], unseen: Unseen | None) -> bool:
+def donors_held_out(cell_sets: dict[str, CellSet], unseen: SplitRows | None) -> bool:
     """Whether whole groups were held out on purpose: by --holdout-by, or because no donor is in both sets."""
     if unseen is not None and unseen.by is not None:
         return True
-    donors = [sides[name].donors for name in ("real", "train")]
+    donors = [cell_sets[name].donors for name in ("real", "train")]
     return all(of is not None for of in donors) and set(donors[0]).isdisjoint(donors[1])  # type: ignore[arg-type]
 
 

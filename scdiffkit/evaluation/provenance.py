@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
-from scdiffkit.data.split import TrainingData, Unseen
+from scdiffkit.data.split import SplitRows, TrainingData
 from scdiffkit.errors import RunError
 from scdiffkit.io import Backed, open_cells
 from scdiffkit.preprocessing.join import raw_cells
@@ -31,7 +31,7 @@ def training_cells(run: Run) -> tuple[AnnData | Path, TrainingData]:
     return AnnData(raw.counts[0 : raw.counts.shape[0]], obs=raw.obs, var=raw.var), data
 
 
-def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> Unseen | None:
+def unseen_among(real: AnnData | Backed, synthetic: AnnData | Backed) -> SplitRows | None:
     """Find the real cells that the model of the synthetic cells has not seen; None if that is not known."""
     data = TrainingData.from_dict(synthetic.uns.get("scdiffkit", {}).get("trained_on", {}))
     return None if data is None else data.find_in(real)

@@ -20,12 +20,12 @@ from scdiffkit.metrics.biology import types_to_compare
 from scdiffkit.metrics.privacy import copied_share, repeated_share
 from scdiffkit.metrics.score import BASELINES
 
-MOST_KNOWN = 20_000  # maximum number of known cells among which a resample searches for copies
-MIN_CELLS_OF_TYPE = 10  # minimum cells of a type in each set for scores within the type
+MAX_KNOWN_CELLS = 20_000  # maximum number of known cells among which a resample searches for copies
+MIN_REAL_PER_TYPE = 10  # minimum cells of a type in each set for scores within the type
 MIN_CELLS_TO_CLASSIFY = 30  # minimum for rf_auc, which is too noisy with fewer cells
-OF_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # metrics computed within each type
-OF_EACH_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
-FEWEST_DONORS = 2  # minimum number of training donors, and of held-out donors, for attacks on donors
+METRICS_WITHIN_TYPES = ("mean_mae", "zeros_mae", "mmd_pca", "recall", "rf_auc")  # metrics computed within each type
+METRICS_PER_TYPE = ("marker_overlap", "marker_auprc", "lfc_types", "lfc_slope", "de_recall", "de_precision")
+MIN_DONORS_TO_ATTACK = 2  # minimum number of training donors, and of held-out donors, for attacks on donors
 OF_DONORS = ("near_duplicates", "membership_auc")  # computed, like exact_duplicates, against the cells of each donor
 SINGULAR = {"conditions": "condition", "donors": "donor", "batches": "batch"}
 WITHOUT = {
@@ -79,7 +79,7 @@ class Resample:
             self.against.add("neighbours")
             if reference_trained and not other_donors(real, reference):
                 self.against |= {"candidates", "references"}
-            if reference_trained and min(map(len, _held_out_and_known(real, reference))) >= FEWEST_DONORS:
+            if reference_trained and min(map(len, _held_out_and_known(real, reference))) >= MIN_DONORS_TO_ATTACK:
                 self.against.add("donors")
             self._copies = pool.submit(
                 _pairs_with_copies,
@@ -131,15 +131,15 @@ class Resample:
         return found
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Compute value, real reference and baselines of OF_TYPES for each type with enough cells in all sets."""
+        """Compute the METRICS_WITHIN_TYPES for each type with enough cells in all sets."""
         if any("types" not in part.of_cells for part in (self.real, self.synthetic)):
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name in sorted(set(self.real.types)):
             counts = [(part.types == name).sum() for part in (self.real, self.reference, self.synthetic)]
-            if min(counts) < MIN_CELLS_OF_TYPE:
+            if min(counts) < MIN_REAL_PER_TYPE:
                 continue
-            for metric in (METRICS[m] for m in OF_TYPES if m in self.chosen):
+            for metric in (METRICS[m] for m in METRICS_WITHIN_TYPES if m in self.chosen):
                 if metric.name == "rf_auc" and min(counts) < MIN_CELLS_TO_CLASSIFY:
                     continue
                 figures = {}
@@ -233,13 +233,13 @@ def _held_out_and_known(real: Subsample, reference: Subsample) -> tuple[set[str]
 
 
 def donors_to_score(resample: Resample) -> list[str]:
-    """Return the donors with at least MIN_CELLS_OF_TYPE cells among those that may have been copied."""
-    return [name for name, count in _donors(_of_donors(resample)).items() if count >= MIN_CELLS_OF_TYPE]
+    """Return the donors with at least MIN_REAL_PER_TYPE cells among those that may have been copied."""
+    return [name for name, count in _donors(_of_donors(resample)).items() if count >= MIN_REAL_PER_TYPE]
 
 
 def donors_left_out(resample: Resample) -> list[str]:
-    """Return the donors with fewer than MIN_CELLS_OF_TYPE cells among those that may have been copied."""
-    return [name for name, count in _donors(_of_donors(resample)).items() if count < MIN_CELLS_OF_TYPE]
+    """Return the donors with fewer than MIN_REAL_PER_TYPE cells among those that may have been copied."""
+    return [name for name, count in _donors(_of_donors(resample)).items() if count < MIN_REAL_PER_TYPE]
 
 
 def _of_donors(resample: Resample) -> Subsample | None:
@@ -260,13 +260,13 @@ def _of_one(part: Subsample, name: str) -> bool:
 
 
 def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
-    """Draw the cells that may have been copied, and synthetic cells, up to MOST_KNOWN of each.
+    """Draw the cells that may have been copied, and synthetic cells, up to MAX_KNOWN_CELLS of each.
 
     The former are training cells, or real cells that are not in the reference. The first n cells of each set are those
     of `draw_subsamples`.
     """
 
-    most = max(n, MOST_KNOWN)
+    most = max(n, MAX_KNOWN_CELLS)
     synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed, n)[:most])
     if "train" in sets:
         return sets["train"].part(draw_order_of(sets, "train", seed, n)[:most]), synthetic_pool
@@ -276,7 +276,7 @@ def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample,
 
 def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
     """Compute exact_duplicates among all cells, or among one donor's known cells, as values of a resample."""
-    training_pool, synthetic_pool = sets.get("train", sets["real"]).everyone, sets["synthetic"].everyone
+    training_pool, synthetic_pool = sets.get("train", sets["real"]).summary, sets["synthetic"].summary
     assert training_pool is not None, "call gather first"
     assert synthetic_pool is not None, "call gather first"
     marks = training_pool.fingerprints
@@ -298,8 +298,8 @@ def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dic
         missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
         if metric.against == "donors" and resample.reference_trained and "donors" not in resample.against:
             skipped[metric.name] = (
-                f"at least {FEWEST_DONORS} donors that the model was trained on and {FEWEST_DONORS} others are "
-                "needed (--donor)"
+                f"at least {MIN_DONORS_TO_ATTACK} donors that the model was trained on, and {MIN_DONORS_TO_ATTACK} "
+                "others, are needed (--donor)"
             )
         elif metric.against not in {*resample.against, "train"}:
             skipped[metric.name] = (
@@ -316,8 +316,8 @@ def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dic
             skipped[metric.name] = f"all real cells have the same {label}"
         elif alone := [n for n in SINGULAR if n in metric.needs and _of_one(resample.real, n)]:
             skipped[metric.name] = f"all real cells have the same {SINGULAR[alone[0]]}"
-        elif metric.name in OF_EACH_TYPE and not types_to_compare(resample.real.types):
-            skipped[metric.name] = f"no {label} has at least {MIN_CELLS_OF_TYPE} real cells"
+        elif metric.name in METRICS_PER_TYPE and not types_to_compare(resample.real.types):
+            skipped[metric.name] = f"no {label} has at least {MIN_REAL_PER_TYPE} real cells"
         else:
             metrics.append(metric)
     return metrics, skipped

@@ -40,8 +40,8 @@ BASELINE_DEFINITIONS = {
 class Evaluation:
     """The result of `evaluate`.
 
-    scores: one per metric. of_types: for each cell type, the scores OF_TYPES within it. of_donors: for each donor, the
-    scores OF_DONORS against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
+    scores: one per metric. of_types: for each cell type, the scores within it. of_donors: for each donor, the scores
+    against this donor's cells. of_protocol: the scores of another paper's protocol, in its genes.
     inputs: for "real", "synthetic" and, if given, "train": source, size, scale and, for files, SHA-256.
     n_cells: cells per set in a resample. n_genes: genes compared. types: number of cells of each type in each set,
     without cells of `real` that were trained on; None without a label. skipped: metrics that could not be computed,
@@ -154,7 +154,7 @@ class Evaluation:
         return [name for name in both if name not in self.of_types]
 
     def worst_type(self) -> str | None:
-        """Return the type whose synthetic cells are furthest from real ones, by the mean position over OF_TYPES.
+        """Return the type whose synthetic cells are furthest from real ones, by the mean position of its scores.
 
         None if no type was scored, or if all types score as real cells do.
         """

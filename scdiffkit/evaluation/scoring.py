@@ -22,7 +22,7 @@ from scdiffkit.evaluation.draws import draw_subsamples
 from scdiffkit.evaluation.gene_sets import choose_gene_sets
 from scdiffkit.evaluation.options import EvaluateConfig
 from scdiffkit.evaluation.resample import (
-    MIN_CELLS_OF_TYPE,
+    MIN_REAL_PER_TYPE,
     WITHOUT,
     Resample,
     computable,
@@ -43,11 +43,11 @@ IMPORTED_BY_METRICS = ("scipy.stats", "scipy.spatial.distance", "ot", "sklearn.d
                        "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing")  # fmt: skip
 log = logging.getLogger("scdiffkit")
 
-Figures = dict[str, list[dict[str, float]]]  # metric -> for each resample: value, real_reference and baselines
+ValuesByMetric = dict[str, list[dict[str, float]]]  # metric -> for each resample: value, real_reference and baselines
 
 
 @dataclass
-class Found:
+class ResampleValues:
     """Values of all resamples, by metric.
 
     metrics: the metrics between all cells. protocol: the metrics of a protocol. types, donors: by name of the type or
@@ -55,10 +55,10 @@ class Found:
     Evaluation.genes.
     """
 
-    metrics: Figures = field(default_factory=dict)
-    protocol: Figures = field(default_factory=dict)
-    types: dict[str, Figures] = field(default_factory=dict)
-    donors: dict[str, Figures] = field(default_factory=dict)
+    metrics: ValuesByMetric = field(default_factory=dict)
+    protocol: ValuesByMetric = field(default_factory=dict)
+    types: dict[str, ValuesByMetric] = field(default_factory=dict)
+    donors: dict[str, ValuesByMetric] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     genes: pd.DataFrame | None = None
@@ -67,13 +67,13 @@ class Found:
 class Scorer:
     """Scores resamples one after the other.
 
-    sides: all sets of cells. sets: those that are compared; without "train", a resample uses two halves of the real
+    cell_sets: all sets of cells. sets: those that are compared; without "train", a resample uses two halves of the real
     cells. n: cells of each set in a resample. draws: whether drawing pictures counts as a step of `progress`.
     """
 
     def __init__(
         self,
-        sides: dict[str, CellSet],
+        cell_sets: dict[str, CellSet],
         sets: dict[str, CellSet],
         n: int,
         config: EvaluateConfig,
@@ -82,13 +82,13 @@ class Scorer:
         draws: bool,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        self.sides, self.sets, self.n, self.config, self.pool, self.draws = sides, sets, n, config, pool, draws
+        self.cell_sets, self.sets, self.n, self.config, self.pool, self.draws = cell_sets, sets, n, config, pool, draws
         self.progress = progress or (lambda what, i, n: None)
-        self.gene_sets = choose_gene_sets(sides["real"].X, sides["real"].counts, config.spaces)
-        self.protocol_genes = None if config.protocol is None else _genes_of(config.protocol, sides["real"])
-        self.found = Found()
+        self.gene_sets = choose_gene_sets(cell_sets["real"].X, cell_sets["real"].counts, config.spaces)
+        self.protocol_genes = None if config.protocol is None else _genes_of(config.protocol, cell_sets["real"])
+        self.found = ResampleValues()
         # Run this first and alone: it covers all cells, so its memory grows with their number.
-        self.exact = pool.submit(exact_shares, sides)
+        self.exact = pool.submit(exact_shares, cell_sets)
         self.exact.result()
         self._exact_of_donors: dict[str, dict[str, float]] = {}
         self._first_drawn: tuple[Subsample, Subsample, Subsample] | None = None
@@ -98,10 +98,10 @@ class Scorer:
         """Score resample r. draw, if given, is called with the first resample's cells while metrics are computed."""
         drawn = draw_subsamples(self.sets, self.n, self.config.seed + 1000 * r)
         self._first_drawn = self._first_drawn or drawn
-        training_pool, synthetic_pool = known_cells(self.sides, self.n, self.config.seed + 1000 * r)
+        training_pool, synthetic_pool = known_cells(self.cell_sets, self.n, self.config.seed + 1000 * r)
         resample = Resample(
             *drawn, pool=self.pool, training_pool=training_pool, synthetic_pool=synthetic_pool,
-            trained="train" in self.sides, reference_trained="train" in self.sets, gene_sets=self.gene_sets,
+            trained="train" in self.cell_sets, reference_trained="train" in self.sets, gene_sets=self.gene_sets,
             chosen=self.config.chosen, bad_models=r == 0, seed=self.config.seed + r,
         )  # fmt: skip
         to_score, skipped = computable(resample, self.config.label)
@@ -134,7 +134,7 @@ class Scorer:
     def _score_exact_of_donors(self, resample: Resample) -> None:
         for name in donors_to_score(resample):
             if name not in self._exact_of_donors:
-                self._exact_of_donors[name] = exact_shares(self.sides, name)
+                self._exact_of_donors[name] = exact_shares(self.cell_sets, name)
             of_donor = self.found.donors.setdefault(name, {})
             of_donor.setdefault("exact_duplicates", []).append(self._exact_of_donors[name])
 
@@ -155,22 +155,24 @@ class Scorer:
             self.found.protocol.setdefault(metric.name, []).append(figures)
 
     def _note(self, resample: Resample) -> None:
-        self.found.genes = _genes_table(self.sides["real"].genes, resample.real, resample.reference, resample.synthetic)
+        self.found.genes = _genes_table(
+            self.cell_sets["real"].genes, resample.real, resample.reference, resample.synthetic
+        )
         few = donors_left_out(resample)
         if few:
             self.found.notes.append(
-                f"Donors with fewer than {MIN_CELLS_OF_TYPE} compared cells are not scored on their own: "
+                f"Donors with fewer than {MIN_REAL_PER_TYPE} compared cells are not scored on their own: "
                 f"{', '.join(few)}."
             )
         zeros = [1 - part.X.nnz / np.prod(part.X.shape) for part in (resample.real, resample.synthetic)]
         self.found.notes.append(f"Fraction of zeros: {zeros[0]:.3f} in real, {zeros[1]:.3f} in synthetic cells.")
 
 
-def scores_of(figures: Figures) -> list[Score]:
+def scores_of(figures: ValuesByMetric) -> list[Score]:
     return [score_of(METRICS[metric], of_metric) for metric, of_metric in figures.items()]
 
 
-def scores_by_name(groups: dict[str, Figures]) -> dict[str, list[Score]]:
+def scores_by_name(groups: dict[str, ValuesByMetric]) -> dict[str, list[Score]]:
     return {name: scores_of(figures) for name, figures in sorted(groups.items())}
 
 
@@ -189,7 +191,7 @@ def metrics_pool() -> Iterator[ThreadPoolExecutor]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float]]], *, first: bool) -> None:
+def _add(groups: dict[str, ValuesByMetric], scored: dict[str, dict[str, dict[str, float]]], *, first: bool) -> None:
     """Add one resample's values by group and metric, if the first resample, which has the baselines, has them too."""
     for name, of_metrics in scored.items():
         for metric, figures in of_metrics.items():
@@ -200,9 +202,9 @@ def _add(groups: dict[str, Figures], scored: dict[str, dict[str, dict[str, float
 def _genes_table(genes: pd.Index, real: Subsample, reference: Subsample, synthetic: Subsample) -> pd.DataFrame:
     """Build the table Evaluation.genes from real, other real and synthetic cells."""
     found: dict[str, Any] = {"gene": np.asarray(genes, dtype=str)}
-    sides = {"real": real, "reference": reference, "synthetic": synthetic}
+    cell_sets = {"real": real, "reference": reference, "synthetic": synthetic}
     for figure, of_gene in (("mean", mean_per_gene), ("variance", variance_per_gene), ("zeros", zeros_per_gene)):
-        found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in sides.items()}
+        found |= {f"{figure}_{name}": of_gene(part.X.astype(np.float64)) for name, part in cell_sets.items()}
     return pd.DataFrame(
         found | {"ks": ks_per_gene(real.X, synthetic.X), "ks_reference": ks_per_gene(real.X, reference.X)}
     )

@@ -32,7 +32,7 @@ Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied",
 MEMBERSHIP = 0.6  # AUC of the membership attack from which on it is reported
 FINDINGS = 3
 ATTACKS = ("candidates", "references", "donors")  # Metric.against of metrics that compare training and held-out cells
-OF_TYPES = "cell types, marker genes and responses"
+USE_CELL_TYPES = "cell types, marker genes and responses"
 GRADE: dict[Word, Grade | None] = {
     "indistinguishable": "good", "close": "good", "usable in part": "fair", "poor": "poor", "copied": "poor",
     "too few": None, "undecided": None,
@@ -147,8 +147,8 @@ def judge(
     )  # fmt: skip
     word, sentence = next((word, says(facts)) for word, holds, says in RULES if holds(facts))
     limits = {}
-    if unscored_types and OF_TYPES in facts.uses:
-        limits[OF_TYPES] = f"{_listed(unscored_types)}: too few cells to be scored"
+    if unscored_types and USE_CELL_TYPES in facts.uses:
+        limits[USE_CELL_TYPES] = f"{_listed(unscored_types)}: too few cells to be scored"
     serves = word in ("indistinguishable", "close", "usable in part")
     return Verdict(
         word=word,
@@ -200,7 +200,7 @@ RULES: tuple[tuple[Word, Callable[[Facts], bool], Callable[[Facts], str]], ...] 
     ),
     (
         "usable in part",
-        lambda f: f.first.score.value < OBVIOUS and len(f.no_use) < len(f.uses) and not f.no_better_than_shuffled,
+        lambda f: f.first.score.value < OBVIOUS and len(f.poor_uses) < len(f.uses) and not f.no_better_than_shuffled,
         lambda f: _usable(f.uses),
     ),
     ("poor", lambda f: True, lambda f: "Poor: do not use these cells in place of real ones."),

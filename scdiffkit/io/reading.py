@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scdiffkit")
 LEAST_MEMORY = 2e9  # bytes that every command needs, however few the cells (benchmarks/results/scale.md)
 BYTES_OF_A_VALUE, COPIES = 8, 3  # bytes of a value and its index; copies of the counts in preparation and training
-PACKED = 10  # bytes in memory per byte on disk, for files of unknown compression
+MEMORY_PER_DISK_BYTE = 10  # bytes in memory per byte on disk, for files of unknown compression
 IN_MEMORY_ALREADY = "--memory disk: the cells are in memory already; give the path of a file."
 PLACES = ("auto", "disk", "ram")
 CELL_SUFFIXES = (".h5ad", ".zarr", ".loom", ".h5")
@@ -164,7 +164,7 @@ def footprint(path: Path) -> float:
             except (OSError, KeyError, ValueError) as e:
                 raise FileError(damaged(path, e)) from e
     files = path.rglob("*") if path.is_dir() else [path]
-    return float(PACKED * sum(file.stat().st_size for file in files if file.is_file()))
+    return float(MEMORY_PER_DISK_BYTE * sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _rows_first(adata: AnnData) -> AnnData:

@@ -16,8 +16,11 @@ from scdiffkit.metrics.marginals import zeros_per_gene
 from scdiffkit.metrics.registry import metric
 
 N_MARKERS = 50
-MIN_CELLS_OF_TYPE, FEWEST_OF_TYPE = 10, 5  # minimum real and synthetic cells of a type that is compared
-FEW_OF_TYPE = 20  # real cells per type for augmentation_gain; with more, augmentation does not help
+MIN_REAL_PER_TYPE, MIN_SYNTHETIC_PER_TYPE = (
+    10,
+    5,
+)  # minimum real and synthetic cells of a type that is compared
+TRAINING_PER_TYPE = 20  # real cells per type for augmentation_gain; with more, augmentation does not help
 MIN_DETECTED = 0.05  # minimum share of cells with a gene whose fold change is compared
 FDR = 0.05
 SLOPE = (
@@ -28,8 +31,9 @@ SLOPE = (
 )
 DE = (
     f"{{}} Genes by Welch's t-test, type against all other cells, at {FDR:.0%} false discovery rate "
-    f"(Benjamini-Hochberg), of those in {MIN_DETECTED:.0%} of the real cells; up and down are told apart. Mean over "
-    f"the types of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack."
+    f"(Benjamini-Hochberg), of those in {MIN_DETECTED:.0%} of the real cells; up- and down-regulated genes are "
+    f"distinguished. Mean over the types of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells "
+    "lack."
 )
 DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini & Hochberg 1995"
 
@@ -42,7 +46,7 @@ DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini
     family="biology",
     needs=("types",),
     definition="Macro-F1, over the types of the real cells, of a classifier that learns the types from synthetic cells "
-    "and names those of real ones: logistic regression on 20 principal components of both sets.",
+    "and predicts those of real cells: logistic regression on 20 principal components of both sets.",
     source="train on synthetic, test on real: Esteban et al. 2017 (arXiv 1706.02633)",
 )
 def type_f1(real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray) -> float:
@@ -57,8 +61,8 @@ def type_f1(real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, syn
     direction="higher is better",
     best=1.0,
     space="pca",
-    definition="The other way round: a classifier learns the types from real cells and names those of synthetic ones; "
-    "macro-F1 over the types of the synthetic cells.",
+    definition="The reverse of type_f1: a classifier learns the types from real cells and predicts those of synthetic "
+    "cells; macro-F1 over the types of the synthetic cells.",
     source="train on real, test on synthetic: Esteban et al. 2017 (arXiv 1706.02633)",
 )
 def type_f1_reverse(
@@ -76,8 +80,8 @@ def type_f1_reverse(
     space="pca",
     definition="Do synthetic cells help to recognise rare types? F1 of the rarer half of the types on a held-out half "
     "of the real cells, of a classifier (logistic regression on 20 principal components of both sets) that learns from "
-    f"the other half, at most {FEW_OF_TYPE} cells a type, and from synthetic cells, minus that of one that learns "
-    "without them. Above 0: they help; what as many other real cells would gain is the real reference.",
+    f"the other half, at most {TRAINING_PER_TYPE} cells per type, and from synthetic cells, minus that of one that "
+    "learns without them. Above 0: they help. The real reference is the gain from equally many other real cells.",
     source="augmentation as in Marouf et al. 2020 (Nature Communications 11:166)",
 )
 def augmentation_gain(
@@ -89,7 +93,7 @@ def augmentation_gain(
         rows = np.flatnonzero(real_types == name)
         place[rows] = np.arange(len(rows))
     held_out = place % 2 == 1
-    learnt = ~held_out & (place < 2 * FEW_OF_TYPE)
+    learnt = ~held_out & (place < 2 * TRAINING_PER_TYPE)
     names, counts = np.unique(real_types[held_out], return_counts=True)
     if len(names) < 2:
         return 0.0
@@ -109,7 +113,7 @@ def augmentation_gain(
     best=1.0,
     definition=f"Share of a type's {N_MARKERS} strongest marker genes (Welch's t, type against all other cells; a "
     f"tenth of the genes, where they are few) that are among the strongest in synthetic cells too, mean over the types "
-    f"of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack.",
+    f"of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells lack.",
     source="markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_overlap(
@@ -127,8 +131,8 @@ def marker_overlap(
     direction="higher is better",
     best=1.0,
     definition=f"Area under the precision-recall curve when synthetic cells' t statistics are used to find a type's "
-    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_CELLS_OF_TYPE} or more real "
-    "cells, 0 for one that synthetic cells lack.",
+    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_REAL_PER_TYPE} or more real "
+    "cells, 0 for a type that synthetic cells lack.",
     source="average precision; markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_auprc(
@@ -156,7 +160,7 @@ def marker_auprc(
     best=1.0,
     definition="Spearman correlation over genes between real and synthetic differences of mean log1p-normalised "
     f"values, a type against all other cells, over genes in {MIN_DETECTED:.0%} of the real cells; mean over the types "
-    f"of {MIN_CELLS_OF_TYPE} or more real cells, 0 for one that synthetic cells lack.",
+    f"of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells lack.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_types(
@@ -173,7 +177,7 @@ def lfc_types(
     direction="closest to 1",
     best=1.0,
     definition=SLOPE.format(
-        "a type against all other cells", f"Mean over the types of {MIN_CELLS_OF_TYPE} or more real cells"
+        "a type against all other cells", f"Mean over the types of {MIN_REAL_PER_TYPE} or more real cells"
     ),
     source="log-fold changes as in scanpy's rank_genes_groups, least squares",
 )
@@ -208,7 +212,8 @@ def de_recall(
     direction="higher is better",
     best=1.0,
     definition=DE.format(
-        "Share of the genes differentially expressed in synthetic cells of a type that real ones bear out."
+        "Share of the genes differentially expressed in synthetic cells of a type that are also differentially "
+        "expressed in real cells."
     ),
     source=DE_SOURCE,
 )
@@ -230,7 +235,7 @@ def de_precision(
     direction="higher is better",
     best=1.0,
     definition="As lfc_types, but between conditions: within each type, a condition against all others, mean over "
-    f"types and conditions of {MIN_CELLS_OF_TYPE} or more real cells, 0 for what synthetic cells lack.",
+    f"types and conditions of {MIN_REAL_PER_TYPE} or more real cells, 0 for what synthetic cells lack.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_conditions(
@@ -257,7 +262,7 @@ def lfc_conditions(
     best=1.0,
     definition=SLOPE.format(
         "within each type a condition against all others",
-        f"Mean over types and conditions of {MIN_CELLS_OF_TYPE} or more real cells",
+        f"Mean over types and conditions of {MIN_REAL_PER_TYPE} or more real cells",
     ),
     source="log-fold changes as in scanpy's rank_genes_groups, least squares",
 )
@@ -385,7 +390,7 @@ def _of_types(
     """
     names = types_to_compare(real_types)
     counts = [int((synthetic_types == name).sum()) for name in names]
-    there = [n for n, c in zip(names, counts) if min(c, len(synthetic_types) - c) >= FEWEST_OF_TYPE]
+    there = [n for n, c in zip(names, counts) if min(c, len(synthetic_types) - c) >= MIN_SYNTHETIC_PER_TYPE]
     of_real, of_synthetic = (
         dict(zip(there, contrasts(x, types, there))) for x, types in ((real, real_types), (synthetic, synthetic_types))
     )
@@ -393,9 +398,9 @@ def _of_types(
 
 
 def types_to_compare(types: np.ndarray) -> list[str]:
-    """Return the types with at least MIN_CELLS_OF_TYPE cells and at least MIN_CELLS_OF_TYPE other cells."""
+    """Return the types with at least MIN_REAL_PER_TYPE cells and at least MIN_REAL_PER_TYPE other cells."""
     names, counts = np.unique(types, return_counts=True)
-    return [str(n) for n, count in zip(names, counts) if min(count, len(types) - count) >= MIN_CELLS_OF_TYPE]
+    return [str(n) for n, count in zip(names, counts) if min(count, len(types) - count) >= MIN_REAL_PER_TYPE]
 
 
 def _mean_over(values: list[float]) -> float:

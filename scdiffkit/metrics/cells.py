@@ -17,7 +17,7 @@ SOURCE = "quality-control figures of a cell as in scanpy's calculate_qc_metrics,
     direction="lower is better",
     best=0.0,
     definition="Wasserstein distance between the distributions of log10 total counts per cell over the genes compared "
-    "(0.3: synthetic cells hold twice as much, or half). Needs raw counts on both sides.",
+    "(0.3: synthetic cells have twice the counts, or half). Needs raw counts in both sets.",
     source=SOURCE,
     needs=("library_size",),
 )
@@ -31,7 +31,8 @@ def library_size(real: Any, synthetic: Any, real_size: np.ndarray, synthetic_siz
     family="per cell",
     direction="lower is better",
     best=0.0,
-    definition="Wasserstein distance between the distributions of log10 genes detected per cell, of those compared.",
+    definition="Wasserstein distance between the distributions of log10 genes detected per cell, among the genes "
+    "compared.",
     source=SOURCE,
     needs=("genes_detected",),
 )

@@ -15,9 +15,9 @@ MANY_VALUES = 20_000  # with fewer values, threads cost more than they save
 
 SOURCE = "classifier two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545)"
 DEFINITION = (
-    f"Area under the ROC curve of a random forest ({N_TREES} trees) that tells real from synthetic cells by {{}}; "
-    "every cell is scored by the trees that did not see it (out of bag). 0.5: it cannot tell them apart; 1: it always "
-    "can. Well below 0.5: both sets hold copies of the same cells. At most {} cells per set."
+    f"Area under the ROC curve of a random forest ({N_TREES} trees) that distinguishes real from synthetic cells by "
+    "{}; every cell is scored by the trees that were not trained on it (out of bag). 0.5: guessing; 1: always "
+    "right. Well below 0.5: both sets hold copies of the same cells. At most {} cells per set."
 )
 
 
@@ -78,14 +78,14 @@ def _in_genes(name: str, space: Space, genes: str) -> None:
         space=space,
         max_cells=500,
         definition=f"As rf_auc_genes, by {genes}. {N_TREES // 2} trees with leaves of {CELLS_OF_LEAF} or more cells, "
-        "which is quicker and tells as much.",
+        "which is faster and as sensitive.",
         source=SOURCE,
     )
     def auc(real: np.ndarray, synthetic: np.ndarray) -> float:
         return _forest_auc(real, synthetic, max(1, N_TREES // 2), min_samples_leaf=CELLS_OF_LEAF)
 
 
-CHOSEN = f"the {N_VARIABLE} genes that scanpy's highly_variable_genes chooses on the real cells (flavor {{}})"
+CHOSEN = f"the {N_VARIABLE} genes that scanpy's highly_variable_genes selects on the real cells (flavor {{}})"
 OF_CLASS = (
     f"genes with {{}} counts a cell, estimated on the real cells (without raw counts, from their share of zeros): the "
     f"{N_VARIABLE} of these whose counts have the highest variance for their mean"
@@ -104,9 +104,9 @@ _in_genes("rf_auc_abundant_genes", "abundant", OF_CLASS.format(f"{ABUNDANT} or m
     best=0.5,
     space="pca",
     max_cells=2000,
-    definition="Area under the ROC curve of a logistic regression, which sees shifts only, that tells real from "
-    "synthetic cells by 20 standardised principal components of both sets; every cell is scored by a fit to four "
-    "fifths of the others. 0.5: it cannot tell them apart. At most 2000 cells per set.",
+    definition="Area under the ROC curve of a logistic regression that distinguishes real from synthetic cells by 20 "
+    "standardised principal components of both sets, with five-fold cross-validation. It detects only shifts of the "
+    "mean. 0.5: guessing. At most 2000 cells per set.",
     source=SOURCE,
 )
 def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -132,9 +132,9 @@ def logistic_auc(real: np.ndarray, synthetic: np.ndarray) -> float:
     best=0.5,
     space="pca",
     max_cells=2000,
-    definition="Share of cells whose nearest other cell is of their own side, real or synthetic, in 20 principal "
-    "components of both sets, each side weighing alike. 0.5: perfectly mixed; 1: apart; well below 0.5: synthetic "
-    "cells are copies of real ones. At most 2000 cells per set.",
+    definition="Share of cells whose nearest other cell is in the same set, real or synthetic, in 20 principal "
+    "components of both sets; both sets have the same weight. 0.5: perfectly mixed; 1: separate; well below 0.5: "
+    "synthetic cells are copies of real ones. At most 2000 cells per set.",
     source="1-nearest-neighbour two-sample test, Lopez-Paz & Oquab 2017 (arXiv 1610.06545); Xu et al. 2018 "
     "(arXiv 1806.07755)",
 )

@@ -10,7 +10,7 @@ K = 5
 RECALL = "Kynkäänniemi et al. 2019 (arXiv 1904.06991)"
 COVERAGE = "Naeem et al. 2020 (arXiv 2002.09797)"
 BALLS = (
-    f" A cell's ball reaches to its {K}th nearest neighbour on its own side, in 20 principal components of both sets; "
+    f" A cell's ball reaches to its {K}th nearest neighbour in its own set, in 20 principal components of both sets; "
     "at most 2000 cells per set."
 )
 
@@ -50,8 +50,8 @@ def recall(real: np.ndarray, synthetic: np.ndarray) -> float:
     best=1.0,
     space="pca",
     max_cells=2000,
-    definition="Balls of real cells that a synthetic cell lies in, over those it should lie in: above 1, too many in "
-    "the middle of things." + BALLS,
+    definition="Number of real cells' balls that a synthetic cell lies in, over the expected number. Above 1: too many "
+    "synthetic cells lie where real cells are dense." + BALLS,
     source=COVERAGE,
 )
 def density(real: np.ndarray, synthetic: np.ndarray) -> float:

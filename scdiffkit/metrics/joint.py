@@ -10,7 +10,7 @@ from scipy import sparse
 from scdiffkit.metrics.marginals import COMMON, correlation
 from scdiffkit.metrics.registry import metric
 
-WIDEST = 4.0  # bandwidth of the widest kernel, in medians; each further kernel has half the bandwidth
+WIDEST_BANDWIDTH = 4.0  # bandwidth of the widest kernel, in medians; each further kernel has half the bandwidth
 N_KERNELS = 5
 DENSE = 0.05  # share of nonzero values above which a dense product is faster
 N_CORRELATED = 500
@@ -36,7 +36,7 @@ def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     within_real = squared_distances(real, real)
     median = float(np.median(within_real[np.triu_indices(n, 1)])) or float(within_real.mean()) or 1.0
     xx, yy, xy = (
-        kernel_sum(d2, WIDEST * median, N_KERNELS) / N_KERNELS
+        kernel_sum(d2, WIDEST_BANDWIDTH * median, N_KERNELS) / N_KERNELS
         for d2 in (within_real, squared_distances(synthetic, synthetic), squared_distances(real, synthetic))
     )
     # subtract the diagonals, n and m terms k(x, x) = 1, which bias the V-statistic
@@ -68,7 +68,7 @@ def wasserstein_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     space="variable",
     definition=f"Are the same genes correlated? Pearson correlations between all pairs of the {N_CORRELATED} most "
     "variable genes, within real and within synthetic cells, and the correlation of the one with the other. "
-    "Genes that one side does not vary in correlate with none.",
+    "A gene that is constant in one set has correlation 0 with all others there.",
     source=COMMON,
 )
 def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -86,9 +86,9 @@ def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
     best=1.0,
     space="pca",
     max_cells=2000,
-    definition="How well real and synthetic cells mix: effective number of sides among a cell's neighbours (local "
+    definition="How well real and synthetic cells mix: effective number of sets among a cell's neighbours (local "
     f"inverse Simpson's index, perplexity {PERPLEXITY}), minus 1, mean over cells, in 20 principal components of both "
-    "sets: 1 where half of any neighbourhood is synthetic, 0 where none is mixed. At most 2000 cells per set.",
+    "sets: 1: half of every neighbourhood is synthetic; 0: no neighbourhood is mixed. At most 2000 cells per set.",
     source="Korsunsky et al. 2019 (Nature Methods 16:1289), integration LISI",
 )
 def lisi(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -13,7 +13,7 @@ TREND_BINS = 20
 COMMON = "common practice, e.g. Crowell et al. 2023 (Genome Biology 24:62)"
 CORRELATION = (
     "Pearson correlation over genes between real and synthetic {}. Where all genes have the same value it is "
-    "1 if both sides agree, else 0."
+    "1 if both sets agree, else 0."
 )
 
 
@@ -185,7 +185,7 @@ def ks_per_gene(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> np.nda
     space="variable",
     max_cells=2000,
     definition=f"KL(real || synthetic) in nats of a gene's log1p-normalised values, in bins: one of zeros and {N_BINS} "
-    "that hold as many of both sides' other values each, half a cell added to every bin; mean over the 2000 most "
+    "with equally many of the other values of both sets, half a cell added to every bin; mean over the 2000 most "
     "variable genes. At most 2000 cells per set.",
     source="Kullback & Leibler 1951, on histograms",
 )
@@ -206,9 +206,9 @@ def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
     family="per gene",
     direction="lower is better",
     best=0.0,
-    definition="Do genes of one mean vary as much? Median log10 variance of the genes as a function of their mean, in "
-    f"{TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over the "
-    "real means (0.3: twice the variance, or half).",
+    definition="Do genes with similar means vary as much as in real cells? Median log10 variance of the genes as a "
+    f"function of their mean, in {TREND_BINS} bins of equally many genes; mean absolute difference between the real "
+    "and the synthetic curve over the real means (0.3: twice the variance, or half).",
     source=COMMON,
 )
 def mean_variance_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -220,9 +220,9 @@ def mean_variance_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -
     family="per gene",
     direction="lower is better",
     best=0.0,
-    definition="Are genes of one mean zero as often? Median share of zeros of the genes as a function of their mean, "
-    f"in {TREND_BINS} bins of as many genes; mean absolute difference between the real and the synthetic curve over "
-    "the real means.",
+    definition="Are genes with similar means zero as often as in real cells? Median share of zeros of the genes as a "
+    f"function of their mean, in {TREND_BINS} bins of equally many genes; mean absolute difference between the real "
+    "and the synthetic curve over the real means.",
     source=COMMON,
 )
 def mean_zeros_trend(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:

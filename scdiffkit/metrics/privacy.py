@@ -33,7 +33,7 @@ TPR = "true positives at few false ones, as in Carlini et al. 2022 (arXiv 2112.0
     needs=("member",),
     definition="Median distance of a synthetic cell to the nearest known cell, one that the model was trained on (a "
     "real cell, where those are not given), over that of known cells to the nearest other one, in 20 principal "
-    "components; at most 20,000 known cells. Well below 1: copies, or cells that are all too average.",
+    "components; at most 20,000 known cells. Well below 1: copies, or cells that are too close to the average.",
     source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
 )
 def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -52,8 +52,8 @@ def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.
     direction="lower is better",
     best=0.0,
     against="train",
-    definition="Share of synthetic cells with the very values of a cell that the model was trained on (of a real cell, "
-    "where those are not given), in all genes; cells of fewer than 20 genes are left aside.",
+    definition="Share of synthetic cells that are identical in all genes to a cell that the model was trained on (to a "
+    "real cell, where those are not given); cells with fewer than 20 detected genes are not counted.",
     source="exact matches, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
 def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -101,11 +101,11 @@ def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray,
     max_cells=4000,
     against="candidates",
     needs=("member",),
-    definition="Can someone who holds the synthetic cells tell which real cells the model was trained on? Area under "
-    "the ROC curve of the attack that takes a cell for one when it lies near a synthetic cell, for how near its own "
-    "kind lies: distance to the nearest synthetic cell over that to the nearest other real cell, in 20 principal "
-    "components of all. 0.5: it cannot tell; 1: always. Cells held out must be of the donors and batches that were "
-    "trained on, else it tells those. At most 4000 cells per set.",
+    definition="Can someone who holds the synthetic cells find out which real cells the model was trained on? Area "
+    "under the ROC curve of an attack that scores a real cell by its distance to the nearest synthetic cell over that "
+    "to the nearest other real cell, in 20 principal components of all. 0.5: guessing; 1: always right. Held-out "
+    "cells must be from the donors and batches that were trained on; otherwise the attack recognises donors and "
+    "batches. At most 4000 cells per set.",
     source="Hilprecht et al. 2019 (PoPETs 2019:232); distances as in Chen et al. 2020 (arXiv 1909.03935), calibrated",
 )
 def membership_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -127,9 +127,9 @@ def _at_false_positives(percent: int) -> None:
         max_cells=4000,
         against="candidates",
         needs=("member",),
-        definition=f"Share of the cells trained on that the attack of membership_auc finds when it takes at most "
-        f"{percent}% of the others for such cells: {rate:g} by chance. An attack that is right about a few cells only "
-        "shows here and not in its AUC. At most 4000 cells per set.",
+        definition=f"Share of the training cells that the attack of membership_auc finds at a false positive rate of "
+        f"{percent}%: {rate:g} by chance. An attack that succeeds for only a few cells shows here, but not in the AUC. "
+        "At most 4000 cells per set.",
         source=TPR,
     )
     def of_cells(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -144,8 +144,8 @@ def _at_false_positives(percent: int) -> None:
         max_cells=4000,
         against="donors",
         needs=("member", "donors"),
-        definition=f"As donor_membership_auc: share of the donors trained on that the attack finds when it takes at "
-        f"most {percent}% of the others for such donors, which of fewer than {100 // percent} others is none at all.",
+        definition="Share of the training donors that the attack of donor_membership_auc finds at a false positive "
+        f"rate of at most {percent}%; with fewer than {100 // percent} other donors, no false positive is allowed.",
         source=TPR,
     )
     def of_donors(
@@ -163,10 +163,10 @@ def _at_false_positives(percent: int) -> None:
     max_cells=4000,
     against="donors",
     needs=("member", "donors"),
-    definition="Can someone who holds the synthetic cells and many cells of a donor tell whether this donor was "
+    definition="Can someone who holds the synthetic cells and many cells of a donor find out whether this donor was "
     "trained on? Area under the ROC curve, over donors, of the mean score of a donor's cells in the attack of "
-    "membership_auc. Needs at least two donors that were trained on and two that were not. With few donors it is a "
-    "matter of luck. At most 4000 cells per set.",
+    "membership_auc. Needs at least two donors that were trained on and two that were not. With few donors "
+    "it depends on chance. At most 4000 cells per set.",
     source="Hilprecht et al. 2019 (PoPETs 2019:232), set membership",
 )
 def donor_membership_auc(
@@ -189,10 +189,10 @@ for _percent in (1, 10):
     max_cells=4000,
     against="references",
     needs=("member",),
-    definition="As membership_auc, for an attack that looks for places where the model has put more cells than there "
-    "should be: density of synthetic cells over density of other real cells, which were not trained on, at a cell; "
+    definition="As membership_auc, for an attack that looks for places where the model generates too many cells: "
+    "density of synthetic cells over density of other real cells, which were not trained on, at a cell; "
     f"both by Gaussian kernels of Scott's width in {DOMIAS_COMPONENTS} principal components. The reference is half of "
-    "the held-out cells; the others are to be told from those trained on. At most 4000 cells per set.",
+    "the held-out cells; the attack distinguishes the others from the training cells. At most 4000 cells per set.",
     source="DOMIAS, van Breugel et al. 2023 (arXiv 2302.12580), with kernel density estimates",
 )
 def domias_auc(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:

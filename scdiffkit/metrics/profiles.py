@@ -19,9 +19,9 @@ HEADLINES = (
     "library_size", "correlation_structure", "type_f1", "marker_overlap", "lfc_slope", "lfc_conditions", "nn_ratio",
     "exact_duplicates", "membership_auc",
 )  # fmt: skip
-FULL, FAST, QUICK = "full", "fast", "minimal"
-ONE_RESAMPLE = (FAST, QUICK)  # profiles that use one resample of few cells
-PROFILES = (FULL, FAST, QUICK)
+FULL, FAST, MINIMAL_PROFILE = "full", "fast", "minimal"
+ONE_RESAMPLE = (FAST, MINIMAL_PROFILE)  # profiles that use one resample of few cells
+PROFILES = (FULL, FAST, MINIMAL_PROFILE)
 
 
 def asked_for(metrics: str | Sequence[str]) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def chosen_metrics(asked: Sequence[str]) -> tuple[str, ...]:
     of_profile = {
         FULL: [name for name, m in METRICS.items() if m.default],
         FAST: [name for name, m in METRICS.items() if m.default],
-        QUICK: MINIMAL,
+        MINIMAL_PROFILE: MINIMAL,
     }
     if not asked:
         raise ConfigError(f"--metrics names no metric: give some, or one of {', '.join(PROFILES)}.")

@@ -13,7 +13,7 @@ from scdiffkit.metrics.registry import Direction, Metric, distance_from_best
 BASELINES = ("shuffled", "pooled", "copies")
 NAMES = {"shuffled": "shuffled cells", "pooled": "the mean cell", "copies": "copies"}
 # The first two are relative to the distance of real cells from the best value.
-CLEARLY = 0.25  # a baseline is clearly worse than real cells if it is further away by more than this
+CLEARLY_WORSE = 0.25  # a baseline is clearly worse than real cells if it is further away by more than this
 ROUNDING = 1e-6  # smaller differences are rounding errors
 FEWEST_RESAMPLES = 3  # needed for a prediction interval
 FAR = 10.0  # position beyond which a percentage is not informative
@@ -68,7 +68,7 @@ class Score:
         baseline, if that is clearly worse; else None: the metric does not separate good from bad models.
         """
         off = self._off(self.real_references)
-        clearly = max(CLEARLY * off, self._by_chance())
+        clearly = max(CLEARLY_WORSE * off, self._by_chance())
         for name in dict.fromkeys((*(n for n in BASELINES[:1] if n in self.baselines), self.worst_baseline())):
             if self._beyond_reference(name) > clearly:
                 return name

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from scdiffkit.metrics.biology import FEWEST_OF_TYPE, MIN_CELLS_OF_TYPE
+from scdiffkit.metrics.biology import MIN_REAL_PER_TYPE, MIN_SYNTHETIC_PER_TYPE
 from scdiffkit.metrics.registry import Need, metric
 
 N_NEIGHBOURS = 10
-MOST_APART = 1e3  # ratios of variances are clipped at this
+MAX_VARIANCE_RATIO = 1e3  # ratios of variances are clipped at this
 CROWELL = "Crowell et al. 2023 (Genome Biology 24:62)"
 GROUPS: tuple[tuple[str, Need, str], ...] = (
     ("types", "types", "cell types"),
@@ -21,9 +21,10 @@ GROUPS: tuple[tuple[str, Need, str], ...] = (
     ("batches", "batches", "batches"),
 )
 RATIOS = (
-    "Sum of (r + 1/r - 2) / 2 over those of 20 principal components of both sets where r, the variance of synthetic "
-    "cells within types over that of real ones, is {} 1: 0.5 for one component with {} the spread. What the two sums "
-    "come to, J, predicts the AUC of the best classifier, Phi(sqrt(J / 2)), where types differ in nothing else."
+    "For each of 20 principal components of both sets, let r be the within-type variance of synthetic cells over that "
+    "of real cells. The score is the sum of (r + 1/r - 2) / 2 over the components with r {} 1; one component with {} "
+    "the standard deviation adds 0.5. If types differ in nothing else, the best classifier has AUC Phi(sqrt(J / 2)), "
+    "where J is the sum of variance_too_narrow and variance_too_wide."
 )
 
 
@@ -70,9 +71,9 @@ for _suffix, _need, _groups in GROUPS:
     space="pca",
     max_cells=1000,
     needs=("types",),
-    definition="Kolmogorov-Smirnov statistic between the distances of any two real cells of a type and those of any "
-    f"two synthetic ones, in 20 principal components of both sets, mean over the types of {MIN_CELLS_OF_TYPE} or more "
-    "real cells, 1 for one that synthetic cells lack. At most 1000 cells per set.",
+    definition="Kolmogorov-Smirnov statistic between the pairwise distances of real cells of a type and those of "
+    f"synthetic cells, in 20 principal components of both sets. Mean over types with at least {MIN_REAL_PER_TYPE} real "
+    "cells; a type without synthetic cells counts 1. At most 1000 cells per set.",
     source=f"cell-cell distances, {CROWELL}",
 )
 def cell_distances(
@@ -85,9 +86,9 @@ def cell_distances(
     values = []
     for name in sorted(set(real_types)):
         a, b = real[real_types == name], synthetic[synthetic_types == name]
-        if len(a) < MIN_CELLS_OF_TYPE:
+        if len(a) < MIN_REAL_PER_TYPE:
             continue
-        values.append(float(ks_2samp(pdist(a), pdist(b)).statistic) if len(b) >= FEWEST_OF_TYPE else 1.0)
+        values.append(float(ks_2samp(pdist(a), pdist(b)).statistic) if len(b) >= MIN_SYNTHETIC_PER_TYPE else 1.0)
     return float(np.mean(values)) if values else 0.0
 
 
@@ -98,7 +99,7 @@ def cell_distances(
     space="pca",
     max_cells=1000,
     definition=f"Wasserstein distance between the distributions of how often a cell is among the {N_NEIGHBOURS} "
-    f"nearest neighbours of others of its own side, over {N_NEIGHBOURS}, in real and in synthetic cells, in 20 "
+    f"nearest neighbours of other cells of its set, over {N_NEIGHBOURS}, in real and in synthetic cells, in 20 "
     "principal components of both sets: above real cells, some cells are hubs, or none is. At most 1000 cells per set.",
     source=f"KNN occurrences, {CROWELL}",
 )
@@ -189,7 +190,8 @@ def variance_ratios(
     """
     names, counts = np.unique(real_types, return_counts=True)
     enough = [
-        n >= FEWEST_OF_TYPE and (synthetic_types == name).sum() >= FEWEST_OF_TYPE for name, n in zip(names, counts)
+        n >= MIN_SYNTHETIC_PER_TYPE and (synthetic_types == name).sum() >= MIN_SYNTHETIC_PER_TYPE
+        for name, n in zip(names, counts)
     ]
     if not any(enough):
         return _ratio(real.var(axis=0), synthetic.var(axis=0))
@@ -210,9 +212,9 @@ def occurrences(cells: np.ndarray) -> np.ndarray:
 
 
 def _ratio(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """Compute synthetic / real, clipped at MOST_APART; 1 where both are 0 up to rounding."""
+    """Compute synthetic / real, clipped at MAX_VARIANCE_RATIO; 1 where both are 0 up to rounding."""
     least = 1e-9 * max(float(real.max()), float(synthetic.max()), 1e-300)
-    return np.clip((synthetic + least) / (real + least), 1 / MOST_APART, MOST_APART)
+    return np.clip((synthetic + least) / (real + least), 1 / MAX_VARIANCE_RATIO, MAX_VARIANCE_RATIO)
 
 
 def _divergence(r: np.ndarray) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger("scdiffkit")
-KEPT_APART = 50  # maximum min_cells for which counts of genes that are still too rare are kept in memory
+MAX_MIN_CELLS_IN_ONE_PASS = 50  # maximum min_cells for which counts of genes that are still too rare are kept in memory
 
 
 def passing(
@@ -42,7 +42,7 @@ def passing(
         passed = np.all([passed for *_, passed in _checks(config, *of_cells[:, part])], axis=0)
         of_passed = np.repeat(passed, np.diff(block.indptr))
         detected += np.bincount(block.indices[of_passed], minlength=len(detected))
-        if config.min_cells > KEPT_APART:
+        if config.min_cells > MAX_MIN_CELLS_IN_ONE_PASS:
             continue
         rare = np.flatnonzero(of_passed & (detected < config.min_cells)[block.indices])
         cell = part.start + np.searchsorted(block.indptr, rare, side="right") - 1
@@ -57,7 +57,7 @@ def passing(
             )
         log.info("Cells: %d -> %d (%s %s)", before.sum(), keep.sum(), name, limit)
     genes = _passing_genes(detected, int(keep.sum()), names, config)
-    if config.min_cells > KEPT_APART:
+    if config.min_cells > MAX_MIN_CELLS_IN_ONE_PASS:
         return np.flatnonzero(keep), genes, None
     cell, gene, value = (np.concatenate(values) for values in zip(*of_rare, strict=True))
     dropped = detected[gene] < config.min_cells

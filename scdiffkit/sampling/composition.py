@@ -18,7 +18,7 @@ from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.counts import counts_of
 
 DEFAULT_CELLS = 1000
-FAR_DEEPER = 10  # larger multiples of the largest training library size give a warning
+FAR_LARGER = 10  # larger multiples of the largest training library size give a warning
 
 
 def composition_of(
@@ -26,15 +26,15 @@ def composition_of(
     n: int | None,
     where: Mapping[str, str | Sequence[str]] | None,
     like: AnnData | Backed | None,
-    depth_too: bool,
+    copies_library_size: bool,
 ) -> np.ndarray:
-    """Return the codes (n, K) of the cells to draw. `depth_too`: library sizes are also taken from `like`."""
+    """Return the codes (n, K) of the cells to draw. `copies_library_size`: library sizes are also taken from `like`."""
     if n is not None and n < 1:
         raise ConfigError(f"The number of cells must be at least 1, not {n}.")
     if like is not None:
         if where:
             raise ConfigError("Give --where or --like, not both: --like copies the whole composition.")
-        if not (conditions.columns or depth_too):
+        if not (conditions.columns or copies_library_size):
             raise DataError("The run has no conditions, so there is no composition to copy; give -n instead of --like.")
         return conditions.composition_of(like.obs, n)
     wanted = {
@@ -58,12 +58,12 @@ def library_sizes_of(
         depths = None if like is None else _depths(like, genes)
         if like is None or depths is None:
             return None
-        sizes = _dealt(depths, conditions.encode(like.obs), codes, config.seed)
+        sizes = _assign_library_sizes(depths, conditions.encode(like.obs), codes, config.seed)
     else:
         sizes = np.full(len(codes), median if config.library_size == "median" else config.library_size, np.float32)
-    if sizes.max() > FAR_DEEPER * largest:
+    if sizes.max() > FAR_LARGER * largest:
         warn(
-            f"A library size of {sizes.max():.0f} is more than {FAR_DEEPER} times the largest of the training "
+            f"A library size of {sizes.max():.0f} is more than {FAR_LARGER} times the largest of the training "
             f"cells ({largest:.0f}): the model extrapolates."
         )
     return sizes
@@ -107,7 +107,7 @@ def _sums(counts: Rows, there: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _dealt(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
+def _assign_library_sizes(depths: np.ndarray, of_cells: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
     """Assign the library sizes `depths` (m,) of cells with codes `of_cells` (m, K) to rows (n, K) with equal codes.
 
     Each combination of codes is permuted at random. Equal numbers of rows and cells use each library size once;

@@ -135,7 +135,7 @@ def sample(
         )
     if isinstance(like, str | Path):
         like = open_rows(like)
-    codes = composition_of(conditions, n, where, like, depth_too=codec.takes_library_size)
+    codes = composition_of(conditions, n, where, like, copies_library_size=codec.takes_library_size)
     sizes = None
     if codec.takes_library_size:
         sizes = library_sizes_of(codec, model.genes, conditions, codes, like, config)

@@ -16,7 +16,7 @@ from scdiffkit.run import TrainedModel
 from scdiffkit.runtime.device import accelerator_of, precision_of
 
 BLOCK_OF_CELLS = {"cpu": 32, "gpu": 256}  # cells that share a random stream and are decoded together; smaller is slower
-BLOCK_OF_DEPTHS = 256  # block size if given library sizes are assigned within a block
+LIBRARY_SIZE_BLOCK = 256  # block size if given library sizes are assigned within a block
 DEFAULT_STEPS = {"ddim": 50, "dpm++": 20}
 MOST_AT_ONCE = 16  # batches in memory on a CPU; with more cores, each batch uses several threads
 SLOTS_OF_GPU = 2  # overlaps sparse conversion on the CPU with the next batch's diffusion
@@ -99,7 +99,7 @@ class SamplingPlan:
         kind = accelerator_of(config.device)
         block = BLOCK_OF_CELLS["cpu" if kind == "cpu" else "gpu"]
         if sizes is not None and np.ptp(sizes) > 0:
-            block = BLOCK_OF_DEPTHS
+            block = LIBRARY_SIZE_BLOCK
         batch_size = config.batch_size
         if batch_size is None:  # equal batches, so that threads and devices finish together
             most = default_batch_size(model.config.model, model.codec.dim, kind)

@@ -84,7 +84,7 @@ class BatchSampler:
         for generator, (_, cells) in zip(generators, job.blocks, strict=True):
             size = None if job.sizes is None else torch.from_numpy(job.sizes[cells]).to(device)
             if size is not None:
-                size = _in_order_of(size, self.codec.library_size(x0[cells]), codes[cells])
+                size = _match_ranks(size, self.codec.library_size(x0[cells]), codes[cells])
             counts, library_size = self.codec.decode(x0[cells], codes[cells], size, generator)
             parts.append(_csr(counts.cpu()))
             sizes.append(library_size.cpu().numpy())
@@ -126,7 +126,7 @@ def _csr(counts: torch.Tensor) -> sparse.csr_matrix:
     return sparse.csr_matrix(tuple(a.numpy() for a in arrays), shape=counts.shape)
 
 
-def _in_order_of(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def _match_ranks(sizes: torch.Tensor, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Permute library sizes (B,) among cells with equal codes (B, K) so that they rank as the sizes `drawn` (B,) do.
 
     The content of a cell depends on its library size: a cell drawn as small would be unrealistic at a large size.

@@ -26,7 +26,7 @@ def batches(
 
 
 @contextlib.contextmanager
-def threads_for_all() -> Iterator[None]:
+def torch_threads_restored() -> Iterator[None]:
     """Restore torch's number of threads for new threads after the block, in which `batches` sets it to 1."""
     try:
         yield

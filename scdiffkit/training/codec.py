@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scdiffkit._deprecated import todays_codec_auc
+from scdiffkit._deprecated import migrate_codec_auc
 from scdiffkit.codecs import Codec
 from scdiffkit.config import RunConfig
 from scdiffkit.data.cells import TrainingCells
@@ -111,7 +111,7 @@ def codec_auc(
 
 def log_codec(auc: Mapping[str, float] | None) -> None:
     if auc:
-        auc = todays_codec_auc(auc)
+        auc = migrate_codec_auc(auc)
         log.info(
             "count codec alone: a classifier distinguishes encoded and decoded cells from real cells with AUC "
             "%.2f (held-out cells) and %.2f (training cells), and real cells from one another with AUC %.2f (0.5: "

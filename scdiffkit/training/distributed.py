@@ -29,9 +29,9 @@ from scdiffkit.runtime.device import PRECISIONS, accelerator_of, log_device, mak
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-LOST_AFTER = timedelta(seconds=50)  # timeout within a step
-PATIENCE = timedelta(hours=1)  # timeout while rank 0 validates, or saves to a slow disk
-LONG = timedelta(days=30)  # timeout while rank 0 prepares the data
+STEP_TIMEOUT = timedelta(seconds=50)  # timeout within a step
+VALIDATION_TIMEOUT = timedelta(hours=1)  # timeout while rank 0 validates, or saves to a slow disk
+PREPARATION_TIMEOUT = timedelta(days=30)  # timeout while rank 0 prepares the data
 READY = b"ready\n"  # a spawned rank prints this once its imports are done
 log = logging.getLogger("scdiffkit")
 
@@ -54,7 +54,7 @@ class ProcessGroup:
             return value
         values = [value]
         with failing_together():
-            dist.broadcast_object_list(values, src=0, group=_group(LONG), device=torch.device("cpu"))
+            dist.broadcast_object_list(values, src=0, group=_group(PREPARATION_TIMEOUT), device=torch.device("cpu"))
         return values[0]
 
     def any_stop(self, stop: bool) -> bool:
@@ -62,7 +62,7 @@ class ProcessGroup:
         if self.size == 1:
             return stop
         flag = torch.tensor([stop], dtype=torch.uint8)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=_group(PATIENCE))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=_group(VALIDATION_TIMEOUT))
         return bool(flag.item())
 
 
@@ -150,7 +150,7 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
             "and let each see all of them (srun --gpus-per-node, not --gpus-per-task)."
         )
     precision = precision_of(device, precision)
-    strategy = DDPStrategy(timeout=LOST_AFTER, gradient_as_bucket_view=True)
+    strategy = DDPStrategy(timeout=STEP_TIMEOUT, gradient_as_bucket_view=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hides advice for cluster users
         try:
@@ -166,7 +166,7 @@ def init_process_group(device: str, precision: str, devices: int = 1, num_nodes:
             raise ConfigError(f"These processes cannot train together: {e}") from e
     with failing_together():
         fabric.launch()
-        for timeout in (PATIENCE, LONG):
+        for timeout in (VALIDATION_TIMEOUT, PREPARATION_TIMEOUT):
             _group(timeout)  # a collective call
     group = ProcessGroup(fabric, fabric.global_rank, fabric.world_size)
     if group.is_main:

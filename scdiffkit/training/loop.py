@@ -18,7 +18,7 @@ from scdiffkit.errors import RunError, ScdiffError
 from scdiffkit.run import Run, TrainedModel
 from scdiffkit.runtime.prefetch import prefetch
 from scdiffkit.runtime.signals import deferred_interrupts
-from scdiffkit.training.batches import batches, threads_for_all
+from scdiffkit.training.batches import batches, torch_threads_restored
 from scdiffkit.training.distributed import READY, ProcessGroup, failing_together, init_process_group, shutdown
 from scdiffkit.training.encoded import EncodedCells, is_cached, open_written
 from scdiffkit.training.state import TrainState
@@ -27,7 +27,7 @@ from scdiffkit.training.step import TrainStep, clip, compile_in_place, pays_to_c
 from scdiffkit.training.validation import Validation
 
 log = logging.getLogger("scdiffkit")
-MEET_SELDOM = 20  # steps between synchronisations of GPU processes at most; more often would slow them down
+GPU_SYNC_EVERY = 20  # steps between synchronisations of GPU processes at most; more often would slow them down
 
 
 def fit(
@@ -62,7 +62,7 @@ def fit(
     last_save, val_loss = time.monotonic(), None
     deadline = math.inf if max_time is None else started + max_time
 
-    with deferred_interrupts() as interrupted, threads_for_all(), contextlib.closing(steps), failing_together():
+    with deferred_interrupts() as interrupted, torch_threads_restored(), contextlib.closing(steps), failing_together():
         stopper = Stopper(c, max_steps, deadline, interrupted, validated=watched is not None)
         for step, batch in steps:
             state.set_learning_rate(step, max_steps)
@@ -74,7 +74,7 @@ def fit(
             at_set_step = step % c.val_every_steps == 0 or step == max_steps
             by_step = bool(c.checkpoint_every_steps) and step % (c.checkpoint_every_steps or 1) == 0
             # The ranks synchronise at these steps, where rank 0 may validate and save.
-            meet = at_set_step or by_step or _meet_anyway(step, group)
+            meet = at_set_step or by_step or _synchronises(step, group)
             if not group.is_main:
                 if meet and group.any_stop(False):
                     return False
@@ -148,8 +148,8 @@ def _resume(run: Run, state: TrainState, max_steps: int, *, is_main: bool) -> in
     return first
 
 
-def _meet_anyway(step: int, group: ProcessGroup) -> bool:
-    return group.size == 1 or group.fabric.device.type == "cpu" or step % MEET_SELDOM == 0
+def _synchronises(step: int, group: ProcessGroup) -> bool:
+    return group.size == 1 or group.fabric.device.type == "cpu" or step % GPU_SYNC_EVERY == 0
 
 
 def steps_planned(c: TrainConfig, cells: int) -> int:

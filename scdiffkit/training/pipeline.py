@@ -17,7 +17,7 @@ from scdiffkit._deprecated import MEMORY, renamed_keywords
 from scdiffkit.config import RunConfig, TrainConfig, build_run_config, training_overrides
 from scdiffkit.config.units import parse_duration
 from scdiffkit.data.cells import LIBRARY_SIZE, fingerprint
-from scdiffkit.data.conditions import FEW_OF_A_CATEGORY, Conditions, listed_briefly
+from scdiffkit.data.conditions import MIN_PER_CATEGORY, Conditions, listed_briefly
 from scdiffkit.errors import ConfigError, warn
 from scdiffkit.io import CellsLike
 from scdiffkit.run import RUNS, Run, check_new_run
@@ -158,7 +158,7 @@ def train(
         run_config = _new_config(arch, preset, label, conditions, config, overrides)
     c = run_config.train
     group = None
-    if _started_from_outside(c):
+    if _launched_externally(c):
         group = init_process_group(c.device, c.precision, c.devices, c.num_nodes)
         if not group.is_main:
             try:
@@ -211,7 +211,7 @@ def _new_config(
     return run_config
 
 
-def _started_from_outside(c: TrainConfig) -> bool:
+def _launched_externally(c: TrainConfig) -> bool:
     """Return whether torchrun or srun started this process. Raises ConfigError if the devices cannot share a batch."""
     others = world_size_from_environment(c.devices, c.num_nodes)
     if not others:
@@ -323,7 +323,7 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
     few = [f"{len(codes)} in all"] if len(codes) < FEW_CELLS else []
     for k, (column, categories) in enumerate(conditions.categories.items()):
         counts = np.bincount(codes[:, k], minlength=len(categories) + 1)[1:]
-        few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < FEW_OF_A_CATEGORY]
+        few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < MIN_PER_CATEGORY]
     if few:
         also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
         warn(

@@ -679,7 +679,7 @@ def test_distances_between_cells_of_a_type() -> None:
 
 
 def test_hubs_are_seen() -> None:
-    """Many points around a few centres in many dimensions: the centres are everyone's neighbours."""
+    """Many points around a few centres in many dimensions: the centres are summary's neighbours."""
     rng = np.random.default_rng(54)
     even, other = rng.uniform(size=(2, 500, 2))
     directions = rng.normal(size=(490, 60))
