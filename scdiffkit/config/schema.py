@@ -1,4 +1,7 @@
-"""The settings. They are validated and frozen, and have the same names in YAML, Python and on the command line."""
+"""The settings. They are validated and frozen, and have the same names in YAML, Python and on the command line.
+
+This file is long because it holds every setting.
+"""
 
 from __future__ import annotations
 
