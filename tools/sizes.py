@@ -1,4 +1,4 @@
-"""Lists functions of more than 60 lines of code and files of more than 400 lines that do not give the reason ("... is long because ...").
+"""List long functions (over 60 lines of code) and files (over 400 lines) that do not say "is long because".
 
 python tools/sizes.py scdiffkit
 """
