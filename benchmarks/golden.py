@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,41 @@ def outputs(options: argparse.Namespace, name: str, folder: Path) -> Iterator[tu
             yield f"{at}/evaluate/{key}", digest(value)
 
 
+SERVER = """
+import json, sys
+from scdiffkit.cli import main
+answers, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    sys.argv = ["scdiff", "-q", *json.loads(line)]
+    try:
+        code = main() or 0
+    except SystemExit as e:
+        code = e.code or 0
+    print(json.dumps(code), file=answers, flush=True)
+"""
+
+
+@cache
+def server(package: Path, folder: Path) -> subprocess.Popen[str]:
+    """A process that runs commands of a checkout one after another, which imports it once."""
+    environment = {**os.environ, "PYTHONPATH": str(package.resolve()), "OMP_NUM_THREADS": "1"}
+    with (folder / "stderr").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-c", SERVER], cwd=folder, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+
+
 def scdiff(options: argparse.Namespace, folder: Path, *command: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(options.package.resolve()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", "from scdiffkit.cli import main; main()", "-q", *command],
-        cwd=folder, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"scdiff {' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    process = server(options.package, folder)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(command) + "\n")
+    process.stdin.flush()
+    code = json.loads(process.stdout.readline() or "1")
+    if code:
+        said = (folder / "stderr").read_text(encoding="utf-8")
+        raise SystemExit(f"scdiff {' '.join(command)} ended with {code}:\n{said}")
 
 
 def cells(what: str, file: Path) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,7 @@ def test_refusals_and_warnings(sets: dict[str, AnnData], tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="same file"):
         scdiffkit.compare(real, [tmp_path / "a.h5ad", tmp_path / "a.h5ad"])
     fewer = fresh[:, :500].copy()
-    with pytest.warns(ScdiffWarning, match="different genes.*fewer 500"):
+    with pytest.warns(ScdiffWarning, match="different numbers of genes.*fewer 500"):
         scdiffkit.compare(real, {"fewer": fewer, "all": fresh}, resamples=1, max_cells=50, metrics="minimal")
     unlabelled = fresh.copy()
     del unlabelled.obs["cell_type"]

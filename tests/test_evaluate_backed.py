@@ -173,7 +173,7 @@ def test_of_many_cells_some_are_compared_and_that_is_said(
     assert note in evaluation.notes
     assert note in (out / "report.html").read_text()
     assert json.loads((out / "metrics.json").read_text())["sampled"]["train"] == [50, train.n_obs]
-    assert [n for n in evaluation.notes if "nearest training cell among these 50 alone" in n]
+    assert [n for n in evaluation.notes if "nearest training cell among these 50 only" in n]
     assert "--memory disk" in evaluation.command()
     in_memory = evaluate(real, synthetic, train=train, **some)
     assert evaluation.types == in_memory.types  # of all cells

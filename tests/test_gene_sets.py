@@ -96,9 +96,9 @@ def test_a_fault_in_genes_of_one_class_is_seen_in_this_class(few_trees: None) ->
     """Genes of 0.02 to 0.2 counts a cell come in clumps, at the right mean: the 2000 most variable genes hide it."""
     rng = np.random.default_rng(2)
     means = np.repeat([0.01, 0.1, 1.5], [400, 400, 2200])
-    real, synthetic = (rng.poisson(means, (300, len(means))).astype(np.float32) for _ in range(2))
+    real, synthetic = (rng.poisson(means, (500, len(means))).astype(np.float32) for _ in range(2))
     medium = np.flatnonzero(means == 0.1)
-    synthetic[:, medium] = 4 * rng.poisson(0.1 / 4, (300, len(medium)))
+    synthetic[:, medium] = 4 * rng.poisson(0.1 / 4, (500, len(medium)))
     names = pd.DataFrame(index=[f"gene{i}" for i in range(len(means))])
     cells = [AnnData(sparse.csr_matrix(X), var=names) for X in (real, synthetic)]
     asked = [name for name in METRICS if name.startswith("rf_auc")]

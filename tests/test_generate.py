@@ -448,7 +448,7 @@ def test_depths_over_some_of_the_genes_are_warned_of(deep, tiny):
     unknown.var_names = [f"other-{i}" for i in range(unknown.n_vars)]
     both = AnnData(sparse.hstack([known.X, unknown.X], format="csr"), obs=tiny.obs)
     both.var_names = [*known.var_names, *unknown.var_names]
-    with pytest.warns(ScdiffWarning, match=f"have 12 of the run's {len(deep.genes())} genes"):
+    with pytest.warns(ScdiffWarning, match=f"have only 12 of the run's {len(deep.genes())} genes"):
         cells = draw(deep, None, like=both)
     assert sorted(cells.obs["total_counts"]) == sorted(np.asarray(known.X.sum(axis=1)).ravel())
 

@@ -15,7 +15,8 @@ from scipy import sparse
 
 from scdiffkit._deprecated import migrate_codec_auc
 from scdiffkit.errors import DataError, did_you_mean
-from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, DiskCells
+from scdiffkit.evaluation.cell_sets import MIN_CELLS
+from scdiffkit.evaluation.loaded_cells import DiskCells, LoadedCells
 from scdiffkit.io import Backed, Rows
 from scdiffkit.io.matrices import iter_row_blocks
 from scdiffkit.preprocessing.columns import TOTAL
@@ -39,13 +40,13 @@ def load(
     conditions: Sequence[str] = (),
     donor: str | None = None,
     batch: str | None = None,
-) -> dict[str, CellSet]:
-    """Convert cells to CellSets, by name; sources: where they came from, by name.
+) -> dict[str, LoadedCells]:
+    """Put cells on one scale, by name; sources: where they came from, by name.
 
     Raises DataError if an obs column is missing, except in synthetic cells.
     """
     target_sum = _target_sum(cells["synthetic"]) or _target_sum(cells["real"]) or TARGET_SUM
-    cell_sets: dict[str, CellSet] = {}
+    loaded: dict[str, LoadedCells] = {}
     for name, side in cells.items():
         source = sources[name]
         path = str(side.path) if isinstance(side, Backed) else source
@@ -56,7 +57,7 @@ def load(
         batches = _texts(side.obs, [batch] if batch else [], "--batch", name, who)
         made_here = name == "synthetic" or "scdiffkit" in side.uns
         X, counts, genes, scale = _values(side, who, target_sum, made_here)
-        cell_sets[name] = CellSet(
+        loaded[name] = LoadedCells(
             name=name,
             source=source,
             X=X,
@@ -74,7 +75,7 @@ def load(
             remarks=[str(remark) for remark in side.uns.get("scdiffkit", {}).get("remarks", ())],
             sha256=sha256(Path(source)),
         )
-    return cell_sets
+    return loaded
 
 
 def sha256(path: Path) -> str | None:

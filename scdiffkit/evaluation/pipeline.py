@@ -27,6 +27,7 @@ from scdiffkit.errors import ConfigError, RunError
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet
 from scdiffkit.evaluation.draws import cells_per_set, draw_order_of, draws_donors
 from scdiffkit.evaluation.facts import CONFIDENCE, FEW_CELLS, MARGIN, Basis, auc_error
+from scdiffkit.evaluation.loaded_cells import LoadedCells
 from scdiffkit.evaluation.loading import load
 from scdiffkit.evaluation.matching import (
     Notes,
@@ -187,9 +188,9 @@ def evaluate(
     contradicted = train is not None and trained_on_others(opened["synthetic"], opened["train"])
     basis: Basis = "unknown" if contradicted else _basis_of(unseen, training_cells_given=train is not None)
     sources = {name: "memory" if given[name] is cells else str(given[name]) for name, cells in opened.items()}
-    cell_sets = load(opened, sources, config.label, config.conditions, config.donor, config.batch)
+    loaded = [load(opened, sources, config.label, config.conditions, config.donor, config.batch)]
     del opened
-    cells = _compared(cell_sets, unseen, basis, config)
+    cells = _compared(loaded.pop(), unseen, basis, config)  # handed over, so that memory is freed on the way
     with shown_progress("evaluating", progress, on_progress, evaluation_progress) as report:
         evaluation = _evaluated(cells, config, None if out is None else Path(out), report)
     if isinstance(run, Run):
@@ -226,24 +227,25 @@ class _Compared:
 
 
 def _compared(
-    cell_sets: dict[str, CellSet], unseen: SplitRows | None, basis: Basis, config: EvaluateConfig
+    loaded: dict[str, LoadedCells], unseen: SplitRows | None, basis: Basis, config: EvaluateConfig
 ) -> _Compared:
     notes = Notes()
-    for remark in cell_sets["synthetic"].remarks:
+    for remark in loaded["synthetic"].remarks:
         notes.warn(remark)
-    if basis == "unknown" and "train" in cell_sets:
+    if basis == "unknown" and "train" in loaded:
         notes.warn(
             "The synthetic cells record that their model was not trained on the cells of --train, so it may have "
             "seen the real cells. Give the cells that it was trained on, unchanged, or leave --train out."
         )
-    note_scales(cell_sets, notes)
+    note_scales(loaded, notes)
     if unseen is not None and basis in ("holdout", "validation"):
-        separate(cell_sets, unseen.unseen, unseen.trained, notes)
-    if "train" in cell_sets:
-        drop_trained_on(cell_sets, notes)
-    match_genes(cell_sets, notes)
+        loaded = separate(loaded, unseen.unseen, unseen.trained, notes)
+    if "train" in loaded:
+        loaded = drop_trained_on(loaded, notes)
+    loaded = match_genes(loaded, notes)
     most = max(MAX_KNOWN_CELLS, round(2 * config.max_cells / SHARE_OF_RESAMPLE))  # the most that is ever used
-    sampled = gather(cell_sets, most, config.seed, notes, counts_of=("real",) if config.needs_counts else ())
+    counts_of = ("real",) if config.needs_counts else ()
+    cell_sets, sampled = gather(loaded, most, config.seed, notes, counts_of)
     types = None if config.label is None else count_types(cell_sets, config.label, notes)
     alike, sets = _sets_to_score(cell_sets, unseen, config.max_cells, config.seed, notes)
     n = _cells_of_resample(sets, config.max_cells, config.resamples)
@@ -329,7 +331,7 @@ def _sets_to_score(
     alike = known_kinds and not told and not other_groups
     if alike or other_groups or cell_sets["real"].X.shape[0] < 2 * MIN_CELLS:
         return alike, cell_sets
-    notes.notes.append(
+    notes.add(
         "The real cells differ from the training cells, so the real reference is one half of the real cells "
         "against the other half; the training cells are used only to search for copies."
     )
@@ -347,11 +349,11 @@ def _note_resamples(
     cell_sets: dict[str, CellSet], sets: dict[str, CellSet], n: int, resamples: int, seed: int, notes: Notes
 ) -> None:
     halves = "the held-out real cells, the training cells" if "train" in sets else "each half of the real cells"
-    notes.notes.append(
+    notes.add(
         f"Each resample compares {n} cells of {halves} and the synthetic cells (resamples: {resamples}, seed: {seed})."
     )
     if cell_sets["real"].donors is not None and resamples > 1:
-        notes.notes.append(
+        notes.add(
             "Each resample draws four fifths of the donors, so the intervals include the differences between donors."
             if draws_donors(cell_sets)
             else "Resamples draw cells, not donors, because the real cells come from too few donors."
@@ -363,7 +365,7 @@ def _note_resamples(
         )
     codec_auc = cell_sets["synthetic"].codec_auc
     if codec_auc:
-        notes.notes.append(
+        notes.add(
             "When the model was trained, its codec alone (cells encoded and decoded) had an AUC of {held_out:.2f} "
             "on held-out cells and {training:.2f} on training cells; unchanged real cells had "
             "{real_reference:.2f}.".format(**codec_auc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -88,7 +89,8 @@ def open_hdf5(path: Path) -> h5py.File:
 def open_zarr(path: Path) -> Any:
     """Open the group of a zarr store read-only. Raises FileError if it is damaged or a sparse matrix is incomplete.
 
-    This is checked because zarr silently replaces missing chunks by zeros.
+    This is checked because zarr silently replaces missing chunks by zeros, and reads past the end of a chunk that is
+    cut short.
     """
     import zarr
 
@@ -98,6 +100,8 @@ def open_zarr(path: Path) -> Any:
         for place in ("X", "raw/X", *layers):
             if place in root and root[place].attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
                 _check_sparse(root[place], place)
+        for array in path.rglob(".zarray"):
+            _check_blosc(array, path)
     except MemoryError:
         raise
     except Exception as e:  # zarr and its codecs have no common exception class
@@ -115,6 +119,23 @@ def _check_sparse(group: Any, place: str) -> None:
         if missing > 0 and (name == "data" or longest > 1):  # otherwise all may be 0, which zarr omits
             raise OSError(f"{place}/{name}: {missing} of {part.nchunks} chunks are missing")
     row_ends(group, place)
+
+
+def _check_blosc(array: Path, store: Path) -> None:
+    """Raise OSError if a chunk of an array (its `.zarray` file) in a zarr store of version 2 is cut short.
+
+    Blosc, the default compressor, records the size of a chunk in bytes 12 to 15, but does not check it.
+    """
+    described = json.loads(array.read_text(encoding="utf-8"))
+    if (described.get("compressor") or {}).get("id") != "blosc" or described.get("filters"):
+        return
+    for chunk in array.parent.rglob("*"):  # in folders, if dimensions are separated by "/"
+        if chunk.name.startswith(".") or chunk.is_dir():
+            continue
+        with chunk.open("rb") as file:
+            size = max(16, int.from_bytes(file.read(16)[12:], "little"))
+        if size != chunk.stat().st_size:
+            raise OSError(f"{chunk.relative_to(store)}: {chunk.stat().st_size} of {size} bytes are there")
 
 
 def row_ends(group: Any, place: str) -> np.ndarray:
