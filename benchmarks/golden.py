@@ -147,6 +147,7 @@ for line in sys.stdin:
 def server(package: Path, folder: Path) -> subprocess.Popen[str]:
     """A process that runs commands of a checkout one after another, which imports it once."""
     environment = {**os.environ, "PYTHONPATH": str(package.resolve()), "OMP_NUM_THREADS": "1"}
+    environment["NUMBA_NUM_THREADS"] = "1"  # else numba changes the number of OpenMP threads, and so the rounding
     with (folder / "stderr").open("w") as errors:
         return subprocess.Popen(
             [sys.executable, "-c", SERVER], cwd=folder, env=environment, text=True,
