@@ -28,6 +28,7 @@ from scdiffkit.runtime.progress import seconds
 
 SCDIFF = Path(sys.executable).parent / "scdiff"
 TINY = ["--max-steps", "20", "--batch-size", "16", "--hidden-size", "32", "--depth", "1", "--patch-size", "20"]
+TINY += ["--set", "codec.max_steps=30", "--set", "codec.tails_steps=10"]
 ENV = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS")} | {"COLUMNS": "200"}
 
 

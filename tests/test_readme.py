@@ -40,6 +40,7 @@ def folder(demo, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_the_quick_start_in_the_shell(folder):
     said = {}
     for line in blocks("bash")[0].splitlines():
@@ -66,6 +67,7 @@ def test_the_quick_start_in_the_shell(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_the_quick_start_in_python(folder):
     code = blocks("python")[0].replace("holdout=0.2)", f"holdout=0.2, overrides={SHORT!r})", 1)
     code = code.replace('"B"', '"CD19+ B"')  # the bundled cells' name for them

@@ -133,13 +133,13 @@ class Score:
 
     @property
     def place(self) -> str:
-        """The position as text for tables: "as real cells", "30% to shuffled cells", ..."""
+        """The position as text for tables: "like real cells", "30% towards shuffled cells", ..."""
         if self.at_real_reference or self.position < 0.01:
-            return "as real cells"
-        bad = NAMES.get(self.baseline_name or "", "twice that of real cells")
+            return "like real cells"
+        bad = NAMES.get(self.baseline_name or "", "twice the distance of real cells")
         if self.position > FAR:
             return f"far beyond {bad}"
-        return f"as {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} to {bad}"
+        return f"like {bad}" if 1 <= self.position < 1.1 else f"{self.position:.0%} towards {bad}"
 
     def _distances(self, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(distance_from_best(self.direction, self.best, value) for value in values)

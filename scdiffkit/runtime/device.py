@@ -82,7 +82,10 @@ def devices_of(device: str, n: int) -> list[str]:
         return ["cpu"] * n
     there = torch.cuda.device_count() if accelerator == "cuda" else 1
     if n > there:
-        raise ConfigError(f"--devices {n}: this machine has {there} {accelerator} device{'s' * (there > 1)}.")
+        raise ConfigError(
+            f"--devices {n}: this machine has {there} {accelerator} device{'s' * (there > 1)}, so give at most "
+            f"--devices {there}."
+        )
     return [f"cuda:{k}" for k in range(n)]
 
 
