@@ -1,4 +1,4 @@
-"""A run is the directory of a trained model. Only this module knows the names of its files.
+"""A run is the directory of a trained model. This module reads and writes its files.
 
 config.yaml           all settings and the provenance of the run; `scdiff train --config` accepts it
 genes.txt             the genes of the output, in order
@@ -9,6 +9,7 @@ checkpoints/step-*/   weights.safetensors, ema.safetensors, optimizer.safetensor
 metrics.jsonl         one line of losses and speed per logged step
 train.log             log messages
 evaluations.jsonl     one line for each evaluation of the run
+vectors/              cached encoded cells until training is complete, see training.encoded
 
 The module is long because all access to the files of a run is in one place.
 """
@@ -70,7 +71,7 @@ class Run:
         var: pd.DataFrame | None = None,
         force: bool = False,
     ) -> Run:
-        """Create the directory and write everything that is known before training.
+        """Create the directory and write everything that is known before diffusion is trained, such as the codec.
 
         `var` is the table of the genes, in their order. Raises FileError if `path` exists. `force` replaces an
         existing run, but nothing else.
@@ -110,8 +111,8 @@ class Run:
                 there = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
                 others = f" There are: {', '.join(there)}." if there else ""
                 raise RunError(
-                    f"There is no latest run in {RUNS}/: train one with `scdiff train DATA`, or name its "
-                    f"folder.{others}"
+                    f"There is no latest run in {RUNS}/: train one with `scdiff train DATA`, or name the folder of "
+                    f"a run.{others}"
                 )
             if path.is_symlink():  # in a copied folder, `latest` may be a directory
                 path = path.parent / os.readlink(path)
@@ -122,7 +123,7 @@ class Run:
             known = [p.name for p in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
             raise RunError(f"There is no run {run.path}; {did_you_mean(run.path.name, known)}")
         if not is_run(run.path):
-            raise RunError(f"{run.path} is not a run: it holds no config.yaml. Give the folder that training made.")
+            raise RunError(f"{run.path} is not a run (config.yaml or genes.txt is missing). Give the folder of a run.")
         return run
 
     # Configuration and data
@@ -142,7 +143,7 @@ class Run:
         return RunConfig.from_dict(values)
 
     def update_config(self, run_config: RunConfig) -> None:
-        """Record settings that were changed when the run was resumed (length, device)."""
+        """Record settings that were changed when the run was resumed (length, devices, checkpoints, compiling)."""
         self._write_config(run_config, self.provenance())
 
     def _write_config(self, run_config: RunConfig, provenance: dict[str, Any]) -> None:
@@ -229,7 +230,7 @@ class Run:
         """Return how long diffusion and codec were trained, as plain values.
 
         `steps` and `planned` are steps of diffusion. `ended` is "complete", "converged" (the held-out loss stopped
-        improving) or "stopped early". `usual` is the number of steps in the preset, if it has one. `codec_steps` and
+        improving) or "stopped early". `usual` is the number of steps of the preset, if it sets one. `codec_steps` and
         `codec_planned` are given if time ran out while the codec was fitted.
         """
         run_config, steps, metrics = self.config(), self.steps(), self.metrics()
@@ -239,14 +240,14 @@ class Run:
         converged = bool(c.patience) and waited >= cast(int, c.patience) * c.val_every_steps
         ended = "complete" if 0 < planned <= done else "converged" if converged else "stopped early"
         found: dict[str, Any] = {"steps": done, "planned": planned, "ended": ended}
-        usual = self._usual_steps(run_config)
+        usual = self._preset_steps(run_config)
         if usual:
             found["usual"] = usual
         cut = self.provenance().get("codec_cut_short")
         return found | ({"codec_steps": cut["steps"], "codec_planned": cut["planned"]} if cut else {})
 
-    def _usual_steps(self, run_config: RunConfig) -> int | None:
-        """Return the steps of the run's preset, or None if it has epochs or no longer exists."""
+    def _preset_steps(self, run_config: RunConfig) -> int | None:
+        """Return the number of steps in the run's preset; None if the preset sets epochs or no longer exists."""
         overrides = {"codec.name": run_config.codec.name}
         try:
             return config.build_run_config(run_config.preset, run_config.model.arch, {}, overrides).train.max_steps
@@ -425,7 +426,7 @@ class Run:
             raise FileError(f"The folder {path} cannot be made ({e.strerror}). Choose another with --out.") from e
 
     def _point_latest(self) -> None:
-        """Point the link `latest` at this run, if it is in a folder named like RUNS."""
+        """Point the link `latest` at this run, if its parent folder is called scdiff-runs."""
         if self.path.parent.name != RUNS.name:
             return
         temporary = self.path.parent / f".{LATEST}.{os.getpid()}.tmp"

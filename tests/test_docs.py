@@ -35,7 +35,7 @@ def rendered() -> str:
         lines += ["", f"### {key}", "", f"{protocol.source}. Known flaws: {protocol.flaws}", ""]
         lines += [_item(name) for name in protocol.metrics if of_protocol[name] == key]
     fields = (getdoc(Evaluation.to_dict) or "").split("\n\n", 1)[1]
-    lines += ["", "## `metrics.json`", "", fields, "", "Each of `scores`, and of the lists within others, has:", ""]
+    lines += ["", "## `metrics.json`", "", fields, "", "Every score, also those within other fields, has:", ""]
     lines += [f"`{'`, `'.join(SCORE.to_dict())}`. " + (getdoc(Score.to_dict) or "").split("\n\n", 1)[1]]
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from scdiffkit.evaluation.verdict import Verdict, judge
 from scdiffkit.metrics.score import Score
 
 MANY = 2000
-SAID = {"basis": "given", "reference_is": "two halves", "within": "within cell_type"}
+SAID = {"basis": "given", "reference_text": "two halves", "within": "within cell_type"}
 
 
 def score(metric: str, family: str, value: float, reference: float = 0.0, bad: float = 1.0, best: float = 0.0) -> Score:

@@ -23,7 +23,7 @@
 #' @param max_steps,max_epochs,max_time Length of the training in steps, in epochs,
 #'   or in seconds (also `"10m"` or `"2h"`).
 #' @param batch_size,lr,val_fraction,seed Settings of the training.
-#' @param holdout Fraction of the cells that is left out of everything, for
+#' @param holdout Fraction of the cells held out from all stages of training, for
 #'   [scdiff_evaluate()]; by default none.
 #' @param holdout_by Column whose groups, such as donors, are left out as a whole
 #'   instead.

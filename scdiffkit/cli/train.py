@@ -140,7 +140,7 @@ def train(
     holdout: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the cells that is left out of everything, for scdiff evaluate.",
+            help="Fraction of the cells held out from all stages of training, for scdiff evaluate.",
             show_default="0",
             rich_help_panel=LENGTH,
         ),

@@ -20,7 +20,7 @@ Arch = Literal["dit", "whitebox", "unet"]
 HvgFlavor = Literal["seurat_v3", "seurat", "cell_ranger", "cv", "all", "list"]
 PredictionType = Literal["eps", "v", "x0"]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
-HOLDOUT = 0.2  # default share of the groups to hold out
+HOLDOUT = 0.2  # default share of the groups to hold out, and of the cells in the test set of `split`
 MAX_LIBRARY_SIZE = 2**24  # counts are drawn in float32, which is exact for integers up to this one
 
 
@@ -55,7 +55,7 @@ class PreprocessConfig(_Config):
 
 
 class _TransformerConfig(_Config):
-    patch_size: int = Field(10, ge=1, description="genes in one token")
+    patch_size: int = Field(10, ge=1, description="coordinates in one token (gene codec: genes)")
     hidden_size: int = Field(768, ge=8, description="width of a token")
     depth: int = Field(3, ge=1, description="number of blocks")
     num_heads: int = Field(8, ge=1, description="heads")
@@ -84,7 +84,7 @@ class DiTConfig(_TransformerConfig):
 
 
 class WhiteBoxConfig(_TransformerConfig):
-    """Settings of the white-box diffusion transformer, with MSSA for attention and ISTA for the MLP (CRATE)."""
+    """Settings of the white-box diffusion transformer: MSSA replaces attention, and ISTA the MLP (CRATE)."""
 
     arch: Literal["whitebox"] = "whitebox"
     attention: Literal["mssa", "mhsa"] = Field("mssa", description="'mssa', or 'mhsa' for the attention of DiT")
@@ -112,10 +112,10 @@ class WhiteBoxConfig(_TransformerConfig):
 
 
 class UNetConfig(_Config):
-    """Settings of the one-dimensional convolutional U-Net over the genes."""
+    """Settings of the one-dimensional convolutional U-Net over the coordinates (gene codec: genes)."""
 
     arch: Literal["unet"] = "unet"
-    patch_size: int = Field(1, ge=1, description="genes in one position of the first convolution")
+    patch_size: int = Field(1, ge=1, description="coordinates in one position of the first convolution")
     channels: int = Field(64, ge=8, description="channels of the first level, a multiple of 8")
     channel_mults: tuple[int, ...] = Field((1, 2, 4), min_length=1, description="channels per level")
     num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
@@ -168,7 +168,7 @@ class DiffusionConfig(_Config):
 
 
 class TrainConfig(_Config):
-    """Settings of training. The length is set in steps or in epochs, exactly one of them."""
+    """Settings of training. Exactly one of max_steps and max_epochs is set."""
 
     batch_size: int = Field(64, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -187,7 +187,7 @@ class TrainConfig(_Config):
         0.1, ge=0, le=0.5, description="fraction of the cells used for validation; 0: no validation"
     )
     holdout: float = Field(
-        0.0, ge=0, lt=1, description="fraction of the cells that is left out of everything, for evaluation"
+        0.0, ge=0, lt=1, description="fraction of the cells held out from all stages of training, for evaluation"
     )
     holdout_by: str | None = Field(None, description="obs column whose groups are left out as a whole, e.g. donors")
     val_every_steps: int = Field(250, ge=1)
@@ -198,7 +198,7 @@ class TrainConfig(_Config):
         "validation cells: never",
     )
     checkpoint_every_steps: int | None = Field(
-        None, ge=1, description="number of steps after which a checkpoint is saved as well"
+        None, ge=1, description="save an additional checkpoint each time this many steps are done"
     )
     checkpoint_every_minutes: float | None = Field(5.0, gt=0)
     keep_checkpoints: int = Field(
@@ -221,13 +221,13 @@ class TrainConfig(_Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_share_of_groups(cls, values: Any) -> Any:
+    def _default_holdout(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("holdout_by") is not None and not values.get("holdout"):
             return {**values, "holdout": HOLDOUT}
         return values
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _steps_or_epochs(self) -> TrainConfig:
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError("exactly one of max_steps and max_epochs must be set")
         return self
@@ -248,7 +248,7 @@ class SampleConfig(_Config):
 
     sampler: Sampler = Field("ddim", description="'dpm++': DPM-Solver++(2M), second order; 'ddpm' visits all T steps")
     steps: int | None = Field(
-        None, ge=1, description="number of steps of ddim and dpm++, with one network call per cell each"
+        None, ge=1, description="number of steps of ddim and dpm++, each with one network call (more with guidance)"
     )
     speedup: int | None = Field(None, ge=1, description="T divided by the number of steps, as in the scRDiT paper")
     eta: float = Field(0.0, ge=0, le=1, description="0: deterministic DDIM, 1: as noisy as DDPM")
@@ -274,7 +274,7 @@ class SampleConfig(_Config):
 
     @field_validator("sampler", mode="before")
     @classmethod
-    def _earlier_name(cls, value: Any) -> Any:
+    def _rename_dpm(cls, value: Any) -> Any:
         return "dpm++" if value == "dpm" else value
 
     @field_validator("cfg_scale", mode="before")
@@ -337,7 +337,7 @@ class RunConfig(_Config):
     train: TrainConfig = TrainConfig(max_steps=3000)
 
     @model_validator(mode="after")
-    def _spike_slab_is_of_genes(self) -> RunConfig:
+    def _spike_slab_needs_gene_codec(self) -> RunConfig:
         if self.diffusion.output == "spike-slab" and not self.codec.spike_slab:
             raise ValueError("diffusion.output 'spike-slab' is read only with --codec gene")
         return self
@@ -361,7 +361,7 @@ class RunConfig(_Config):
     def identity(self) -> str:
         """Return a text that identifies this configuration in the id of a run.
 
-        Codec settings of later versions are left out while they have their defaults, so that ids do not change.
+        Codec settings added in later versions are left out if they have their defaults, so that ids do not change.
         """
         values = self.to_dict()
         defaults = type(self.codec)().model_dump(mode="json")

@@ -103,7 +103,8 @@ class TrainingData:
 class SplitRows:
     """Indices of the unseen cells and the training cells in the data set of a run.
 
-    With `kind` "holdout", unseen cells were held out of everything; with "validation", only of fitting.
+    With `kind` "holdout", unseen cells were held out from all stages of training; with
+    "validation", only from the fit.
     """
 
     kind: Kind

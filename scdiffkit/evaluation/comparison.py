@@ -15,9 +15,9 @@ from scdiffkit.data.split import SplitRows
 from scdiffkit.errors import ConfigError, warn
 from scdiffkit.evaluation.cell_sets import MIN_CELLS
 from scdiffkit.evaluation.loading import sha256
-from scdiffkit.evaluation.options import CELLS_OF_RESAMPLE, FAST_CELLS, RESAMPLES
+from scdiffkit.evaluation.options import FAST_CELLS, MAX_CELLS, RESAMPLES
 from scdiffkit.evaluation.output import COMPARISON_FILES, check_folder, write_comparison
-from scdiffkit.evaluation.pipeline import SHARE_OF_RESAMPLE, evaluate, evaluation_progress
+from scdiffkit.evaluation.pipeline import RESAMPLE_SHARE, evaluate, evaluation_progress
 from scdiffkit.evaluation.provenance import unseen_among
 from scdiffkit.evaluation.ranking import Comparison, ranked
 from scdiffkit.evaluation.result import Evaluation
@@ -38,7 +38,7 @@ def compare(
     metrics: str | Sequence[str] = FULL,
     out: str | Path | None = None,
     seed: int = 0,
-    max_cells: int = CELLS_OF_RESAMPLE,
+    max_cells: int = MAX_CELLS,
     resamples: int = RESAMPLES,
     fast: bool = False,
     memory: str | float = "auto",
@@ -102,7 +102,7 @@ def compare(
         n_real if unseen is None or unseen.kind == "none" else min(len(unseen.unseen), len(unseen.trained)),
         *(c.n_obs for c in cells.values()),
     ]
-    share = SHARE_OF_RESAMPLE if resamples > 1 else 1.0
+    share = RESAMPLE_SHARE if resamples > 1 else 1.0
     max_cells = min([max_cells, *(max(5, int(share * n)) for n in available)])  # the same number for every set
     found: dict[str, Evaluation] = {}
     with shown_progress("comparing", progress, on_progress, evaluation_progress) as report:

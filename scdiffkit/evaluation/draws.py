@@ -25,9 +25,9 @@ def draw_subsamples(cell_sets: dict[str, CellSet], max_cells: int, seed: int) ->
     real, synthetic, train = cell_sets["real"], cell_sets["synthetic"], cell_sets.get("train")
     n = min(cells_per_set(cell_sets), max_cells)
     orders = {name: draw_order_of(cell_sets, name, seed, n) for name in cell_sets}
-    first = real.part(orders["real"][:n])
-    second = train.part(orders["train"][:n]) if train else real.part(orders["real"][n : 2 * n])
-    return first, second, synthetic.part(orders["synthetic"][:n])
+    first = real.subsample(orders["real"][:n])
+    second = train.subsample(orders["train"][:n]) if train else real.subsample(orders["real"][n : 2 * n])
+    return first, second, synthetic.subsample(orders["synthetic"][:n])
 
 
 def draw_order_of(cell_sets: dict[str, CellSet], name: str, seed: int, n: int) -> np.ndarray:

@@ -85,7 +85,7 @@ class Facts:
     scores: tuple[Score, ...]
     n_cells: int
     basis: Basis
-    reference_is: str
+    reference_text: str
     within: str
     worst_type: str | None
     worst_auc: tuple[str, Score] | None

@@ -117,14 +117,14 @@ def _values(
     ours = "scdiffkit" in cells.uns
     if X is not None and _are_logged(X, who, ours):
         genes = _checked(X.shape, _var_names(cells, "X"), who)
-        of_counts, places = None, None
+        count_columns, places = None, None
         if not isinstance(found, DataError) and _are_among(genes, found[1]):
-            of_counts, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
+            count_columns, places = found[0], None if found[1].equals(genes) else found[1].get_indexer(genes)
         if isinstance(cells, Backed):
-            return DiskCells(X, of_counts, target_sum, of_counts=places), None, genes, AS_IT_IS
-        if of_counts is not None and places is not None:
-            of_counts = of_counts[:, places]
-        return X, of_counts, genes, AS_IT_IS
+            return DiskCells(X, count_columns, target_sum, count_columns=places), None, genes, AS_IT_IS
+        if count_columns is not None and places is not None:
+            count_columns = count_columns[:, places]
+        return X, count_columns, genes, AS_IT_IS
     if isinstance(found, DataError):
         raise DataError(f"{who} are neither raw counts nor log1p-normalised. {found}") from found
     counts, genes, place = found

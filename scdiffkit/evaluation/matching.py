@@ -67,9 +67,9 @@ def match_genes(loaded: dict[str, LoadedCells], notes: Notes) -> dict[str, Loade
 
 
 def gather(
-    loaded: dict[str, LoadedCells], most: int, seed: int, notes: Notes, counts_of: Sequence[str] = ()
+    loaded: dict[str, LoadedCells], max_cells: int, seed: int, notes: Notes, counts_of: Sequence[str] = ()
 ) -> tuple[dict[str, CellSet], dict[str, tuple[int, int]]]:
-    """Summarise all cells and load at most `most` cells of each set that is in a file.
+    """Summarise all cells and load at most `max_cells` cells of each set that is in a file.
 
     Warns if the sets were probably normalised differently. Returns the sets, and (number loaded, total number) for each
     set of which only some cells were loaded. counts_of: sets whose counts are loaded, too. The same seed selects the
@@ -79,7 +79,7 @@ def gather(
     for i, (name, cells) in enumerate(sorted(loaded.items())):
         if isinstance(cells.X, DiskCells):
             log.info("%s: reading all %s cells", name, f"{cells.X.shape[0]:,}")
-        cell_sets[name] = cells.gather(most, np.random.default_rng([seed, 9, i]), counts_too=name in counts_of)
+        cell_sets[name] = cells.gather(max_cells, np.random.default_rng([seed, 9, i]), with_counts=name in counts_of)
     cell_sets = {name: cell_sets[name] for name in loaded}
     sampled = {
         name: (found.X.shape[0], found.summary.n)
@@ -139,8 +139,8 @@ def types_were_trained_on(real: CellSet, train: CellSet) -> bool:
 
 
 def other_donors(real: Subsample, train: Subsample) -> bool:
-    """Whether the held-out cells share no donor with the training cells, and so differ from them in any case."""
-    both = [set(part.of_cells["donors"]) for part in (real, train) if "donors" in part.of_cells]
+    """Whether the held-out cells share no donor with the training cells, and so differ from them anyway."""
+    both = [set(part.per_cell["donors"]) for part in (real, train) if "donors" in part.per_cell]
     return len(both) == 2 and both[0].isdisjoint(both[1])
 
 

@@ -11,7 +11,7 @@ from scdiffkit.metrics import GENE_SETS, METRICS, PROTOCOLS, Space
 from scdiffkit.metrics.profiles import FAST, FULL, ONE_RESAMPLE, asked_for, chosen_metrics
 
 RESAMPLES = 5
-CELLS_OF_RESAMPLE = 1000
+MAX_CELLS = 1000
 FAST_CELLS = 400
 
 
@@ -41,7 +41,7 @@ class EvaluateConfig:
         protocol: str | None = None,
         metrics: str | Sequence[str] = FULL,
         seed: int = 0,
-        max_cells: int = CELLS_OF_RESAMPLE,
+        max_cells: int = MAX_CELLS,
         resamples: int = RESAMPLES,
         fast: bool = False,
     ) -> EvaluateConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scdiffkit.evaluation.cell_sets import CellSet, Subsample, candidates
+from scdiffkit.evaluation.cell_sets import CellSet, Subsample, join_members
 from scdiffkit.evaluation.draws import draw_order_of
 from scdiffkit.evaluation.gene_sets import GeneSets
 from scdiffkit.evaluation.matching import other_donors
@@ -125,14 +125,14 @@ class Resample:
             rows = np.ones(len(a.types), dtype=bool) if keep is None else keep(which, a)
             x, y = self._matrices(metric.against, which, metric.space)
             given = {
-                need: (a.of_cells[need][rows], b.of_cells.get(need, np.zeros(len(b.types)))) for need in metric.needs
+                need: (a.per_cell[need][rows], b.per_cell.get(need, np.zeros(len(b.types)))) for need in metric.needs
             }
             found[which] = metric(x[rows], y, seed=self.seed, **given)
         return found
 
     def score_types(self) -> dict[str, dict[str, dict[str, float]]]:
         """Compute the METRICS_WITHIN_TYPES for each type with enough cells in all sets."""
-        if any("types" not in part.of_cells for part in (self.real, self.synthetic)):
+        if any("types" not in part.per_cell for part in (self.real, self.synthetic)):
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name in sorted(set(self.real.types)):
@@ -156,9 +156,9 @@ class Resample:
 
             def keep(which: str, part: Subsample, name: str = name) -> np.ndarray:
                 """Keep this donor's known cells and all held-out cells; keep all cells if none is known."""
-                held_out = part.of_cells["member"] == 0
+                held_out = part.per_cell["member"] == 0
                 neither = which == "real_reference" and len(part.types) == len(self.real.types)
-                return held_out | (part.of_cells["donors"] == name) | neither
+                return held_out | (part.per_cell["donors"] == name) | neither
 
             for metric in (METRICS[m] for m in OF_DONORS if m in self.chosen):
                 if metric.against in self.against:
@@ -190,46 +190,46 @@ def _pairs_with_copies(
     unknown = real if trained else reference
     n, rows = len(unknown.types), np.random.default_rng([seed, 8]).permutation(len(unknown.types))
     some, others = unknown.take(np.sort(rows[: n // 2])), unknown.take(np.sort(rows[n // 2 :]))
-    neighbours = candidates(unknown, training_pool)
+    neighbours = join_members(unknown, training_pool)
     pairs = {
         # The real reference for similarity to training cells is that of held-out cells.
         "neighbours": {
             "value": (neighbours, synthetic),
-            "real_reference": (candidates(some, training_pool), others),
+            "real_reference": (join_members(some, training_pool), others),
             "copies": (neighbours, training_pool.take(np.arange(min(n, len(training_pool.types))))),
         }
     }
     if reference_trained:
         half = np.arange(len(some.types)) % 2 == 0
-        references = candidates(some, reference, others)
+        references = join_members(some, reference, others)
         pairs["references"] = {
             "value": (references, synthetic_pool),
             "real_reference": (
-                candidates(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others),
+                join_members(some.take(np.flatnonzero(half)), some.take(np.flatnonzero(~half)), others),
                 synthetic_pool,
             ),
             "copies": (references, training_pool),
         }
-        both = candidates(real, reference)
+        both = join_members(real, reference)
         pairs["candidates"] = {
             "value": (both, synthetic_pool),
-            "real_reference": (candidates(some, others), synthetic_pool),  # neither part was trained on
+            "real_reference": (join_members(some, others), synthetic_pool),  # neither part was trained on
             "copies": (both, training_pool),
         }
-        if "donors" in both.of_cells:
+        if "donors" in both.per_cell:
             held_out = sorted(_held_out_and_known(real, reference)[0])
-            halves = [np.isin(real.of_cells["donors"], held_out[i::2]) for i in (1, 0)]
-            neither = candidates(*(real.take(np.flatnonzero(half)) for half in halves))
+            halves = [np.isin(real.per_cell["donors"], held_out[i::2]) for i in (1, 0)]
+            neither = join_members(*(real.take(np.flatnonzero(half)) for half in halves))
             pairs["donors"] = {**pairs["candidates"], "real_reference": (neither, synthetic_pool)}
     return pairs
 
 
 def _held_out_and_known(real: Subsample, reference: Subsample) -> tuple[set[str], set[str]]:
     """Return the held-out donors and the training donors; empty sets if cells have no donors."""
-    if not all("donors" in part.of_cells for part in (real, reference)):
+    if not all("donors" in part.per_cell for part in (real, reference)):
         return set(), set()
-    trained_on = set(reference.of_cells["donors"])
-    return set(real.of_cells["donors"]) - trained_on, trained_on
+    trained_on = set(reference.per_cell["donors"])
+    return set(real.per_cell["donors"]) - trained_on, trained_on
 
 
 def donors_to_score(resample: Resample) -> list[str]:
@@ -251,12 +251,12 @@ def _of_donors(resample: Resample) -> Subsample | None:
 
 def _donors(part: Subsample | None) -> dict[str, int]:
     """Count the cells of each donor."""
-    return Counter(map(str, sorted(() if part is None else part.of_cells.get("donors", ()))))
+    return Counter(map(str, sorted(() if part is None else part.per_cell.get("donors", ()))))
 
 
 def _of_one(part: Subsample, name: str) -> bool:
     """Whether all cells belong to one group of the annotation `name`."""
-    return name in part.of_cells and len(set(part.of_cells[name])) < 2
+    return name in part.per_cell and len(set(part.per_cell[name])) < 2
 
 
 def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample, Subsample]:
@@ -267,11 +267,11 @@ def known_cells(sets: dict[str, CellSet], n: int, seed: int) -> tuple[Subsample,
     """
 
     most = max(n, MAX_KNOWN_CELLS)
-    synthetic_pool = sets["synthetic"].part(draw_order_of(sets, "synthetic", seed, n)[:most])
+    synthetic_pool = sets["synthetic"].subsample(draw_order_of(sets, "synthetic", seed, n)[:most])
     if "train" in sets:
-        return sets["train"].part(draw_order_of(sets, "train", seed, n)[:most]), synthetic_pool
+        return sets["train"].subsample(draw_order_of(sets, "train", seed, n)[:most]), synthetic_pool
     rows = draw_order_of(sets, "real", seed, n)
-    return sets["real"].part(np.concatenate([rows[:n], rows[2 * n :]])[:most]), synthetic_pool
+    return sets["real"].subsample(np.concatenate([rows[:n], rows[2 * n :]])[:most]), synthetic_pool
 
 
 def exact_shares(sets: dict[str, CellSet], donor: str | None = None) -> dict[str, float]:
@@ -295,7 +295,7 @@ def computable(resample: Resample, label: str | None) -> tuple[list[Metric], dic
     for metric in (m for m in METRICS.values() if m.name in resample.chosen):
         drawn = (resample.real, resample.reference, resample.synthetic)
         given = {"member", "donors"} if metric.against == "donors" else {"member"}
-        missing = [n for n in metric.needs if n not in given and not all(n in part.of_cells for part in drawn)]
+        missing = [n for n in metric.needs if n not in given and not all(n in part.per_cell for part in drawn)]
         if metric.against == "donors" and resample.reference_trained and "donors" not in resample.against:
             skipped[metric.name] = (
                 f"at least {MIN_DONORS_TO_ATTACK} donors that the model was trained on, and {MIN_DONORS_TO_ATTACK} "

@@ -98,7 +98,7 @@ class Evaluation:
             alike=self.alike,
             unscored_types=self.unscored_types(),
             remarks=self.remarks,
-            reference_is="real cells against training cells"
+            reference_text="real cells against training cells"
             if self.reference_definition == HELD_OUT
             else "two halves of the real cells",
             within=f"within {self.label}" if self.label else "between cells",

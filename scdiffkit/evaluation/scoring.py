@@ -146,7 +146,7 @@ class Scorer:
         resample = Resample(*in_genes, pool=self.pool, bad_models=r == 0, seed=self.config.seed + r)
         metrics: list[Metric] = []
         for metric in (METRICS[name] for name in PROTOCOLS[self.config.protocol].metrics):
-            if all(need in part.of_cells for need in metric.needs for part in drawn):
+            if all(need in part.per_cell for need in metric.needs for part in drawn):
                 metrics.append(metric)
             else:
                 self.found.skipped[metric.name] = WITHOUT[metric.needs[0]]

@@ -29,7 +29,7 @@ from scdiffkit.metrics import METRICS
 from scdiffkit.metrics.score import Score
 
 Word = Literal["indistinguishable", "close", "usable in part", "poor", "copied", "too few", "undecided"]
-MEMBERSHIP = 0.6  # AUC of the membership attack from which on it is reported
+MEMBERSHIP = 0.6  # minimum AUC of the membership attack that is reported as a risk
 FINDINGS = 3
 ATTACKS = ("candidates", "references", "donors")  # Metric.against of metrics that compare training and held-out cells
 USE_CELL_TYPES = "cell types, marker genes and responses"
@@ -41,14 +41,14 @@ MEANING: dict[Word, str] = {
     "indistinguishable": "The model has not seen the real cells. The 95% confidence interval of the difference "
     "between the classifiers' AUC (rf_auc and, if scored, rf_auc_hvg_seurat) and that of other real cells "
     f"lies below {MARGIN}. No use and no type is graded poor, and no type is missing, except by chance.",
-    "close": f"The AUC exceeds that of other real cells by at most {CLOSE}, and by less than half as much as the "
-    "AUC of shuffled cells does. No use is graded poor. This is the best possible verdict if the model was "
-    "trained on the real cells, or may have been.",
+    "close": f"The AUC exceeds that of other real cells by at most {CLOSE}, and by at most half as much as the AUC of "
+    "shuffled cells does. No use is graded poor, and no type is missing, except by chance. This is the best possible "
+    "verdict if the model was trained on the real cells, or may have been.",
     "usable in part": f"The AUC is below {OBVIOUS} and better than that of shuffled cells, and at least one use is "
     "not graded poor.",
     "poor": "None of the other verdicts applies.",
-    "too few": f"The confidence interval reaches from below {MARGIN} to above {CLOSE}, or it includes the AUC of "
-    "shuffled cells. With more cells, any verdict is possible.",
+    "too few": f"The confidence interval reaches from below {MARGIN} to above {CLOSE}, or so few cells cannot "
+    "distinguish shuffled cells from real ones. With more cells, any verdict is possible.",
     "undecided": "Shuffled cells cannot be distinguished from real ones, even with many cells, or real cells "
     f"differ from one another as much as shuffled ones (AUC above {SATURATED}).",
     "copied": "There are exact or near duplicates of training cells, or synthetic cells are much closer to "
@@ -119,7 +119,7 @@ def judge(
     *,
     n_cells: int,
     basis: Basis,
-    reference_is: str,
+    reference_text: str,
     within: str,
     alike: bool = True,
     worst_type: str | None = None,
@@ -132,16 +132,16 @@ def judge(
 ) -> Verdict:
     """Derive the verdict from the scores.
 
-    n_cells: cells of each group in a comparison. basis: whether the model is known to have seen the real cells.
-    reference_is, within: text that describes the reference and the shuffling. alike: whether the real cells are of the
-    same types, conditions and donors as the training cells; if not, differences between the two are not due to the
+    n_cells: cells of each set in a comparison. basis: whether the model is known to have seen the real cells.
+    reference_text, within: text on the reference and the shuffling. alike: whether the real cells are of the same
+    types, conditions and donors as the training cells; if not, differences between the two are not due to the
     model. worst_type: the type furthest from its real cells. worst_auc: the type that a random forest best
     distinguishes from its real cells, with its score. poor_types: types far from their real cells. missing_types: types
     with real but without synthetic cells. lost_types: missing types that are too frequent to be missing by chance.
     unscored_types: types with too few cells to be scored. remarks: on the generation of the cells.
     """
     facts = Facts(
-        scores=tuple(scores), n_cells=n_cells, basis=basis, reference_is=reference_is, within=within,
+        scores=tuple(scores), n_cells=n_cells, basis=basis, reference_text=reference_text, within=within,
         worst_type=worst_type, worst_auc=worst_auc, poor_types=tuple(poor_types), missing_types=tuple(missing_types),
         lost_types=tuple(lost_types), remarks=tuple(remarks),
     )  # fmt: skip
@@ -212,24 +212,24 @@ def _reasons(f: Facts, word: Word) -> list[str]:
     auc, worst = f.first.score, f.worst.score
     reasons = [
         f"A classifier distinguishes synthetic from real cells with AUC {auc.value:.2f} ({auc.real_reference:.2f}: "
-        f"{f.reference_is}; {f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: guessing)."
+        f"{f.reference_text}; {f.shuffled:.2f}: real cells with genes shuffled {f.within}; 0.5: guessing)."
     ]
     if f.worst is not f.first:
         reasons.append(
             "On the genes that an analysis would select (scanpy's highly variable genes), it does so with AUC "
-            f"{worst.value:.2f} ({worst.real_reference:.2f}: {f.reference_is})."
+            f"{worst.value:.2f} ({worst.real_reference:.2f}: {f.reference_text})."
         )
     if f.worst_auc is not None and f.worst_auc[1].value - f.worst_auc[1].real_reference > CLOSE:
         name, of_type = f.worst_auc
         reasons.append(
             f"Within {name} alone, it does so with AUC {of_type.value:.2f} ({of_type.real_reference:.2f}: "
-            f"{f.reference_is})."
+            f"{f.reference_text})."
         )
     if word in ("close", "too few") and f.worst.value <= MARGIN < f.worst.high and f.held_out:
         reasons.append(
-            f"With {f.n_cells:,} cells per set, that AUC is known to +- {f.worst.half_width:.2f}; about "
-            f"{f.enough_cells:,} cells per set are needed to decide whether it is within {MARGIN} of that of real "
-            "cells."
+            f"With {f.n_cells:,} cells per set, the difference from the AUC of real cells is known to +- "
+            f"{f.worst.half_width:.2f}; about {f.enough_cells:,} cells per set are needed to decide whether it is at "
+            f"most {MARGIN}."
         )
     if word == "undecided" and f.saturated:
         reasons.append(
@@ -297,7 +297,7 @@ def _usable(uses: dict[str, Grade]) -> str:
 def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
     """Describe the result of the membership attack.
 
-    It does not apply if held-out cells differ from training cells in any case (not alike).
+    The attack is not valid if held-out cells differ from training cells anyway (not alike).
     """
     attack = by_name.get("membership_auc")
     if not alike:
@@ -321,7 +321,7 @@ def _privacy(by_name: dict[str, Score], alike: bool) -> str | None:
 def _findings(scores: Sequence[Score], copied: bool, alike: bool) -> list[str]:
     """Describe the scores furthest from the real reference; if cells were copied, privacy scores come first.
 
-    Membership attacks are excluded if held-out cells differ from training cells in any case (not alike).
+    Membership attacks are excluded if held-out cells differ from training cells anyway (not alike).
     """
     off = [
         s

@@ -24,16 +24,16 @@ TRAINING_PER_TYPE = 20  # real cells per type for augmentation_gain; with more, 
 MIN_DETECTED = 0.05  # minimum share of cells with a gene whose fold change is compared
 FDR = 0.05
 SLOPE = (
-    "Slope, through the origin, of synthetic on real differences of mean log1p-normalised values, {}, over genes in "
-    f"{MIN_DETECTED:.0%} of the real cells. Below 1: the model weakens differences; above: it exaggerates them. Noise "
-    "in the real differences alone takes it a little below 1, as the real cells show. {}, 0 for what synthetic cells "
-    "lack."
+    "Regression slope, through the origin, of synthetic on real differences of mean log1p-normalised values, {}, over "
+    f"genes detected in at least {MIN_DETECTED:.0%} of the real cells compared. Below 1: the model weakens "
+    "differences; above 1: it exaggerates them. Noise in the real differences lowers the slope slightly; the real "
+    f"reference shows by how much. {{}}, 0 for one of fewer than {MIN_SYNTHETIC_PER_TYPE} synthetic cells."
 )
 DE = (
-    f"{{}} Genes by Welch's t-test, type against all other cells, at {FDR:.0%} false discovery rate "
-    f"(Benjamini-Hochberg), of those in {MIN_DETECTED:.0%} of the real cells; up- and down-regulated genes are "
-    f"distinguished. Mean over the types of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells "
-    "lack."
+    f"{{}} Genes detected in at least {MIN_DETECTED:.0%} of the real cells are tested by Welch's t-test, a type "
+    f"against all other cells, at {FDR:.0%} false discovery rate (Benjamini-Hochberg); up- and down-regulated genes "
+    f"are distinguished. Mean over the types of {MIN_REAL_PER_TYPE} or more real cells, 0 for one of fewer than "
+    f"{MIN_SYNTHETIC_PER_TYPE} synthetic cells."
 )
 DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini & Hochberg 1995"
 
@@ -50,7 +50,7 @@ DE_SOURCE = "differential expression as in scanpy's rank_genes_groups; Benjamini
     source="train on synthetic, test on real: Esteban et al. 2017 (arXiv 1706.02633)",
 )
 def type_f1(real: np.ndarray, synthetic: np.ndarray, real_types: np.ndarray, synthetic_types: np.ndarray) -> float:
-    """real (n, D), synthetic (m, D), and their types (n,) and (m,), text -> macro-F1."""
+    """Compute the macro-F1 for real (n, D) and synthetic (m, D) cells with types (n,) and (m,), text."""
     return macro_f1(synthetic, synthetic_types, real, real_types)
 
 
@@ -78,10 +78,10 @@ def type_f1_reverse(
     direction="higher is better",
     best=1.0,
     space="pca",
-    definition="Do synthetic cells help to recognise rare types? F1 of the rarer half of the types on a held-out half "
-    "of the real cells, of a classifier (logistic regression on 20 principal components of both sets) that learns from "
-    f"the other half, at most {TRAINING_PER_TYPE} cells per type, and from synthetic cells, minus that of one that "
-    "learns without them. Above 0: they help. The real reference is the gain from equally many other real cells.",
+    definition="Do synthetic cells help to recognise rare types? A classifier (logistic regression on 20 principal "
+    f"components of both sets) is trained on half of the real cells, at most {TRAINING_PER_TYPE} per type, with and "
+    "without the synthetic cells, and tested on the other half. The score is the gain in mean F1 of the rarer half of "
+    "the types. Above 0: they help. The real reference is the gain from equally many other real cells.",
     source="augmentation as in Marouf et al. 2020 (Nature Communications 11:166)",
 )
 def augmentation_gain(
@@ -111,16 +111,17 @@ def augmentation_gain(
     needs=("types",),
     direction="higher is better",
     best=1.0,
-    definition=f"Share of a type's {N_MARKERS} strongest marker genes (Welch's t, type against all other cells; a "
-    f"tenth of the genes, where they are few) that are among the strongest in synthetic cells too, mean over the types "
-    f"of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells lack.",
+    definition=f"Share of a type's {N_MARKERS} strongest marker genes (by Welch's t, a type against all other cells; "
+    f"with fewer than {10 * N_MARKERS} genes, a tenth of them) that are also among the strongest in synthetic cells; "
+    f"mean over the types of {MIN_REAL_PER_TYPE} or more real cells, 0 for one of fewer than "
+    f"{MIN_SYNTHETIC_PER_TYPE} synthetic cells.",
     source="markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_overlap(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """A type that synthetic cells lack counts 0."""
-    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    """A type with too few synthetic cells counts 0."""
+    pairs = _contrasts_by_type(real, synthetic, real_types, synthetic_types)
     return _mean_over([float(np.isin(_strongest(p[0].t), _strongest(p[1].t)).mean()) if p else 0.0 for p in pairs])
 
 
@@ -131,18 +132,18 @@ def marker_overlap(
     direction="higher is better",
     best=1.0,
     definition=f"Area under the precision-recall curve when synthetic cells' t statistics are used to find a type's "
-    f"{N_MARKERS} strongest marker genes of the real cells, mean over the types of {MIN_REAL_PER_TYPE} or more real "
-    "cells, 0 for a type that synthetic cells lack.",
+    f"{N_MARKERS} strongest marker genes in real cells; mean over the types of {MIN_REAL_PER_TYPE} or more real cells, "
+    f"0 for one of fewer than {MIN_SYNTHETIC_PER_TYPE} synthetic cells.",
     source="average precision; markers by t-test as in scanpy's rank_genes_groups",
 )
 def marker_auprc(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """A type that synthetic cells lack counts 0."""
+    """A type with too few synthetic cells counts 0."""
     from sklearn.metrics import average_precision_score
 
     values = []
-    for pair in _of_types(real, synthetic, real_types, synthetic_types):
+    for pair in _contrasts_by_type(real, synthetic, real_types, synthetic_types):
         if pair is None:
             values.append(0.0)
             continue
@@ -158,16 +159,17 @@ def marker_auprc(
     needs=("types",),
     direction="higher is better",
     best=1.0,
-    definition="Spearman correlation over genes between real and synthetic differences of mean log1p-normalised "
-    f"values, a type against all other cells, over genes in {MIN_DETECTED:.0%} of the real cells; mean over the types "
-    f"of {MIN_REAL_PER_TYPE} or more real cells, 0 for a type that synthetic cells lack.",
+    definition="Spearman correlation between real and synthetic differences of mean log1p-normalised values, a type "
+    f"against all other cells, over genes detected in at least {MIN_DETECTED:.0%} of the real cells compared; mean "
+    f"over the types of {MIN_REAL_PER_TYPE} or more real cells, 0 for one of fewer than {MIN_SYNTHETIC_PER_TYPE} "
+    "synthetic cells.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_types(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """A type that synthetic cells lack counts 0."""
-    return _mean_over(_compared_by(_spearman, real, synthetic, real_types, synthetic_types))
+    """A type with too few synthetic cells counts 0."""
+    return _mean_over(_compare_differences(_spearman, real, synthetic, real_types, synthetic_types))
 
 
 @metric(
@@ -184,8 +186,8 @@ def lfc_types(
 def lfc_slope(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """A type that synthetic cells lack counts 0."""
-    return _mean_over(_compared_by(_slope, real, synthetic, real_types, synthetic_types))
+    """A type with too few synthetic cells counts 0."""
+    return _mean_over(_compare_differences(_slope, real, synthetic, real_types, synthetic_types))
 
 
 @metric(
@@ -200,9 +202,9 @@ def lfc_slope(
 def de_recall(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    """A type without differentially expressed genes in real cells counts 1; a type that synthetic cells lack, 0."""
-    pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
-    return _mean_over([0.0 if p is None else _share_found(*p) for p in pairs])
+    """A type without differentially expressed genes in real cells counts 1; one with too few synthetic cells, 0."""
+    pairs = _de_genes_by_type(real, synthetic, real_types, synthetic_types)
+    return _mean_over([0.0 if p is None else _share_recovered(*p) for p in pairs])
 
 
 @metric(
@@ -221,10 +223,10 @@ def de_precision(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
     """A type without differentially expressed genes in synthetic cells counts 1 if real cells have none either, else 0,
-    so that finding nothing is not rewarded. A type that synthetic cells lack counts 0."""
-    pairs = _expressed_differently(real, synthetic, real_types, synthetic_types)
+    so that finding nothing is not rewarded. A type with too few synthetic cells counts 0."""
+    pairs = _de_genes_by_type(real, synthetic, real_types, synthetic_types)
     return _mean_over(
-        [0.0 if p is None or (p[0].any() and not p[1].any()) else _share_found(p[1], p[0]) for p in pairs]
+        [0.0 if p is None or (p[0].any() and not p[1].any()) else _share_recovered(p[1], p[0]) for p in pairs]
     )
 
 
@@ -234,8 +236,8 @@ def de_precision(
     needs=("types", "conditions"),
     direction="higher is better",
     best=1.0,
-    definition="As lfc_types, but between conditions: within each type, a condition against all others, mean over "
-    f"types and conditions of {MIN_REAL_PER_TYPE} or more real cells, 0 for what synthetic cells lack.",
+    definition="As lfc_types, but within each type, a condition against all others; mean over types and conditions of "
+    f"{MIN_REAL_PER_TYPE} or more real cells, 0 for one of fewer than {MIN_SYNTHETIC_PER_TYPE} synthetic cells.",
     source="log-fold changes as in scanpy's rank_genes_groups, compared by rank",
 )
 def lfc_conditions(
@@ -246,7 +248,7 @@ def lfc_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> float:
-    """A type or condition that synthetic cells lack counts 0."""
+    """A type or condition with too few synthetic cells counts 0."""
     return _mean_over(
         _between_conditions(
             _spearman, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions
@@ -274,7 +276,7 @@ def lfc_slope_conditions(
     real_conditions: np.ndarray,
     synthetic_conditions: np.ndarray,
 ) -> float:
-    """A type or condition that synthetic cells lack counts 0."""
+    """A type or condition with too few synthetic cells counts 0."""
     return _mean_over(
         _between_conditions(_slope, real, synthetic, real_types, synthetic_types, real_conditions, synthetic_conditions)
     )
@@ -293,13 +295,13 @@ def _between_conditions(
     values = []
     for name in sorted(set(real_types)):
         rows, other_rows = real_types == name, synthetic_types == name
-        values += _compared_by(
+        values += _compare_differences(
             figure, real[rows], synthetic[other_rows], real_conditions[rows], synthetic_conditions[other_rows]
         )
     return values
 
 
-def _compared_by(
+def _compare_differences(
     figure: Callable[[np.ndarray, np.ndarray], float],
     real: sparse.csr_matrix,
     synthetic: sparse.csr_matrix,
@@ -308,33 +310,33 @@ def _compared_by(
 ) -> list[float]:
     """Compute `figure` of the real and synthetic differences of detected genes for each type.
 
-    A type that synthetic cells lack gets 0.
+    A type with too few synthetic cells gets 0.
     """
     used = 1 - zeros_per_gene(real) >= MIN_DETECTED
-    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    pairs = _contrasts_by_type(real, synthetic, real_types, synthetic_types)
     return [figure(p[0].difference[used], p[1].difference[used]) if p else 0.0 for p in pairs]
 
 
-def _expressed_differently(
+def _de_genes_by_type(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
     """For each type, return the differentially expressed genes in real and in synthetic cells, (G,) each.
 
-    Genes are marked 1 if up, -1 if down, else 0. A type that synthetic cells lack is None.
+    Genes are marked 1 if up, -1 if down, else 0. A type with too few synthetic cells is None.
     """
     used = 1 - zeros_per_gene(real) >= MIN_DETECTED
-    pairs = _of_types(real, synthetic, real_types, synthetic_types)
+    pairs = _contrasts_by_type(real, synthetic, real_types, synthetic_types)
     return [None if p is None else (p[0].significant(used), p[1].significant(used)) for p in pairs]
 
 
-def _share_found(wanted: np.ndarray, found: np.ndarray) -> float:
+def _share_recovered(wanted: np.ndarray, found: np.ndarray) -> float:
     """Compute the share of the wanted genes (1 or -1) that are found with the same sign; 1 if none is wanted."""
     return float((wanted == found)[wanted != 0].mean()) if wanted.any() else 1.0
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A type against all other cells, for each gene (G,): difference of means, Welch's t and its degrees of freedom.
+    """A type compared with all other cells. For each gene, (G,): difference of means, Welch's t, degrees of freedom.
 
     t is 0 for constant genes.
     """
@@ -366,22 +368,22 @@ def contrasts(cells: sparse.csr_matrix, types: np.ndarray, names: Sequence[Any])
     for i, n in enumerate(which.sum(axis=1)):
         of_type = sums[i].toarray().ravel(), squares[i].toarray().ravel()
         others = totals[0] - of_type[0], totals[1] - of_type[1]
-        means, errors, of_df = [], [], []
+        means, errors, df_terms = [], [], []
         for (total, square), m in ((of_type, n), (others, len(types) - n)):
             mean = total / m
             variance = square / m - mean**2
             variance[variance < 1e-12 * square / m] = 0  # rounding errors of constant genes
             means.append(mean)
             errors.append(variance / max(m - 1, 1))  # squared standard error of the mean
-            of_df.append(errors[-1] ** 2 / max(m - 1, 1))
+            df_terms.append(errors[-1] ** 2 / max(m - 1, 1))
         difference, error = means[0] - means[1], errors[0] + errors[1]
         t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
-        df = np.divide(error**2, of_df[0] + of_df[1], out=np.ones_like(error), where=error > 0)
+        df = np.divide(error**2, df_terms[0] + df_terms[1], out=np.ones_like(error), where=error > 0)
         found.append(Contrast(difference, t, df))
     return found
 
 
-def _of_types(
+def _contrasts_by_type(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> list[tuple[Contrast, Contrast] | None]:
     """Contrast each type of `types_to_compare` in real and in synthetic cells.

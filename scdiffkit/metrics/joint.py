@@ -50,8 +50,8 @@ def mmd_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
     space="pca",
     max_cells=1000,
     definition="2-Wasserstein distance, by exact optimal transport, in 20 principal components of both sets: how far "
-    "cells have to be moved to turn one set into the other. Above 0 even for equal distributions, by more the fewer "
-    "the cells; at most 1000 cells per set.",
+    "cells have to be moved to turn one set into the other. Above 0 even for equal distributions, and higher with "
+    "fewer cells; at most 1000 cells per set.",
     source="Flamary et al. 2021 (JMLR 22:78), POT's emd2",
 )
 def wasserstein_pca(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -87,8 +87,8 @@ def correlation_structure(real: np.ndarray, synthetic: np.ndarray) -> float:
     space="pca",
     max_cells=2000,
     definition="How well real and synthetic cells mix: effective number of sets among a cell's neighbours (local "
-    f"inverse Simpson's index, perplexity {PERPLEXITY}), minus 1, mean over cells, in 20 principal components of both "
-    "sets: 1: half of every neighbourhood is synthetic; 0: no neighbourhood is mixed. At most 2000 cells per set.",
+    f"inverse Simpson's index, perplexity {PERPLEXITY}) minus 1, mean over cells, in 20 principal components of both "
+    "sets. 1: half of every neighbourhood is synthetic; 0: no neighbourhood is mixed. At most 2000 cells per set.",
     source="Korsunsky et al. 2019 (Nature Methods 16:1289), integration LISI",
 )
 def lisi(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -12,8 +12,8 @@ N_BINS = 20  # bins for a gene's nonzero values
 TREND_BINS = 20
 COMMON = "common practice, e.g. Crowell et al. 2023 (Genome Biology 24:62)"
 CORRELATION = (
-    "Pearson correlation over genes between real and synthetic {}. Where all genes have the same value it is "
-    "1 if both sets agree, else 0."
+    "Pearson correlation over genes between real and synthetic {}. If all genes of a set have the same "
+    "value, it is 1 if both sets agree, else 0."
 )
 
 
@@ -141,9 +141,9 @@ def wasserstein_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
     best=0.0,
     space="variable",
     max_cells=2000,
-    definition="Kolmogorov-Smirnov statistic of a gene: the largest difference between the shares of real and of "
-    "synthetic cells up to any log1p-normalised value, mean over the 2000 most variable genes; at most 2000 cells a "
-    "side.",
+    definition="Kolmogorov-Smirnov statistic of a gene: the largest difference between the cumulative distributions "
+    "of its log1p-normalised values in real and in synthetic cells; mean over the 2000 most variable genes; at most "
+    "2000 cells per set.",
     source=COMMON,
 )
 def ks_genes(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -184,9 +184,9 @@ def ks_per_gene(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> np.nda
     best=0.0,
     space="variable",
     max_cells=2000,
-    definition=f"KL(real || synthetic) in nats of a gene's log1p-normalised values, in bins: one of zeros and {N_BINS} "
-    "with equally many of the other values of both sets, half a cell added to every bin; mean over the 2000 most "
-    "variable genes. At most 2000 cells per set.",
+    definition=f"KL(real || synthetic) in nats between histograms of a gene's log1p-normalised values, with one bin "
+    f"for zeros and {N_BINS} bins with equally many of the nonzero values of both sets (half a cell is added to every "
+    "bin); mean over the 2000 most variable genes. At most 2000 cells per set.",
     source="Kullback & Leibler 1951, on histograms",
 )
 def kl_genes(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -86,7 +86,7 @@ def wasserstein_paper_entries(real: sparse.csr_matrix, synthetic: sparse.csr_mat
     max_cells=500,
     definition="Squared maximum mean discrepancy over all genes (log1p-normalised), sum of 5 Gaussian kernels "
     "exp(-d^2 / b), b = mean d^2 between any two cells / 4 x {1, 2, 4, 8, 16}; a biased estimate that is above 0 "
-    "even for equal distributions, by more the fewer the cells; at most 500 cells per set.",
+    "even for equal distributions, and higher with fewer cells; at most 500 cells per set.",
     source=f"{PAPER}: maximum mean discrepancy, all genes",
 )
 def mmd_paper(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:

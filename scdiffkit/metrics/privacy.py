@@ -31,9 +31,9 @@ TPR = "true positives at few false ones, as in Carlini et al. 2022 (arXiv 2112.0
     space="pca",
     against="neighbours",
     needs=("member",),
-    definition="Median distance of a synthetic cell to the nearest known cell, one that the model was trained on (a "
-    "real cell, where those are not given), over that of known cells to the nearest other one, in 20 principal "
-    "components; at most 20,000 known cells. Well below 1: copies, or cells that are too close to the average.",
+    definition="Median distance of a synthetic cell to the nearest training cell (real cell, if no training cells are "
+    "given), divided by the median distance of such a cell to its nearest neighbour among them, in 20 principal "
+    "components; at most 20,000 such cells. Well below 1: copies, or cells that are too close to the average.",
     source="distance to closest record, e.g. Zhao et al. 2021 (arXiv 2102.08369)",
 )
 def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -52,8 +52,8 @@ def nn_ratio(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.
     direction="lower is better",
     best=0.0,
     against="train",
-    definition="Share of synthetic cells that are identical in all genes to a cell that the model was trained on (to a "
-    "real cell, where those are not given); cells with fewer than 20 detected genes are not counted.",
+    definition="Share of synthetic cells that are identical in all genes to a training cell (to a real cell, if no "
+    "training cells are given); cells with fewer than 20 detected genes are not counted.",
     source="exact matches, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
 def exact_duplicates(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -79,9 +79,9 @@ def repeated_share(of_cells: np.ndarray) -> float:
     space="pca",
     against="neighbours",
     needs=("member",),
-    definition=f"Share of synthetic cells that lie at most {NEAR} times as far from a known cell, one that the model "
-    "was trained on (a real cell, where those are not given), as from any other real cell, in 20 principal components; "
-    "at most 20,000 known cells.",
+    definition=f"Share of synthetic cells whose distance to the nearest training cell (real cell, if no training cells "
+    f"are given) is less than {NEAR} times that to the nearest other real cell, in 20 principal components; at most "
+    "20,000 training cells.",
     source="ratio of the nearest neighbours' distances, as in Platzer & Reutterer 2021 (arXiv 2104.00635)",
 )
 def near_duplicates(real: np.ndarray, synthetic: np.ndarray, member: np.ndarray, _: np.ndarray) -> float:
@@ -278,12 +278,12 @@ def _between_neighbours(cells: np.ndarray) -> np.ndarray:
     return distances.min(axis=1)
 
 
-def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> np.ndarray:
+def fingerprints(cells: sparse.csr_matrix, min_genes: int = FEWEST_GENES) -> np.ndarray:
     """Hash each cell of (n, G) to a fingerprint, (n,) uint64.
 
     The hash covers the detected genes and their values, rounded to three decimals because normalising twice may change
-    the last digits. Cells with fewer than `fewest` genes, which may be equal by chance, get TOO_FEW. Between a million
-    cells and a million others, the probability of any collision is 1 in 20 million.
+    the last digits. Cells with fewer than `min_genes` genes, which may be equal by chance, get TOO_FEW. Between a
+    million cells and a million others, the probability of any collision is 1 in 20 million.
     """
     cells = sparse.csr_matrix(cells, copy=True)
     cells.eliminate_zeros()
@@ -291,7 +291,7 @@ def fingerprints(cells: sparse.csr_matrix, fewest: int = FEWEST_GENES) -> np.nda
     genes, values = cells.indices.astype(np.int32, copy=False), np.round(cells.data, 3).astype(np.float32, copy=False)
     found = np.full(cells.shape[0], TOO_FEW, dtype=np.uint64)
     for i, (start, stop) in enumerate(pairwise(cells.indptr.tolist())):
-        if stop - start >= fewest:
+        if stop - start >= min_genes:
             digest = hashlib.blake2b(genes[start:stop], digest_size=8)
             digest.update(values[start:stop])
             found[i] = int.from_bytes(digest.digest(), "little") or 1

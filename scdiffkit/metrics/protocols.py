@@ -1,6 +1,6 @@
-"""Metrics of other papers, computed as their published code does, flaws included.
+"""Metrics of other papers, computed as in their published code as far as it is known, flaws included.
 
-They allow a comparison with published values. PROTOCOLS states the flaws of each; none affects the verdict.
+Most allow a comparison with published values. PROTOCOLS states the flaws of each; none affects the verdict.
 
 This file is long because it has many short metrics.
 """
@@ -33,9 +33,8 @@ SCLDM = "scLDM (Palla et al. 2025, arXiv 2511.02986)"
 SCLDM_COMPONENTS = 30
 SCLDM_SPACE = f"in {SCLDM_COMPONENTS} principal components of both sets; at most 2000 cells per set."
 CELL_EVAL = "cell-eval (Arc Institute, github.com/ArcInstitute/cell-eval)"
-CELL_EVAL_DELTA = "of the differences of mean log1p-normalised values, a condition against all other cells"
 
-Genes = Literal["all", "cv", "seurat_v3"]
+GeneSelection = Literal["all", "cv", "seurat_v3"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Protocol:
     """
 
     metrics: tuple[str, ...]
-    genes: Genes
+    genes: GeneSelection
     source: str
     flaws: str
 
@@ -59,17 +58,17 @@ PROTOCOLS: dict[str, Protocol] = {
         genes="cv",
         source="scRDiT (arXiv 2404.06153)",
         flaws="Whether values were log-normalised first is not stated; here they are. KL depends on how cells are "
-        "paired. The Wasserstein distances do not know genes from one another. MMD^2 is biased: above 0 even for equal "
+        "paired. The Wasserstein distances do not distinguish genes. MMD^2 is biased: above 0 even for equal "
         "distributions.",
     ),
     "cfgen": Protocol(
         metrics=("cfgen_mmd", "cfgen_w2", "cfgen_mmd_centred", "cfgen_w2_centred"),
         genes="seurat_v3",
         source=CFGEN,
-        flaws="The published code centres real cells before it projects them and does not centre generated ones, so "
-        "even a perfect model scores badly; *_centred are the figures without that slip. Both are above 0 for "
-        "equal distributions, by more the fewer cells a type has. The code leaves open how generated counts are "
-        "scaled; here as the real ones.",
+        flaws="The published code centres real cells before it projects them, but not generated ones, so even a "
+        "perfect model scores badly; *_centred are the scores without this error. MMD^2 and W2 are above 0 even for "
+        "equal distributions, and higher for types with fewer cells. How the code scales generated counts is not "
+        "stated; here they are scaled like the real ones.",
     ),
     "scdiffusion": Protocol(
         metrics=(
@@ -81,32 +80,32 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         genes="all",
         source=SCDIFFUSION,
-        flaws="Correlations of mean expression hardly tell a good model from shuffled cells. MMD^2 is biased: above 0 "
-        "for equal distributions. A forest of shallow trees on one random quarter of the cells. LISI is taken over "
-        "nearest neighbours in 20 components where theirs goes over a neighbour graph.",
+        flaws="Correlations of mean expression hardly distinguish a good model from shuffled cells. MMD^2 is biased: "
+        "above 0 even for equal distributions. The forest has shallow trees and is tested on one random quarter of the "
+        "cells. LISI uses nearest neighbours in 20 components here, and a neighbour graph in the paper's code.",
     ),
     "scldm": Protocol(
         metrics=("scldm_w2", "scldm_mmd", "scldm_fd"),
         genes="all",
         source=SCLDM,
-        flaws="The names of the three figures are the paper's. On which genes, in how many components, with what "
-        "kernel width and on how many cells they were computed was not verified here: do not expect to meet a "
-        "published value. W2 and MMD^2 are above 0 for equal distributions, by more the fewer the cells. The Frechet "
-        "distance sees means and covariances only: cells of two types pass for a cloud around their mean.",
+        flaws="Only the names of the three scores are known to be the paper's. Its genes, number of components, kernel "
+        "width and number of cells were not verified, so published values may not be reproduced. W2 and MMD^2 are "
+        "above 0 even for equal distributions, and higher with fewer cells. The Frechet distance compares only means "
+        "and covariances, so it cannot distinguish two separate types from one broad cloud around their mean.",
     ),
     "cell-eval": Protocol(
         metrics=("cell_eval_pearson_delta", "cell_eval_direction_match", "cell_eval_discrimination"),
         genes="all",
         source=CELL_EVAL,
-        flaws="Written for predicted perturbations against a control; here every condition stands against all other "
+        flaws="Written for predicted perturbations against a control; here every condition is compared with all other "
         "cells, whatever their type, so a type that is more frequent in a condition looks like a response. Genes are "
-        "tested by Welch's t-test, not by Wilcoxon's. That the direction is looked up for all genes that are "
-        "significant in real cells was not verified. With two conditions the discrimination score of each is 1 or 0.5.",
+        "tested by Welch's t-test, not by Wilcoxon's. It was not verified that cell-eval compares directions for all "
+        "genes that are significant in real cells. With two conditions, each discrimination score is 1 or 0.5.",
     ),
 }
 
 
-def _of_each_type(
+def _mean_over_types(
     distance: Callable[[np.ndarray, np.ndarray], float],
     real: np.ndarray,
     synthetic: np.ndarray,
@@ -140,7 +139,7 @@ def _w2(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.sqrt(max(ot.emd2([], [], squared_distances(real, synthetic), numItermax=10_000_000), 0.0)))
 
 
-def _projected(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
+def _project(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
     """Project both sets onto components fitted to the real cells; centre synthetic cells by the real mean if asked."""
     from sklearn.decomposition import PCA
 
@@ -157,13 +156,13 @@ def _projected(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, centred: b
     needs=("types",),
     direction="lower is better",
     best=0.0,
-    definition=CFGEN_MMD + "As published: synthetic cells are projected without being centred.",
+    definition=CFGEN_MMD + "As published, synthetic cells are not centred before the projection.",
     source=CFGEN,
 )
 def cfgen_mmd(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    return _of_each_type(_cfgen_mmd, *_projected(real, synthetic, centred=False), real_types, synthetic_types)
+    return _mean_over_types(_cfgen_mmd, *_project(real, synthetic, centred=False), real_types, synthetic_types)
 
 
 @metric(
@@ -173,13 +172,13 @@ def cfgen_mmd(
     needs=("types",),
     direction="lower is better",
     best=0.0,
-    definition=CFGEN_W2 + "As published: synthetic cells are projected without being centred.",
+    definition=CFGEN_W2 + "As published, synthetic cells are not centred before the projection.",
     source=CFGEN,
 )
 def cfgen_w2(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    return _of_each_type(_w2, *_projected(real, synthetic, centred=False), real_types, synthetic_types)
+    return _mean_over_types(_w2, *_project(real, synthetic, centred=False), real_types, synthetic_types)
 
 
 @metric(
@@ -189,13 +188,13 @@ def cfgen_w2(
     needs=("types",),
     direction="lower is better",
     best=0.0,
-    definition=CFGEN_MMD + "Synthetic cells centred as the real ones are.",
+    definition=CFGEN_MMD + "Synthetic cells are centred like the real ones.",
     source=CFGEN,
 )
 def cfgen_mmd_centred(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    return _of_each_type(_cfgen_mmd, *_projected(real, synthetic, centred=True), real_types, synthetic_types)
+    return _mean_over_types(_cfgen_mmd, *_project(real, synthetic, centred=True), real_types, synthetic_types)
 
 
 @metric(
@@ -205,16 +204,16 @@ def cfgen_mmd_centred(
     needs=("types",),
     direction="lower is better",
     best=0.0,
-    definition=CFGEN_W2 + "Synthetic cells centred as the real ones are.",
+    definition=CFGEN_W2 + "Synthetic cells are centred like the real ones.",
     source=CFGEN,
 )
 def cfgen_w2_centred(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_types: np.ndarray, synthetic_types: np.ndarray
 ) -> float:
-    return _of_each_type(_w2, *_projected(real, synthetic, centred=True), real_types, synthetic_types)
+    return _mean_over_types(_w2, *_project(real, synthetic, centred=True), real_types, synthetic_types)
 
 
-def _components_of_both(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _joint_components(real: sparse.csr_matrix, synthetic: sparse.csr_matrix, n: int) -> tuple[np.ndarray, np.ndarray]:
     from scdiffkit.metrics.spaces import principal_components
 
     components = principal_components(sparse.vstack([real, synthetic], format="csr"), n)
@@ -265,7 +264,7 @@ def scdiffusion_pearson(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -
     source=SCDIFFUSION,
 )
 def scdiffusion_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    x, y = _components_of_both(real, synthetic, SCDIFFUSION_COMPONENTS)
+    x, y = _joint_components(real, synthetic, SCDIFFUSION_COMPONENTS)
     return biased_mmd(squared_distances(x, x), squared_distances(y, y), squared_distances(x, y))
 
 
@@ -276,12 +275,12 @@ def scdiffusion_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> fl
     direction="higher is better",
     best=1.0,
     max_cells=2000,
-    definition="Median over cells of the integration LISI, less 1, in 20 principal components of both sets; at most "
+    definition="Median over cells of the integration LISI minus 1, in 20 principal components of both sets; at most "
     "2000 cells per set.",
     source=SCDIFFUSION,
 )
 def scdiffusion_lisi(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    cells = np.vstack(_components_of_both(real, synthetic, 20))
+    cells = np.vstack(_joint_components(real, synthetic, 20))
     return float(np.median(lisi_of_cells(cells, np.repeat([False, True], [real.shape[0], synthetic.shape[0]]))) - 1)
 
 
@@ -292,9 +291,9 @@ def scdiffusion_lisi(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> f
     direction="closest to 0.5",
     best=0.5,
     max_cells=2000,
-    definition=f"AUC on a quarter of the cells of a random forest ({SCDIFFUSION_TREES} trees of depth "
-    f"{SCDIFFUSION_DEPTH}) that learns real from synthetic from the others, in {SCDIFFUSION_COMPONENTS} principal "
-    "components of both sets; at most 2000 cells per set.",
+    definition=f"AUC of a random forest ({SCDIFFUSION_TREES} trees of depth {SCDIFFUSION_DEPTH}) that is trained on "
+    "three quarters of the cells to distinguish real from synthetic and tested on the rest, in "
+    f"{SCDIFFUSION_COMPONENTS} principal components of both sets; at most 2000 cells per set.",
     source=SCDIFFUSION,
 )
 def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
@@ -302,7 +301,7 @@ def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> fl
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import train_test_split
 
-    cells = np.vstack(_components_of_both(real, synthetic, SCDIFFUSION_COMPONENTS))
+    cells = np.vstack(_joint_components(real, synthetic, SCDIFFUSION_COMPONENTS))
     is_real = np.repeat([1, 0], [real.shape[0], synthetic.shape[0]])
     learnt, test, learnt_is_real, test_is_real = train_test_split(
         cells, is_real, test_size=0.25, random_state=1, stratify=is_real
@@ -325,7 +324,7 @@ def scdiffusion_auc(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> fl
     source=SCLDM,
 )
 def scldm_w2(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    return _w2(*_components_of_both(real, synthetic, SCLDM_COMPONENTS))
+    return _w2(*_joint_components(real, synthetic, SCLDM_COMPONENTS))
 
 
 @metric(
@@ -339,7 +338,7 @@ def scldm_w2(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     source=SCLDM,
 )
 def scldm_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    x, y = _components_of_both(real, synthetic, SCLDM_COMPONENTS)
+    x, y = _joint_components(real, synthetic, SCLDM_COMPONENTS)
     d2 = squared_distances(np.vstack([x, y]), np.vstack([x, y]))
     width = float(np.median(d2[np.triu_indices(len(d2), 1)])) or float(d2.mean()) or 1.0
     k, n = np.exp(-d2 / width), len(x)
@@ -353,12 +352,12 @@ def scldm_mmd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     direction="lower is better",
     best=0.0,
     max_cells=2000,
-    definition="Frechet distance, squared 2-Wasserstein distance between normal distributions of the cells' means and "
-    f"covariances, {SCLDM_SPACE}",
+    definition="Frechet distance, squared 2-Wasserstein distance between normal distributions with the cells' means "
+    f"and covariances, {SCLDM_SPACE}",
     source=f"{SCLDM}; Heusel et al. 2017 (arXiv 1706.08500)",
 )
 def scldm_fd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
-    x, y = _components_of_both(real, synthetic, SCLDM_COMPONENTS)
+    x, y = _joint_components(real, synthetic, SCLDM_COMPONENTS)
     a, b = (np.cov(side, rowvar=False).reshape(side.shape[1], -1) for side in (x, y))
     # tr sqrt(ab) = tr sqrt(sqrt(a) b sqrt(a)), which is symmetric
     values, vectors = np.linalg.eigh(a)
@@ -367,10 +366,10 @@ def scldm_fd(real: sparse.csr_matrix, synthetic: sparse.csr_matrix) -> float:
     return max(0.0, float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * mixed))
 
 
-def _of_conditions(
+def _contrasts_by_condition(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> list[tuple[Contrast, Contrast]]:
-    """Return real and synthetic contrasts of the conditions that both sets have and that some cells do not have."""
+    """Return real and synthetic contrasts of the conditions of at least two, but not all, cells of each set."""
     sides = ((real, real_conditions), (synthetic, synthetic_conditions))
     names = [
         name
@@ -387,16 +386,16 @@ def _of_conditions(
     needs=("conditions",),
     direction="higher is better",
     best=1.0,
-    definition=f"Pearson correlation over genes {CELL_EVAL_DELTA}, real and synthetic; mean over conditions that both "
-    "have.",
+    definition="Pearson correlation over genes between real and synthetic differences of mean log1p-normalised values, "
+    "a condition against all other cells; mean over conditions that both sets have.",
     source=f"{CELL_EVAL}: pearson_delta",
 )
 def cell_eval_pearson_delta(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> float:
-    """A condition without differences in either set counts 0. Returns 0 if no condition is shared."""
+    """A condition whose difference is the same for all genes of a set counts 0, and so does a lack of conditions."""
     values = []
-    for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
+    for a, b in _contrasts_by_condition(real, synthetic, real_conditions, synthetic_conditions):
         flat = min(np.ptp(a.difference), np.ptp(b.difference)) == 0
         values.append(0.0 if flat else float(np.corrcoef(a.difference, b.difference)[0, 1]))
     return float(np.mean(values)) if values else 0.0
@@ -419,7 +418,7 @@ def cell_eval_direction_match(
 ) -> float:
     """A condition without differentially expressed genes counts 1. Returns 0 if no condition is shared."""
     used, values = np.ones(real.shape[1], dtype=bool), []
-    for a, b in _of_conditions(real, synthetic, real_conditions, synthetic_conditions):
+    for a, b in _contrasts_by_condition(real, synthetic, real_conditions, synthetic_conditions):
         signs = a.significant(used)
         values.append(float((signs == np.sign(b.difference))[signs != 0].mean()) if signs.any() else 1.0)
     return float(np.mean(values)) if values else 0.0
@@ -432,16 +431,17 @@ def cell_eval_direction_match(
     needs=("conditions",),
     direction="higher is better",
     best=1.0,
-    definition="Perturbation discrimination score: 1 - rank / n of a condition's own real difference among those of "
-    f"all n conditions, by L1 distance from the synthetic one, {CELL_EVAL_DELTA}; mean over conditions that both have. "
-    "About 0.5 by chance.",
+    definition="Perturbation discrimination score: the n conditions are ranked from 0 by the L1 distance between their "
+    "real differences of mean log1p-normalised values (a condition against all other cells) and the synthetic "
+    "differences of one condition; the score is 1 - rank / n of that condition. Mean over conditions that both sets "
+    "have. By chance: (n + 1) / 2n.",
     source=f"{CELL_EVAL}: discrimination_score_l1",
 )
 def cell_eval_discrimination(
     real: sparse.csr_matrix, synthetic: sparse.csr_matrix, real_conditions: np.ndarray, synthetic_conditions: np.ndarray
 ) -> float:
     """Ties rank a condition's own difference last. Returns 0 if no condition is shared."""
-    pairs = _of_conditions(real, synthetic, real_conditions, synthetic_conditions)
+    pairs = _contrasts_by_condition(real, synthetic, real_conditions, synthetic_conditions)
     values = []
     for own, (_, made) in enumerate(pairs):
         distances = np.array([np.abs(a.difference - made.difference).sum() for a, _ in pairs])

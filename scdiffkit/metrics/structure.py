@@ -23,8 +23,8 @@ GROUPS: tuple[tuple[str, Need, str], ...] = (
 RATIOS = (
     "For each of 20 principal components of both sets, let r be the within-type variance of synthetic cells over that "
     "of real cells. The score is the sum of (r + 1/r - 2) / 2 over the components with r {} 1; one component with {} "
-    "the standard deviation adds 0.5. If types differ in nothing else, the best classifier has AUC Phi(sqrt(J / 2)), "
-    "where J is the sum of variance_too_narrow and variance_too_wide."
+    "the standard deviation adds 0.5. If types differ in nothing else, and in many components, the best classifier has "
+    "an AUC of about Phi(sqrt(J / 2)), where J is the sum of variance_too_narrow and variance_too_wide."
 )
 
 
@@ -73,7 +73,7 @@ for _suffix, _need, _groups in GROUPS:
     needs=("types",),
     definition="Kolmogorov-Smirnov statistic between the pairwise distances of real cells of a type and those of "
     f"synthetic cells, in 20 principal components of both sets. Mean over types with at least {MIN_REAL_PER_TYPE} real "
-    "cells; a type without synthetic cells counts 1. At most 1000 cells per set.",
+    f"cells; a type with fewer than {MIN_SYNTHETIC_PER_TYPE} synthetic cells counts 1. At most 1000 cells per set.",
     source=f"cell-cell distances, {CROWELL}",
 )
 def cell_distances(
@@ -100,7 +100,7 @@ def cell_distances(
     max_cells=1000,
     definition=f"Wasserstein distance between the distributions of how often a cell is among the {N_NEIGHBOURS} "
     f"nearest neighbours of other cells of its set, over {N_NEIGHBOURS}, in real and in synthetic cells, in 20 "
-    "principal components of both sets: above real cells, some cells are hubs, or none is. At most 1000 cells per set.",
+    "principal components of both sets. High if synthetic cells have more, or fewer, hubs. At most 1000 cells per set.",
     source=f"KNN occurrences, {CROWELL}",
 )
 def hubness(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -28,7 +28,7 @@ log = logging.getLogger("scdiffkit")
 class TrainingSet:
     """The preprocessed cells of a training.
 
-    `train_rows` and `val_rows` index `cells`. `var` is the table of the codec's genes. `known` is what the run records
+    `train_rows` and `val_rows` index `cells`. `var` is the table of the codec's genes. `record` is what the run records
     of all given cells, including held-out ones. `source` names the files of the cells, None if they were in memory.
     """
 
@@ -37,7 +37,7 @@ class TrainingSet:
     val_rows: np.ndarray
     conditions: Conditions
     var: pd.DataFrame
-    known: TrainingData
+    record: TrainingData
     source: str | None
 
     @property
@@ -50,7 +50,7 @@ class TrainingSet:
 
     def fingerprint(self, run_config: RunConfig) -> str:
         """Return a hash of the cells and their preprocessing. A run is resumed only with the same hash."""
-        return fingerprint("\n".join(self.genes), self._settings(run_config), repr(self.known))
+        return fingerprint("\n".join(self.genes), self._settings(run_config), repr(self.record))
 
     def older_fingerprints(self, run_config: RunConfig) -> list[str]:
         """Return the hashes of older versions: before cells could be held out, and before they could stay on disk."""

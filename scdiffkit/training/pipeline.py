@@ -97,11 +97,11 @@ def train(
         Cells per step, peak learning rate, random seed.
     holdout, holdout_by
         Fraction of the cells of each combination of conditions to hold out of all stages of training, for
-        `evaluate`. With `holdout_by`, an obs column such as the donor, whole groups are held out, by default 0.2.
+        `evaluate`. With `holdout_by`, an obs column such as the donor, whole groups are held out (0.2 by default).
     val_fraction
         Fraction of the cells used for validation.
     device, devices, precision
-        Device; number of processes that share every batch, including those started by torchrun or srun; precision.
+        Device; number of processes on this machine, one per device, that share every batch; precision.
     join, memory
         Genes to use if files differ: "inner" (intersection) or "outer" (union). Where cells of h5ad and zarr files are
         kept: "ram", "disk", or "auto", which leaves them on disk if they do not fit into free memory. An amount such
@@ -131,7 +131,7 @@ def train(
     RunError
         If `resume` does not match the run.
     FileError
-        If `out` exists.
+        If `out` exists (without `force`) or cannot be written, or if a file of `data` is missing.
 
     Examples
     --------
@@ -257,7 +257,7 @@ def _new_run(
             "cells": len(cells),
             "genes": len(training_set.genes),
             "files": [str(Path(file).resolve()) for file in training_set.files],
-            "split": training_set.known.to_dict(),
+            "split": training_set.record.to_dict(),
         },
         "versions": versions(OF_MODELS),
         **({"codec_auc": auc} if auc else {}),
@@ -273,15 +273,16 @@ def _new_run(
 def _log_start(run: Run, training_set: TrainingSet, cut_short: dict[str, int] | None) -> None:
     if cut_short:
         log.warning(
-            "half of --max-time was used, so the codec was stopped early, at step %d of %d. --resume continues to "
-            "train the diffusion, not the codec; for a better codec, start a new run with a longer --max-time.",
+            "the codec used half of the time left by --max-time and was stopped early, at step %d of %d. --resume "
+            "continues to train the diffusion, not the codec; for a better codec, start a new run with a longer "
+            "--max-time.",
             cut_short["steps"], cut_short["planned"],
         )  # fmt: skip
-    left_out = training_set.known.cells - len(training_set.cells)
+    left_out = training_set.record.cells - len(training_set.cells)
     log.info(
         "run %s: %d training cells, %d validation cells%s",
         run.path, len(training_set.train_rows), len(training_set.val_rows),
-        f", {left_out} held-out cells" if training_set.known.holdout else "",
+        f", {left_out} cells held out or dropped by filters" if training_set.record.holdout else "",
     )  # fmt: skip
     log_codec(run.provenance().get("codec_auc"))
 
@@ -309,7 +310,7 @@ def _train_diffusion(
         group = init_process_group(c.device, c.precision, c.devices)
     device = group.fabric.device
     validation = Validation(cells, codec, training_set.val_rows, run_config, group.fabric)
-    group.broadcast((str(run.path.resolve()), False))  # from here on, ranks wait for one another for a step at most
+    group.broadcast((str(run.path.resolve()), False))  # releases the other ranks
     if in_files:
         vectors = encoded.open_written(codec, run.vectors, device)
     else:
@@ -325,7 +326,7 @@ def _warn_of_few_cells(conditions: Conditions, codes: np.ndarray, held_out: int)
         counts = np.bincount(codes[:, k], minlength=len(categories) + 1)[1:]
         few += [f"{n} of {column}={name}" for name, n in zip(categories, counts, strict=True) if n < MIN_PER_CATEGORY]
     if few:
-        also = f", or hold none out (--val-fraction 0; now {held_out})" if held_out else ""
+        also = f", or train without the {held_out} validation cells (--val-fraction 0)" if held_out else ""
         warn(
             f"There are few training cells: {listed_briefly(few)}. Generated cells of these categories are "
             f"unreliable. Give more cells, or merge rare categories{also}."

@@ -84,13 +84,13 @@ def _cells_to_draw(sides: dict[str, CellSet], seed: int, most: int) -> tuple[Sub
     orders = (
         draw_order(side.types, np.random.default_rng([seed, 7, i]))[:n] for i, side in enumerate((real, synthetic))
     )
-    a, b = (side.part(rows) for side, rows in zip((real, synthetic), orders))
+    a, b = (side.subsample(rows) for side, rows in zip((real, synthetic), orders))
     return a, b
 
 
 def _cells(real: Subsample, synthetic: Subsample) -> Picture:
-    names = [name for name in CELL_FIGURES if all(name in part.of_cells for part in (real, synthetic))]
-    pairs = [tuple(part.of_cells[name] for part in (real, synthetic)) for name in names]
+    names = [name for name in CELL_FIGURES if all(name in part.per_cell for part in (real, synthetic))]
+    pairs = [tuple(part.per_cell[name] for part in (real, synthetic)) for name in names]
     logs = [
         (np.log10(a + 1), np.log10(b + 1)) if name != "mitochondrial_share" else (a, b)
         for name, (a, b) in zip(names, pairs)
