@@ -374,6 +374,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tiny: AnnData,
     assert run.steps()[-1] == done + 5
 
 
+@pytest.mark.process
 def test_ctrl_c_saves_and_ends_all_processes(path: Path, tmp_path: Path) -> None:
     settings = [f"--set={key}={value}" for key, value in {**SMALL, "train.max_steps": 1_000_000}.items()]
     command = [sys.executable, "-m", "scdiffkit", "train", str(path), "--label", "cell_type", "--devices", "2"]
