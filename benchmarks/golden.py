@@ -41,7 +41,7 @@ SAMPLES = {
 ASIDE = {  # of metrics.json and uns: not results, or their wording
     "versions", "command", "seconds", "definition",
     "source", "files", "sha256", "remarks", "notes", "warnings", "definitions",
-    "reasons", "sentence", "basis", "privacy", "findings", "skipped", "schema",
+    "reasons", "sentence", "basis", "privacy", "findings", "skipped", "schema", "text", "scale",
 }  # fmt: skip
 RENAMED: dict[str, str] = {  # keys and values of metrics.json and uns: before -> after
     "dpm": "dpm++", "floor": "real_reference", "floor_range": "real_reference_range", "at_floor": "at_real_reference",
