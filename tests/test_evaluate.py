@@ -38,9 +38,9 @@ pytestmark = [
 ]
 
 
-def evaluate(*args: Any, resamples: int = 1, **options: Any) -> Evaluation:
-    """With a single resample unless a test says more."""
-    return scdiffkit.evaluate(*args, resamples=resamples, **options)
+def evaluate(*args: Any, resamples: int = 1, metrics: Any = MINIMAL, **options: Any) -> Evaluation:
+    """Evaluate with few metrics and a single resample, unless a test needs more."""
+    return scdiffkit.evaluate(*args, resamples=resamples, metrics=metrics, **options)
 
 
 def halves(cells: AnnData, seed: int = 0) -> tuple[AnnData, AnnData]:
@@ -75,7 +75,7 @@ def values(evaluation: Evaluation) -> list[float]:
 @pytest.fixture(scope="module")
 def scored(tiny: AnnData) -> Evaluation:
     """All metrics between two halves of the cells."""
-    return evaluate(*halves(tiny))
+    return evaluate(*halves(tiny), metrics="full")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def report(demo: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
     out = tmp_path_factory.mktemp("evaluate") / "new" / "report"
     with warnings.catch_warnings():
         warnings.simplefilter("error", ScdiffWarning)  # there is no cause for any
-        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out, resamples=3), out
+        return evaluate(real, as_made_here(synthetic), label="cell_type", out=out, resamples=3, metrics="full"), out
 
 
 # scores
@@ -359,16 +359,15 @@ def test_the_type_that_a_forest_tells_best_is_named(demo: AnnData) -> None:
 @pytest.mark.parametrize(
     ("asked", "more"), [("rf_auc_genes, cv_mae", {"rf_auc_genes", "cv_mae"}), (["ks_genes"], {"ks_genes"})]
 )
-def test_only_the_metrics_that_are_asked_for(tiny: AnnData, asked: Any, more: set[str]) -> None:
+def test_only_the_metrics_that_are_asked_for(tiny: AnnData, scored: Evaluation, asked: Any, more: set[str]) -> None:
     evaluation = evaluate(*halves(tiny), metrics=asked)
     assert {s.metric for s in evaluation.scores} == more | {"rf_auc", *COPIED} - {"membership_auc"}
     assert "membership_auc" in evaluation.skipped
     assert evaluation.verdict.word
     assert "--metrics " + ",".join(evaluation.metrics) in evaluation.command()
-    everything = evaluate(*halves(tiny))
-    assert "--metrics" not in everything.command()
+    assert "--metrics" not in scored.command()
     for name in more:
-        assert evaluation[name].values == everything[name].values
+        assert evaluation[name].values == scored[name].values
 
 
 @pytest.mark.slow
@@ -380,7 +379,7 @@ def test_profiles_of_metrics(tiny: AnnData) -> None:
     assert list(minimal.to_dict()["metrics"]) == ["minimal"]
     more = evaluate(*halves(tiny), label="cell_type", metrics="minimal,cv_mae")
     assert {s.metric for s in more.scores} == {s.metric for s in minimal.scores} | {"cv_mae"}
-    fast, as_option = evaluate(*halves(tiny), metrics="fast"), evaluate(*halves(tiny), fast=True)
+    fast, as_option = evaluate(*halves(tiny), metrics="fast"), evaluate(*halves(tiny), metrics="full", fast=True)
     assert values(fast) == values(as_option)
     assert fast.max_cells == 400
 
@@ -479,13 +478,13 @@ def test_library_size_stands_in_for_the_missing_genes(tiny: AnnData) -> None:
 def test_prepared_and_raw_cells_score_the_same(tiny: AnnData, scored: Evaluation) -> None:
     real, synthetic = halves(tiny)
     prepared = [preprocess(cells, min_cells=0, n_top_genes=120) for cells in (real, synthetic)]
-    assert values(evaluate(*prepared)) == pytest.approx(values(scored))
+    assert values(evaluate(*prepared, metrics="full")) == pytest.approx(values(scored))
 
 
 def test_dense_cells_score_the_same(tiny: AnnData, scored: Evaluation) -> None:
     real, synthetic = halves(tiny)
     dense = [AnnData(X=c.X.toarray(), obs=c.obs, var=c.var) for c in (real, synthetic)]
-    assert values(evaluate(*dense)) == values(scored)
+    assert values(evaluate(*dense, metrics="full")) == values(scored)
 
 
 @pytest.mark.slow
@@ -493,7 +492,7 @@ def test_order_of_genes_does_not_matter(tiny: AnnData, scored: Evaluation) -> No
     real, synthetic = halves(tiny)
     rng = np.random.default_rng(3)
     mixed = [cells[:, rng.permutation(120)].copy() for cells in (real, synthetic)]
-    assert values(evaluate(*mixed)) == pytest.approx(values(scored))
+    assert values(evaluate(*mixed, metrics="full")) == pytest.approx(values(scored))
 
 
 def test_files_and_memory_score_the_same_and_the_seed_decides(tiny: AnnData, tmp_path: Path) -> None:
@@ -609,7 +608,7 @@ def test_max_cells_bounds_both_sides(tiny: AnnData) -> None:
 
 def test_progress_names_each_metric_before_it_runs(tiny: AnnData) -> None:
     calls: list[tuple[str, int, int]] = []
-    found = evaluate(*halves(tiny), on_progress=lambda *call: calls.append(call))
+    found = evaluate(*halves(tiny), metrics="full", on_progress=lambda *call: calls.append(call))
     asked = [f"{m.family}: {m.name}" for m in METRICS.values() if m.default and m.name not in found.skipped]
     assert len(asked) > 30
     assert calls == [(name, i, len(asked)) for i, name in enumerate(asked)]
