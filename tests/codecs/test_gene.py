@@ -55,6 +55,17 @@ def test_encode_and_decode_give_the_cells_back(options):
     assert (decoded == counts).float().mean() > 0.999
 
 
+def test_whatever_is_detected_has_a_count():
+    """A value just above the threshold is less than half a count in cells of small library size."""
+    counts, library = cells()
+    codec = fitted(counts, library, scale=False)
+    x0 = codec.encode(counts, library)
+    x0[:, 0] = codec.threshold + 0.1  # a gene that every cell has
+    decoded, size = codec.decode(x0)
+    assert size.max() > 2 * size.min()
+    assert ((decoded > 0) == (counts > 0)).all()
+
+
 def test_the_values_are_the_papers():
     """log1p(counts / total * 1e4), zeros at -10, nothing scaled."""
     counts, library = cells()
