@@ -37,14 +37,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
+LOG = logging.getLogger("scdiffkit")
+AS_IT_WAS = LOG.handlers[:], LOG.propagate, LOG.level
+
+
 @pytest.fixture(autouse=True)
-def _as_before() -> Generator[None]:
-    """Undo what a command sets for its process: where its log goes."""
-    log = logging.getLogger("scdiffkit")
-    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+def _log_as_it_was() -> Generator[None]:
+    """Undo what a command sets for its process, in a test or in a fixture of a module: where the log goes."""
+    LOG.handlers[:], LOG.propagate = AS_IT_WAS[0][:], AS_IT_WAS[1]
+    LOG.setLevel(AS_IT_WAS[2])
     yield
-    log.handlers[:], log.propagate = handlers, propagate
-    log.setLevel(level)
+    LOG.handlers[:], LOG.propagate = AS_IT_WAS[0][:], AS_IT_WAS[1]
+    LOG.setLevel(AS_IT_WAS[2])
 
 
 @pytest.fixture(scope="module")
