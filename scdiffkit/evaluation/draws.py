@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scdiffkit.errors import DataError
 from scdiffkit.evaluation.cell_sets import MIN_CELLS, CellSet, Subsample, draw_order
-
-if TYPE_CHECKING:
-    pass
 
 SHARE_OF_DONORS = 0.8  # share of the donors that a resample draws
 MIN_DONORS_TO_DRAW = 5  # minimum number of donors for a resample to draw donors

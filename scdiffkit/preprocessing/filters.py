@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,6 @@ from scdiffkit.config import PreprocessConfig
 from scdiffkit.errors import DataError, did_you_mean, warn
 from scdiffkit.io import Rows
 from scdiffkit.io.matrices import iter_row_blocks
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("scdiffkit")
 MAX_MIN_CELLS_IN_ONE_PASS = 50  # maximum min_cells for which counts of genes that are still too rare are kept in memory

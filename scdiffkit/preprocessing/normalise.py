@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy import sparse
-
-if TYPE_CHECKING:
-    pass
 
 
 def lognormalise(

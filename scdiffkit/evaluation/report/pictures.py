@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,6 @@ from scdiffkit.evaluation.report.layouts import LAYOUTS
 from scdiffkit.metrics.biology import welch_t
 from scdiffkit.metrics.marginals import ks_of_genes, mean_per_gene, variance_per_gene, zeros_per_gene
 from scdiffkit.metrics.registry import N_VARIABLE
-
-if TYPE_CHECKING:
-    pass
 
 GENES_SHOWN = 4  # number of the most variable genes, and of the genes that differ most
 MARKERS_OF_TYPE = 2
